@@ -113,7 +113,7 @@ class Task(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Everything that decides a prediction: task, version, model, prompts. Labels and reference stay out: they decide scores."""
+        """Everything that decides a prediction: task, version, model. Labels and reference decide scores only."""
         return fingerprint(task=self.name, version=self.version, model=getattr(self.model, "fingerprint", None))
 
     def context(self) -> Context:
@@ -160,7 +160,7 @@ def file_sha256(path: str | Path) -> str:
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
