@@ -1,0 +1,15 @@
+"""Shared fixtures."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real labelled photographs and models that development machines have."""
+    root = Path(os.environ.get("ICMBENCH_TEST_DATA", Path(__file__).parent.parent.parent / "shared"))
+    if not (root / "data").is_dir():
+        pytest.skip(f"no test data at {root}: set ICMBENCH_TEST_DATA")
+    return root
