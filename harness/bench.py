@@ -1,0 +1,191 @@
+"""The experiment's live objects: datasets, codecs and tasks, each built once a process and when first needed."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections import OrderedDict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icmbench.harness import plugins
+from icmbench.harness.errors import UserError, unknown
+from icmbench.harness.experiment import UNCOMPRESSED, Experiment
+from icmbench.harness.options import bind
+from icmbench.harness.shards import SOURCES, STREAMS, Block, Series, Sources, digest, pixel_sha256, stream_name
+from icmbench.harness.store import Store, from_table, safe_name, to_table
+from icmbench.tasks.base import Dataset, Image, Task
+
+CACHE_BYTES = 256 * 2**20  # of source pixels a process keeps, so that a block is read once for all codecs
+
+
+class Bench:
+    """Built from an experiment and a store, in the parent and again in every worker."""
+
+    def __init__(self, experiment: Experiment, store: Store) -> None:
+        self.experiment = experiment
+        self.store = store
+        self._pixels: OrderedDict[tuple[str, str], Image] = OrderedDict()
+        self._pixel_bytes = 0
+        self._sources: dict[tuple[str, int], Sources] = {}
+        self._scored: dict[str, frozenset[str]] = {}
+        self._prepared: set[str] = set()
+        self._streams: dict[str, pd.DataFrame] = {}
+
+    def __reduce__(self) -> tuple[type[Bench], tuple[Experiment, Store]]:
+        return Bench, (self.experiment, self.store)
+
+    # --- plug-ins
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        built = {}
+        for name, block in self.experiment.datasets.items():
+            where = f"datasets.{name}"
+            options = {key: value for key, value in block.items() if key != "kind"}
+            if self.experiment.limit is not None:
+                options["limit"] = min(self.experiment.limit, options.get("limit") or self.experiment.limit)
+            dataset = self._build("datasets", block["kind"], options, where, given={"name": name})
+            if not dataset.ids:
+                raise UserError(f"{where}: the dataset has no images")
+            built[name] = dataset
+        return built
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Tasks by label."""
+        built = {}
+        for index, block in enumerate(self.experiment.tasks):
+            where = f"tasks.{index}"
+            given: dict[str, Any] = {"dataset": self.datasets[block.dataset], "reference": block.reference}
+            if block.model is not None:
+                options = {key: value for key, value in block.model.items() if key != "name"}
+                given["model"] = self._build("models", block.model["name"], options, f"{where}.model")
+                serves = given["model"].task
+                if block.name not in ([serves] if isinstance(serves, str) else serves):
+                    raise UserError(f"{where}.model: {block.model['name']!r} is a model for {serves}, not for {block.name}")
+            task: Task = self._build("tasks", block.name, block.set, where, given)
+            if not task.ids:
+                raise UserError(f"{where}: dataset {block.dataset!r} was given no {task.annotation!r} annotations to score against")
+            built[block.label] = task
+        return built
+
+    @cached_property
+    def series(self) -> list[Series]:
+        """All codecs at all points and seeds, after the originals."""
+        built = [Series(UNCOMPRESSED, "-", None, None)]
+        for index, block in enumerate(self.experiment.codecs):
+            where = f"codecs.{index}"
+            plugin = plugins.load("codecs", block.name, where)
+            points = block.points if block.points is not None else getattr(plugin, "default_points", None)
+            if not points:
+                raise UserError(f"{where}.points: {block.name!r} has no default rate points; list some")
+            if block.seeds and "seed" not in inspect.signature(plugin).parameters:
+                raise UserError(f"{where}.seeds: codec {block.name!r} takes no seed; remove the key")
+            seeds: list[int | None] = [*block.seeds] if block.seeds else [None]
+            own: list[Series] = []
+            for point in points:
+                for seed in seeds:
+                    given = {"point": point} | ({} if seed is None else {"seed": seed})
+                    codec = self._build("codecs", block.name, block.set, f"{where}.set", given)
+                    own.append(Series(block.label, codec.point.label, seed, codec))
+            names = [series.name for series in own]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice:
+                raise UserError(f"{where}.points: {twice!r} is there twice")
+            built += own
+        return built
+
+    def task_labels(self, dataset: str) -> list[str]:
+        return [block.label for block in self.experiment.tasks if block.dataset == dataset]
+
+    def scored(self, label: str, block: Block) -> list[str]:
+        """The images of a block that a task scores."""
+        if label not in self._scored:
+            self._scored[label] = frozenset(self.tasks[label].ids)
+        return [image_id for image_id in block.ids if image_id in self._scored[label]]
+
+    def prepare(self, label: str) -> None:
+        """Give a task its context: from the store, or computed and stored."""
+        task = self.tasks[label]
+        if label in self._prepared or type(task).context is Task.context:
+            return
+        name = f"contexts/{digest(task.fingerprint)}.npz"
+        if not self.store.exists(name):
+            buffer = io.BytesIO()
+            np.savez(buffer, **dict(task.context()))  # type: ignore[arg-type]
+            self.store.write(name, buffer.getvalue(), replace=False)
+        with np.load(io.BytesIO(self.store.read(name)), allow_pickle=False) as arrays:
+            task.ready = dict(arrays)
+        self._prepared.add(label)
+
+    def _build(self, kind: str, name: str, options: dict[str, Any], where: str, given: dict[str, Any] | None = None) -> Any:
+        plugin = plugins.load(kind, name, where)
+        given = given or {}
+        bound = bind(plugin, options, where, self.experiment.folder, tuple(given))
+        accepted = inspect.signature(plugin).parameters
+        missing = [key for key in given if key in ("model",) and key not in accepted]
+        if missing:
+            raise UserError(f"{where}: {name!r} {unknown('key', missing[0], accepted)}")
+        with plugins.explained(name, plugin):
+            return plugin(**{key: value for key, value in given.items() if key in accepted}, **bound)
+
+    # --- blocks and their pixels
+
+    def blocks(self, dataset: str) -> list[Block]:
+        ids, size = list(self.datasets[dataset].ids), self.experiment.shard_size
+        return [Block(dataset, i // size, tuple(ids[i : i + size])) for i in range(0, len(ids), size)]
+
+    def read(self, dataset: str, image_id: str) -> Image:
+        """Source pixels, kept within a bound of bytes."""
+        key = (dataset, image_id)
+        if key in self._pixels:
+            self._pixels.move_to_end(key)
+            return self._pixels[key]
+        image = self.datasets[dataset].read(image_id)
+        self._pixels[key] = image
+        self._pixel_bytes += image.nbytes
+        while self._pixel_bytes > CACHE_BYTES and len(self._pixels) > 1:
+            _, dropped = self._pixels.popitem(last=False)
+            self._pixel_bytes -= dropped.nbytes
+        return image
+
+    def sources(self, block: Block, compute: bool = True) -> Sources | None:
+        """Hashes of a block's pixels; read from the store while the files' sizes and mtimes stay."""
+        place = (block.dataset, block.number)
+        if place not in self._sources:
+            dataset = self.datasets[block.dataset]
+            stats = [dataset.path(image_id).stat() for image_id in block.ids]
+            facts = [dataset.preprocessing, [(i, s.st_size, s.st_mtime_ns) for i, s in zip(block.ids, stats, strict=True)]]
+            name = f"sources/{safe_name(block.dataset)}/{block.number:05d}-{digest(facts)}.parquet"
+            if self.store.exists(name):
+                rows = from_table(self.store.read_table(name), SOURCES.names)
+            elif not compute:
+                return None
+            else:
+                rows = [self._source_row(block.dataset, image_id) for image_id in block.ids]
+                self.store.write_table(name, to_table(rows, SOURCES))
+            self._sources[place] = Sources(
+                {row["id"]: (row["height"], row["width"]) for row in rows}, {row["id"]: row["sha256"] for row in rows}
+            )
+        return self._sources[place]
+
+    def streams(self, block: Block, series: Series) -> pd.DataFrame | None:
+        """What is known of a block's streams but the bytes themselves, by image id; None where the shard is missing."""
+        sources = self.sources(block, compute=False)
+        if sources is None:
+            return None
+        name = stream_name(block, sources, series)
+        if name not in self._streams:
+            if not self.store.exists(name):
+                return None
+            columns = [column for column in STREAMS.names if column != "data"]
+            self._streams[name] = self.store.read_table(name, columns).to_pandas().set_index("id")
+        return self._streams[name]
+
+    def _source_row(self, dataset: str, image_id: str) -> dict[str, Any]:
+        image = self.read(dataset, image_id)
+        return {"id": image_id, "height": image.shape[0], "width": image.shape[1], "sha256": pixel_sha256(image)}

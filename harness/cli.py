@@ -1,0 +1,237 @@
+"""The command line. Each command imports what it needs when it runs, so that `icmbench list` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icmbench.harness.errors import UserError
+
+if TYPE_CHECKING:
+    from icmbench.harness.run import RunResult
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: done, every cell is there. 1: some are missing. 2: bad input, said in one sentence."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        print("icmbench: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError) as error:
+        if not type(error).__module__.startswith("icmbench."):
+            raise
+        return _complain(str(error))  # DatasetError, CodecError, BitstreamError: input, not defects
+
+
+def _complain(sentence: str) -> int:
+    print(f"icmbench: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="icmbench", description="Score any image codec by what machines can still do with it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=function)
+        return sub
+
+    def experiment(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
+        sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/<name>)")
+        sub.add_argument("--limit", type=int, metavar="N", help="only the first N images of each dataset; marks every table")
+
+    def working(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the cores (default 1)")
+        sub.add_argument("--keep", choices=["reconstructions"], help="keep every reconstruction as a lossless picture")
+
+    sub = command("run", _run, "compute what is missing of an experiment, then its tables and report")
+    experiment(sub)
+    working(sub)
+    sub = command("plan", _plan, "which cells are missing, how many images, how long")
+    experiment(sub)
+    sub = command("report", _report, "write a run's BD table, curves and report anew from its scores.csv")
+    sub.add_argument("run", type=Path, metavar="RUN")
+    sub.add_argument("--anchor", help="another anchor than the experiment's")
+    sub = command("bdrate", _bdrate, "BD-rate table of a CSV: scores.csv, or columns codec, bpp and one a metric")
+    sub.add_argument("curves", type=Path, metavar="CURVES.csv")
+    sub.add_argument("--anchor", required=True)
+    sub = command("list", _list, "what can be named in an experiment file")
+    sub.add_argument("kind", nargs="?", choices=["codecs", "tasks", "datasets", "models"])
+    for name, function, about in (("encode", _encode, "an image to a stream"), ("decode", _decode, "a stream to an image")):
+        sub = command(name, function, about)
+        sub.add_argument("--codec", metavar="NAME", required=name == "encode")
+        sub.add_argument("--point", help="rate point, as in an experiment file (default: the codec's first)")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a codec option; may be repeated")
+        sub.add_argument("input", type=Path, metavar="IN")
+        sub.add_argument("output", type=Path, metavar="OUT")
+    command("doctor", _doctor, "what of all this is usable on this machine, and why not")
+    sub = command("demo", _demo, "four codecs, three tasks, on photographs and models from packages; under 5 minutes")
+    sub.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN")
+    working(sub)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Path]:
+    from icmbench.harness.experiment import load_experiment
+
+    loaded = load_experiment(options.experiment)
+    if options.limit is not None:
+        if options.limit < 1:
+            raise UserError("--limit: at least 1")
+        loaded = loaded.model_copy(update={"limit": options.limit})
+    return loaded, options.out or Path("runs", loaded.name)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from icmbench.harness.run import run
+
+    loaded, out = _load(options)
+    return _finish(run(loaded, out, _workers(options), bool(options.keep), source=options.experiment))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from icmbench.harness.experiment import load_experiment
+    from icmbench.harness.run import run
+
+    source = Path(__file__).with_name("demo.yaml")
+    return _finish(run(load_experiment(source), options.out, _workers(options), bool(options.keep), source=source))
+
+
+def _workers(options: argparse.Namespace) -> int:
+    if options.workers < 1:
+        raise UserError("--workers: at least 1")
+    return int(options.workers)
+
+
+def _finish(result: RunResult) -> int:
+    from icmbench.harness.show import show_bdrate
+
+    show_bdrate(result.bdrate)
+    print(f"report: {result.report}")
+    reasons: dict[str, list[str]] = {}
+    for failure in result.failures:
+        reasons.setdefault(failure.reason, []).append(failure.cell)
+    for why, cells in reasons.items():
+        print(f"icmbench: {cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {why}", file=sys.stderr)
+    if result.missing:
+        print(f"icmbench: {len(result.missing)} cells are missing:", *result.missing, sep="\n  ", file=sys.stderr)
+    return 1 if result.missing else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from icmbench.harness.bench import Bench
+    from icmbench.harness.plan import plan
+    from icmbench.harness.show import show_plan
+    from icmbench.harness.store import Store
+
+    loaded, out = _load(options)
+    show_plan(plan(Bench(loaded, Store(out))))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from icmbench.harness.show import show_bdrate
+    from icmbench.harness.tables import derive, recorded
+
+    scores, anchor, title = recorded(options.run)
+    bdrate, report = derive(options.run, scores, options.anchor or anchor, title)
+    show_bdrate(bdrate)
+    print(f"report: {report}")
+    return 0
+
+
+def _bdrate(options: argparse.Namespace) -> int:
+    from icmbench.harness.show import show_bdrate
+    from icmbench.results.tables import bdrate_from_csv
+
+    if not options.curves.is_file():
+        raise UserError(f"{options.curves}: no such file")
+    show_bdrate(bdrate_from_csv(options.curves, options.anchor))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from icmbench.harness.doctor import entries
+    from icmbench.harness.plugins import KINDS
+
+    for kind in [options.kind] if options.kind else KINDS:
+        print(f"{kind}:" if not options.kind else "", end="\n" if not options.kind else "")
+        found = entries(kind)
+        width = max((len(entry.name) for entry in found), default=0)
+        for entry in found:
+            print(f"  {entry.name:<{width}}  {entry.summary}")
+            for line in filter(None, (entry.weights and f"weights: {entry.weights}", entry.trouble)):
+                print(f"  {'':<{width}}    {line}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from icmbench.harness.doctor import entries, machine
+    from icmbench.harness.plugins import KINDS
+
+    for name, fact in machine(Path.cwd()).items():
+        print(f"{name:<12} {fact}")
+    for kind in KINDS:
+        print(f"{kind}:")
+        for entry in entries(kind):
+            print(f"  {'ok' if not entry.trouble else '--'}  {entry.name}{': ' + entry.trouble if entry.trouble else ''}")
+    return 0
+
+
+def _codec(options: argparse.Namespace, name: str) -> Any:
+    import yaml
+
+    from icmbench.harness import plugins
+    from icmbench.harness.options import bind
+
+    settings = {}
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write KEY=VALUE")
+        settings[key] = yaml.safe_load(value)
+    plugin = plugins.load("codecs", name, "--codec")
+    points = [yaml.safe_load(options.point)] if options.point is not None else getattr(plugin, "default_points", None)
+    if not points:
+        raise UserError(f"--point: codec {name!r} has no default rate points; name one")
+    bound = bind(plugin, settings, "--set", Path.cwd(), given=("point",))
+    with plugins.explained(name, plugin):
+        return plugin(point=points[0], **bound)
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from icmbench.codecs.base import compress_all
+    from icmbench.tasks.datasets.images import read_image
+
+    image = read_image(options.input)
+    codec = _codec(options, options.codec)
+    data = compress_all(codec, [image], [options.input.name])[0]
+    options.output.write_bytes(data)
+    print(f"{len(data)} bytes, {8 * len(data) / (image.shape[0] * image.shape[1]):.4f} bpp")
+    return 0
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from icmbench.codecs.base import decompress_all
+
+    if not options.input.is_file():
+        raise UserError(f"{options.input}: no such file")
+    if options.codec is None:
+        raise UserError(f"{options.input}: the stream does not name its codec; say --codec NAME")
+    image = decompress_all(_codec(options, options.codec), [options.input.read_bytes()])[0]
+    try:
+        Image.fromarray(image).save(options.output)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.output}: cannot write the picture ({error})") from None
+    return 0

@@ -1,0 +1,82 @@
+"""environment.json: what a run was made with and on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from icmbench.harness.bench import Bench
+
+
+def environment(bench: Bench) -> dict[str, Any]:
+    """Versions, git state, hardware, and the fingerprints of every codec point and task."""
+    return {
+        "command": sys.argv,
+        "experiment": json.loads(bench.experiment.model_dump_json()),
+        "python": sys.version,
+        "packages": packages(),
+        "git": git_state(Path(__file__).parent),
+        "hardware": hardware(),
+        "codecs": {series.name: _facts(series.codec.fingerprint) for series in bench.series if series.codec is not None},
+        "tasks": {label: _facts(task.fingerprint) for label, task in bench.tasks.items()},
+        "datasets": {
+            name: {"images": len(dataset.ids), "preprocessing": dataset.preprocessing, "limit": dataset.limit}
+            for name, dataset in bench.datasets.items()
+        },
+    }
+
+
+def packages() -> dict[str, str]:
+    return {name: found.version for found in distributions() if (name := found.metadata["Name"])}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs (by name; empty without torch or without one)."""
+    return {
+        "machine": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus(),
+    }
+
+
+def gpus() -> list[str]:
+    torch = sys.modules.get("torch")  # a run that loaded no torch used no GPU
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())] if torch else []
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether the tree was changed; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _facts(fingerprint: str) -> Any:
+    try:
+        return json.loads(fingerprint)
+    except ValueError:
+        return fingerprint

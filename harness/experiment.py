@@ -1,0 +1,106 @@
+"""The experiment file: which codecs, over which datasets, scored by which tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from icmbench.harness.blocks import Block, first_error
+from icmbench.harness.errors import UserError, unknown
+
+UNCOMPRESSED = "uncompressed"  # the ceiling: the task on the originals
+
+
+class CodecBlock(Block):
+    """One codec at several rate points. `set` goes to its constructor; `seeds` repeats it for seed-variance bars."""
+
+    name: str
+    label: str = ""
+    points: list[Any] | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    seeds: list[int] | None = None
+
+    @model_validator(mode="after")
+    def _label(self) -> CodecBlock:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+        return self
+
+
+class TaskBlock(Block):
+    """One task on one dataset. `model` holds a name and that model's own keys."""
+
+    name: str
+    label: str = ""
+    dataset: str
+    model: dict[str, Any] | None = None
+    reference: Literal["labels", "original"] = "labels"
+    set: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _label(self) -> TaskBlock:
+        if self.model is not None and "name" not in self.model:
+            raise ValueError("model needs a `name`")
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+        return self
+
+
+class Experiment(Block):
+    """The whole file. `shard_size` images are one unit of work and of resume: lower it for codecs of minutes an image."""
+
+    name: str
+    datasets: dict[str, dict[str, Any]] = Field(min_length=1)
+    codecs: list[CodecBlock] = Field(min_length=1)
+    tasks: list[TaskBlock] = Field(min_length=1)
+    anchor: str | None = None
+    shard_size: int = Field(32, ge=1)
+    batch_size: int = Field(8, ge=1)
+    limit: int | None = Field(None, ge=1)
+    folder: Path = Field(Path(), exclude=True)  # of the file: relative paths start here
+
+    @field_validator("datasets")
+    @classmethod
+    def _kinds(cls, datasets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, block in datasets.items():
+            if "kind" not in block:
+                raise ValueError(f"{name} needs a `kind`")
+        return datasets
+
+    @model_validator(mode="after")
+    def _references(self) -> Experiment:
+        for what, labels in (("codecs", [c.label for c in self.codecs]), ("tasks", [t.label for t in self.tasks])):
+            twice = next((label for label in labels if labels.count(label) > 1), None)
+            if twice:
+                raise ValueError(f"two {what} are labelled {twice!r}; give each its own `label`")
+        if any(c.label == UNCOMPRESSED for c in self.codecs):
+            raise ValueError(f"the codec label {UNCOMPRESSED!r} is taken by the originals")
+        for task in self.tasks:
+            if task.dataset not in self.datasets:
+                raise ValueError(f"task {task.label!r}: {unknown('dataset', task.dataset, self.datasets)}")
+        if self.anchor is not None and self.anchor not in (c.label for c in self.codecs):
+            raise ValueError(f"anchor: {unknown('codec', self.anchor, [c.label for c in self.codecs])}")
+        return self
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read and validate an experiment file. Raises UserError with one sentence."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the experiment file ({error.strerror})") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: an experiment file is a mapping; icmbench's README shows one")
+    if "folder" in data:
+        raise UserError(f"{path}: unknown key 'folder'; paths start at the experiment file's folder by themselves")
+    try:
+        return Experiment(**data, folder=path.parent.absolute())
+    except ValidationError as error:
+        raise UserError(first_error(error, str(path))) from None

@@ -1,0 +1,52 @@
+"""A plug-in's options, checked against the signature of its class before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from icmbench.harness.blocks import Block, first_error
+from icmbench.harness.errors import UserError
+
+
+def bind(
+    plugin: Callable[..., Any], options: Mapping[str, Any], where: str, base: Path, given: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Options checked against the plug-in's signature: names, types, and that the files exist.
+
+    `given` names parameters that the harness passes itself. Relative paths start at `base`, the experiment file's folder.
+    """
+    hints = get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
+    fields: dict[str, Any] = {}
+    open_ended = False
+    for parameter in inspect.signature(plugin).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            open_ended = True
+        elif parameter.name not in given and parameter.kind is not parameter.VAR_POSITIONAL:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    if open_ended:
+        fields.update({key: (Any, ...) for key in options if key not in fields})
+    model = create_model("Options", __base__=_Options, **fields)
+    try:
+        bound = model.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(first_error(error, where)) from None
+    return {key: _resolve(getattr(bound, key), f"{where}.{key}", base) for key in options}
+
+
+class _Options(Block):
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+
+def _resolve(value: Any, where: str, base: Path) -> Any:
+    if not isinstance(value, Path):
+        return value
+    path = (base / value.expanduser()).absolute()
+    if not path.exists():
+        raise UserError(f"{where}: no such file or folder: {path}")
+    return path

@@ -1,0 +1,58 @@
+"""Tables on the terminal."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+
+def show_bdrate(frame: pd.DataFrame) -> None:
+    """The BD table: savings are negative; where a number is undefined stands the reason."""
+    title = f"BD-rate against {frame['anchor'].iloc[0]}" if len(frame) else "BD-rate"
+    table = Table(title=title)
+    for column in ("codec", "dataset", "task", "metric"):
+        table.add_column(column)
+    for column in ("BD-rate %", "BD-quality", "overlap"):
+        table.add_column(column, justify="right")
+    table.add_column("note", overflow="fold")
+    for row in frame.to_dict("records"):
+        numbers = (_number(row["bd_rate_percent"], "+.1f"), _number(row["bd_quality"], "+.2f"), _number(row["overlap"], ".0%"))
+        table.add_row(row["codec"], row["dataset"], row["task"], row["metric"], *numbers, str(row["note"] or ""))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a log is not a narrow window
+    console.print(table)
+
+
+def show_plan(frame: pd.DataFrame) -> None:
+    """Missing cells by codec point and task, with estimated seconds."""
+    table = Table(title=f"{frame['missing'].sum()} of {frame['cells'].sum()} cells missing")
+    for column in ("codec", "point", "dataset", "task"):
+        table.add_column(column)
+    for column in ("missing", "of", "images", "time"):
+        table.add_column(column, justify="right")
+    for row in frame.to_dict("records"):
+        point = row["point"] if pd.isna(row["seed"]) else f"{row['point']} seed={row['seed']:g}"
+        counts = (str(row["missing"]), str(row["cells"]), str(row["images"]))
+        table.add_row(row["codec"], point, row["dataset"], row["task"], *counts, duration(row["seconds"]))
+    known = frame["seconds"].sum()
+    unknown = int(frame["seconds"].isna().sum())
+    table.caption = f"about {duration(known)} on one worker" + (f"; {unknown} rows not measured yet" if unknown else "")
+    Console().print(table)
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `3.2 s`, or `?` where nothing is measured."""
+    if math.isnan(seconds):
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _number(value: float | None, style: str) -> str:
+    return "" if value is None or pd.isna(value) else format(value, style)
