@@ -37,7 +37,7 @@ from icmbench.harness.shards import (
     prediction_name,
     stream_name,
 )
-from icmbench.harness.store import from_table, safe_name, to_table
+from icmbench.harness.store import from_table, to_table
 from icmbench.tasks.base import DatasetError, Image
 
 Progress = Callable[[int], None]  # told the number of image-cells done
@@ -127,7 +127,8 @@ class Job:
     # --- kept reconstructions
 
     def _picture(self, image_id: str) -> str:
-        return f"reconstructions/{safe_name(self.block.dataset)}/{self.series.folder}/{quote(image_id, safe='')[:200]}.png"
+        folder = self.stream_file.removeprefix("streams/").removesuffix(".parquet")
+        return f"reconstructions/{folder}/{quote(image_id, safe='')[-200:]}.png"
 
     def _kept(self) -> bool:
         return self.series.codec is None or all(self.bench.store.exists(self._picture(i)) for i in self.block.ids)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from icmbench.harness.bench import Bench
 from icmbench.harness.scoring import shards
+from icmbench.harness.shards import Block
 
 COLUMNS = ["codec", "point", "seed", "dataset", "task", "cells", "missing", "images", "seconds"]
 
@@ -28,7 +29,7 @@ def plan(bench: Bench) -> pd.DataFrame:
     measured = _measure(bench)
     rows = []
     for series in bench.series:
-        coded: dict[tuple[str, int], int] = {}
+        coded: set[Block] = set()
         for block in bench.experiment.tasks:
             task = bench.tasks[block.label]
             if series.codec is None and task.needs_originals:
@@ -37,9 +38,7 @@ def plan(bench: Bench) -> pd.DataFrame:
             missing = [(part, ids) for part, ids, file, _ in cells if file is None or not bench.store.exists(file)]
             seconds = sum(len(ids) for _, ids in missing) * measured.task.get(block.label, float("nan")) if missing else 0.0
             if series.codec is not None:
-                new = {
-                    (part.dataset, part.number): len(part.ids) for part, _ in missing if (part.dataset, part.number) not in coded
-                }
+                new = {part: len(part.ids) for part, _ in missing if part not in coded}
                 seconds += sum(new.values()) * measured.codec.get(series.name, float("nan")) if new else 0.0
                 coded |= set(new)
             rows.append(

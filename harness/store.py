@@ -51,11 +51,8 @@ class Store:
         target = self.full(name)
         try:
             if not isinstance(self.fs, LocalFileSystem):
-                self.fs.pipe_file(target, data, mode="overwrite" if replace else "create")
-                return True
+                return _put(self.fs, target, data, replace)
             return _write_local(Path(target), data, replace)
-        except FileExistsError:
-            return False
         except OSError as error:
             remedy = {
                 errno.ENOSPC: "free some disk space and run the same command again",
@@ -94,6 +91,14 @@ class Store:
                     Path(folder, file).unlink(missing_ok=True)
 
 
+def _put(fs: fsspec.AbstractFileSystem, target: str, data: bytes, replace: bool) -> bool:
+    try:
+        fs.pipe_file(target, data, mode="overwrite" if replace else "create")
+    except FileExistsError:
+        return False
+    return True
+
+
 def _write_local(target: Path, data: bytes, replace: bool) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{next(_counter)}")
@@ -105,7 +110,10 @@ def _write_local(target: Path, data: bytes, replace: bool) -> bool:
         if replace:
             temporary.replace(target)
         else:
-            os.link(temporary, target)  # fails where another writer was first; rename would silently win
+            try:
+                os.link(temporary, target)  # a rename would silently win over the first writer
+            except FileExistsError:
+                return False
     finally:
         temporary.unlink(missing_ok=True)
     directory = os.open(target.parent, os.O_RDONLY)

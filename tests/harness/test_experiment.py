@@ -1,0 +1,82 @@
+"""Bad experiment files say in one sentence which key, and what to write instead."""
+
+from pathlib import Path
+
+import pytest
+
+from icmbench.harness.errors import UserError
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.options import bind
+
+GOOD = """
+name: small
+datasets: {photos: {kind: images, images: photos}}
+codecs: [{name: jpeg, points: [10, 20]}]
+tasks: [{name: fidelity, dataset: photos}]
+anchor: jpeg
+"""
+
+
+def load(tmp_path: Path, text: str):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    return load_experiment(path)
+
+
+def test_labels_default_to_names_and_paths_start_at_the_file(tmp_path):
+    experiment = load(tmp_path, GOOD)
+    assert [block.label for block in experiment.codecs] == ["jpeg"]
+    assert [block.label for block in experiment.tasks] == ["fidelity"]
+    assert experiment.folder == tmp_path
+    assert experiment.shard_size == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("points:", "pionts:"), ["codecs.0", "'pionts'", "did you mean 'points'?"]),
+        (("anchor:", "ancor:"), ["'ancor'", "did you mean 'anchor'?"]),
+        (("dataset: photos", "dataset: photo"), ["task 'fidelity'", "'photo'", "did you mean 'photos'?"]),
+        (("anchor: jpeg", "anchor: jpg"), ["anchor", "'jpg'", "did you mean 'jpeg'?"]),
+        (("kind: images, ", ""), ["photos needs a `kind`"]),
+        (("{name: jpeg, points: [10, 20]}", "{name: jpeg}, {name: jpeg}"), ["two codecs are labelled 'jpeg'"]),
+        (("name: jpeg,", "name: jpeg, label: uncompressed,"), ["'uncompressed' is taken"]),
+        (("[10, 20]", "20"), ["codecs.0.points", "list"]),
+        (("name: small", "name: [small"), ["not valid YAML"]),
+        ((GOOD, "- a list"), ["is a mapping"]),
+        (("anchor: jpeg", "folder: /tmp"), ["unknown key 'folder'"]),
+    ],
+)
+def test_errors_name_the_key_and_the_remedy(tmp_path, change, words):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, GOOD.replace(*change))
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_experiment_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot read"):
+        load_experiment(tmp_path / "absent.yaml")
+
+
+class Plugin:
+    def __init__(self, point: int, images: Path, strength: int = 1, mask: Path | None = None) -> None: ...
+
+
+def test_options_are_checked_against_the_signature(tmp_path):
+    (tmp_path / "here").mkdir()
+    bound = bind(Plugin, {"images": "here", "strength": "3"}, "datasets.x", tmp_path, given=("point",))
+    assert bound == {"images": tmp_path / "here", "strength": 3}
+    for options, words in [
+        ({"images": "here", "strenght": 1}, ["datasets.x", "'strenght'", "did you mean 'strength'?"]),
+        ({"images": "nowhere"}, ["datasets.x.images", str(tmp_path / "nowhere")]),
+        ({"images": "here", "mask": "no.png"}, ["datasets.x.mask", "no.png"]),
+        ({"images": "here", "strength": "much"}, ["datasets.x.strength", "integer"]),
+        ({}, ["datasets.x.images", "required"]),
+    ]:
+        with pytest.raises(UserError) as error:
+            bind(Plugin, options, "datasets.x", tmp_path, given=("point",))
+        for word in words:
+            assert word in str(error.value)
