@@ -235,3 +235,7 @@ def _decode(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise UserError(f"{options.output}: cannot write the picture ({error})") from None
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

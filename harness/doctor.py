@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from icmbench.harness import plugins
-from icmbench.harness.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ def entries(kind: str) -> list[Entry]:
     for name in plugins.available(kind):
         try:
             plugin = plugins.load(kind, name, kind)
-        except UserError as error:
-            found.append(Entry(kind, name, "", "", str(error)))
+        except Exception as error:  # a plug-in of another package may break in any way; the others are still to be listed
+            found.append(Entry(kind, name, "", "", f"cannot be loaded: {error}"))
             continue
         summary = (inspect.getdoc(plugin) or "").partition("\n")[0]
         missing = _missing(getattr(plugin, "extra", None))

@@ -113,7 +113,7 @@ def _rows(bench: Bench, label: str, task: Task, series: Series, evidence: Eviden
         "dataset": block.dataset,
         "task": label,
         "model": block.model["name"] if block.model else "",
-        "reference": "source" if task.annotation is None else task.reference,
+        "reference": "source" if task.needs_originals and task.annotation is None else task.reference,
         "realisation": _realisation(series, evidence),
         "expected": len(task.ids),
         "scored": len(evidence.ids),

@@ -1,0 +1,137 @@
+"""Plug-ins of another package, found by entry point: small codecs with one habit each, and tasks that cost nothing.
+
+Every call of a codec or model is written as a line to the file that ICMBENCH_CALLS names, also from other processes.
+"""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from icmbench.codecs.base import BitstreamError, RatePoint, fingerprint
+from icmbench.tasks.base import MetricSpec, Task
+from icmbench.tasks.base import fingerprint as task_fingerprint
+
+
+def called(what):
+    if "ICMBENCH_CALLS" in os.environ:
+        with Path(os.environ["ICMBENCH_CALLS"]).open("a") as file:
+            file.write(what + "\n")
+
+
+class Shift:
+    """Drops low bits, then zlib."""
+
+    name = "shift"
+    default_points = (6, 4, 2)
+
+    def __init__(self, point, seed=0):
+        self.point = RatePoint.of("bits", 8 - point)
+        self.fingerprint = fingerprint(codec=self.name, point=point)
+        self.shift, self.seed = point, seed
+
+    def compress(self, image):
+        called(f"compress {self.name}")
+        return bytes(np.array(image.shape, "<u4")) + zlib.compress((image >> self.shift).tobytes())
+
+    def decompress(self, data):
+        called(f"decompress {self.name}")
+        try:
+            shape = np.frombuffer(data[:12], "<u4")
+            return np.frombuffer(zlib.decompress(data[12:]), np.uint8).reshape(shape) << self.shift
+        except (ValueError, zlib.error) as error:
+            raise BitstreamError(str(error)) from error
+
+    def rate_breakdown(self, data):
+        return {"header": 96, "y": 8 * len(data) - 96}
+
+
+class Shaky(Shift):
+    """Decodes to other pixels every time, as a diffusion decoder on a GPU does."""
+
+    name = "shaky"
+    deterministic = False
+
+    def decompress(self, data):
+        image = super().decompress(data)
+        return image ^ np.frombuffer(os.urandom(image.size), np.uint8).reshape(image.shape) % 4
+
+
+class Small(Shift):
+    """Returns a picture of the wrong size."""
+
+    name = "small"
+
+    def decompress(self, data):
+        return super().decompress(data)[:-1]
+
+
+class Picky(Shift):
+    """Cannot code dark pictures, while ICMBENCH_PICKY is set."""
+
+    name = "picky"
+
+    def compress(self, image):
+        if image.mean() < 100 and "ICMBENCH_PICKY" in os.environ:
+            raise ArithmeticError("too dark")
+        return super().compress(image)
+
+
+class Averager:
+    """Mean colour of each image."""
+
+    task = "mean-colour"
+
+    def __init__(self, weight: Path | None = None):
+        self.fingerprint = task_fingerprint(model="averager")
+
+    def __call__(self, images):
+        for _ in images:
+            called("model")
+        return [image.mean(axis=(0, 1)) for image in images]
+
+
+class MeanColour(Task):
+    """Whether the mean colour stays within a step of the reference; its context is a step size, computed once."""
+
+    name = "mean-colour"
+    metrics = (MetricSpec("within", "%", primary=True, ceiling=100.0),)
+    schema = pa.schema([("colour", pa.list_(pa.float64()))])
+
+    def context(self):
+        called("context")
+        return {"step": np.array([2.0])}
+
+    def predict(self, images, ids, originals=None):
+        assert self.ready["step"][0] == 2
+        return [{"colour": colour} for colour in self.model(images)]
+
+    def pseudo_targets(self, predictions):
+        return list(predictions)
+
+    def statistics(self, predictions, targets):
+        return np.array([np.abs(p["colour"] - t["colour"]).max() < 2 for p, t in zip(predictions, targets, strict=True)], float)
+
+    def aggregate(self, statistics, weights=None):
+        return {"within": 100 * float(np.average(statistics, weights=weights))}
+
+
+class Distance(Task):
+    """Mean absolute difference from the original."""
+
+    name = "distance"
+    needs_originals = True
+    metrics = (MetricSpec("distance", higher_is_better=False, primary=True, ceiling=0.0),)
+    schema = pa.schema([("distance", pa.float64())])
+
+    def predict(self, images, ids, originals=None):
+        called("distance")
+        return [{"distance": np.abs(a.astype(int) - b).mean()} for a, b in zip(images, originals, strict=True)]
+
+    def statistics(self, predictions, targets):
+        return np.array([prediction["distance"] for prediction in predictions])
+
+    def aggregate(self, statistics, weights=None):
+        return {"distance": float(np.average(statistics, weights=weights))}

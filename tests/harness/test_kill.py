@@ -1,0 +1,39 @@
+"""A run that is killed at random moments and issued again ends as an undisturbed one."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+
+TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
+
+
+def test_kill_9_at_ten_random_moments(tmp_path, experiment, icmbench):
+    path = experiment(shard_size=2, codecs=[{"name": "shift"}, {"name": "jpeg", "points": [10, 50]}])
+    undisturbed = icmbench("run", path, "--out", tmp_path / "whole")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    expected = pd.read_csv(tmp_path / "whole" / "scores.csv")
+    total = len(list((tmp_path / "whole").rglob("*.parquet")))
+    chance = random.Random(0)
+    command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run")]
+    killed = 0
+    for attempt in range(10):
+        process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = int(total * (attempt + chance.random()) / 11)  # while about so many files are there
+        while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 8
+    finished = icmbench("run", path, "--out", tmp_path / "run")
+    assert finished.returncode == 0, finished.stderr
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "run" / "scores.csv").drop(columns=TIMES), expected.drop(columns=TIMES), check_exact=True
+    )
+    names = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*.parquet*")}
+    assert names == {str(file.relative_to(tmp_path / "whole")) for file in (tmp_path / "whole").rglob("*.parquet*")}

@@ -1,0 +1,169 @@
+"""The loop end to end: what is computed, what is not computed again, and what the scores say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from icmbench.harness.errors import UserError
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.run import run
+from icmbench.harness.scoring import COLUMNS
+
+TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
+
+
+def scores(folder):
+    return pd.read_csv(folder / "scores.csv").drop(columns=TIMES)
+
+
+def test_scores_are_what_a_short_loop_gives(tmp_path, photos, experiment):
+    result = run(load_experiment(experiment()), tmp_path / "run")
+    assert not result.missing and not result.failures
+    table = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert list(table.columns) == COLUMNS
+    assert (tmp_path / "run" / "bdrate.csv").exists() and result.report.exists()
+
+    from harness_plugins import Shift
+
+    codec = Shift(4)
+    images = [np.asarray(Image.open(path)) for path in sorted(photos.iterdir())]
+    streams = [codec.compress(image) for image in images]
+    decoded = [codec.decompress(stream) for stream in streams]
+    pixels = np.array([image.shape[0] * image.shape[1] for image in images])
+    bits = np.array([8 * len(stream) for stream in streams])
+    row = table[(table.codec == "shift") & (table.point == "bits=4") & (table.metric == "distance")].iloc[0]
+    assert row.value == pytest.approx(np.mean([np.abs(a.astype(int) - b).mean() for a, b in zip(decoded, images)]))
+    assert row.bpp == pytest.approx(bits.sum() / pixels.sum())
+    assert row.payload_bpp == pytest.approx((bits - 96).sum() / pixels.sum())
+    assert row.mean_image_bpp == pytest.approx((bits / pixels).mean())
+    assert (row.expected, row.scored, row.failed, row.limited) == (10, 10, 0, False)
+    assert row.reference == "source"
+    within = table[(table.point == "bits=4") & (table.metric == "within")].iloc[0]
+    close = [np.abs(a.mean((0, 1)) - b.mean((0, 1))).max() < 2 for a, b in zip(decoded, images)]
+    assert within.value == pytest.approx(100 * np.mean(close))
+    assert within.reference == "original"
+    ceiling = table[table.codec == "uncompressed"]
+    assert list(ceiling.metric) == ["within"] and ceiling.value.iloc[0] == 100 and ceiling.bpp.isna().all()
+
+
+def test_a_second_run_calls_no_codec_and_no_model(tmp_path, experiment, calls):
+    path = experiment()
+    run(load_experiment(path), tmp_path / "run")
+    first = scores(tmp_path / "run")
+    # 3 points x 10 images, decoded once for both tasks; the originals are shown to the model too
+    assert calls() == {"compress shift": 30, "context": 1, "decompress shift": 30, "distance": 3 * 5, "model": 40}
+    result = run(load_experiment(path), tmp_path / "run")
+    assert calls() == {}
+    assert (result.codec_images, result.model_images) == (0, 0)
+    pd.testing.assert_frame_equal(first, scores(tmp_path / "run"))
+
+
+def test_only_what_depends_on_a_change_is_redone(tmp_path, experiment, calls, photos):
+    run(load_experiment(experiment()), tmp_path / "run")
+    calls()
+    run(load_experiment(experiment(codecs=[{"name": "shift", "points": [6, 4, 2, 1]}])), tmp_path / "run")
+    assert calls() == {"compress shift": 10, "decompress shift": 10, "distance": 5, "model": 10}
+    Image.new("RGB", (40, 60), (9, 99, 199)).save(photos / "1.png")
+    run(load_experiment(experiment()), tmp_path / "run")
+    # the first block of four images, at three points
+    assert calls() == {"compress shift": 12, "decompress shift": 12, "distance": 3 * 2, "model": 16}
+    only = [{"name": "distance", "dataset": "photos", "label": "again"}]
+    run(load_experiment(experiment(tasks=only)), tmp_path / "run")
+    assert calls() == {"decompress shift": 30, "distance": 15}  # streams are there, so nothing is compressed
+
+
+def test_touched_files_are_hashed_again_but_not_coded_again(tmp_path, experiment, calls, photos):
+    run(load_experiment(experiment()), tmp_path / "run")
+    calls()
+    for path in photos.iterdir():
+        path.touch()
+    run(load_experiment(experiment()), tmp_path / "run")
+    assert calls() == {}
+
+
+def test_two_processes_give_the_same_scores_as_one(tmp_path, experiment, calls):
+    tasks = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "averager"}, "reference": "original"}]
+    path = experiment(tasks=tasks)
+    run(load_experiment(path), tmp_path / "one")
+    once = calls()
+    result = run(load_experiment(path), tmp_path / "two", workers=2)
+    assert not result.missing and calls() == once
+    pd.testing.assert_frame_equal(scores(tmp_path / "one"), scores(tmp_path / "two"))
+
+
+def test_limit_restricts_and_marks(tmp_path, experiment):
+    limited = load_experiment(experiment()).model_copy(update={"limit": 3})
+    result = run(limited, tmp_path / "run")
+    assert result.scores.limited.all()
+    assert (result.scores.expected == 3).all()
+
+
+def test_seeds_are_realisations_of_one_point(tmp_path, experiment):
+    path = experiment(codecs=[{"name": "shift", "points": [4], "seeds": [0, 1]}])
+    result = run(load_experiment(path), tmp_path / "run")
+    assert set(result.scores[result.scores.codec == "shift"].realisation) == {"seed=0", "seed=1"}
+    with pytest.raises(UserError, match=r"codecs\.0\.seeds: codec 'jpeg' takes no seed"):
+        run(load_experiment(experiment(codecs=[{"name": "jpeg", "seeds": [0]}], anchor=None)), tmp_path / "run")
+
+
+def test_a_shaky_decoder_never_mixes_realisations(tmp_path, experiment, calls):
+    shaky = [{"name": "shaky", "points": [4]}]
+    both = experiment(codecs=shaky, anchor=None)
+    tasks = load_experiment(both).tasks
+    run(load_experiment(both), tmp_path / "run")
+    first = scores(tmp_path / "run")
+    again = run(load_experiment(both), tmp_path / "run")
+    assert again.codec_images == 0
+    pd.testing.assert_frame_equal(first, scores(tmp_path / "run"))
+    assert first[first.codec == "shaky"].realisation.nunique() == 1
+    calls()
+    third = tasks[1].model_copy(update={"label": "third"})
+    result = run(load_experiment(both).model_copy(update={"tasks": [*tasks, third]}), tmp_path / "run")
+    # a new task needs new pixels, so every task sees the new realisation; nothing is compressed again
+    assert calls() == {"decompress shaky": 10, "distance": 2 * 5, "model": 10}
+    assert not result.missing
+    mine = result.scores[result.scores.codec == "shaky"]
+    assert mine.realisation.nunique() == 1 and mine.realisation.iloc[0] != first[first.codec == "shaky"].realisation.iloc[0]
+    assert mine[mine.task == "third"].value.iloc[0] == mine[mine.task == "distance"].value.iloc[0]
+
+
+def test_kept_reconstructions_serve_later_tasks(tmp_path, experiment, calls):
+    shaky = [{"name": "shaky", "points": [4]}]
+    run(load_experiment(experiment(codecs=shaky, anchor=None)), tmp_path / "run", keep=True)
+    first = scores(tmp_path / "run")
+    pictures = list((tmp_path / "run" / "reconstructions").rglob("*.png"))
+    assert len(pictures) == 10
+    calls()
+    tasks = [{"name": "distance", "dataset": "photos", "label": "third"}]
+    result = run(load_experiment(experiment(codecs=shaky, tasks=tasks, anchor=None)), tmp_path / "run", keep=True)
+    assert calls() == {"distance": 5}
+    assert result.scores.value.iloc[0] == first[first.metric == "distance"].value.iloc[0]
+
+
+def test_failures_name_their_cells_and_lose_nothing_else(tmp_path, experiment, calls, monkeypatch):
+    monkeypatch.setenv("ICMBENCH_PICKY", "1")
+    codecs = [{"name": "shift", "points": [4]}, {"name": "picky", "points": [4]}, {"name": "small", "points": [4]}]
+    path = experiment(codecs=codecs)
+    result = run(load_experiment(path), tmp_path / "run")
+    reasons = {failure.cell: failure.reason for failure in result.failures}
+    assert set(reasons) == {"photos / picky bits=4 / block 0", *(f"photos / small bits=4 / block {k}" for k in range(3))}
+    assert reasons["photos / picky bits=4 / block 0"].startswith("ArithmeticError: too dark")
+    assert "not uint8 (40, 60, 3)" in reasons["photos / small bits=4 / block 0"]
+    assert sorted(result.missing) == sorted(
+        [f"photos / small bits=4 / block {k} / {task}" for k in range(3) for task in ("mean-colour", "distance")]
+        + [f"photos / picky bits=4 / block 0 / {task}" for task in ("mean-colour", "distance")]
+    )
+    assert set(result.scores.codec) == {"uncompressed", "shift"}
+    calls()
+    monkeypatch.delenv("ICMBENCH_PICKY")
+    result = run(load_experiment(path), tmp_path / "run")
+    assert calls()["compress picky"] == 4  # the block that failed, and no other
+    assert set(result.scores.codec) == {"uncompressed", "shift", "picky"}
+
+
+def test_a_missing_image_is_an_error_that_names_it(tmp_path, experiment, photos):
+    (photos / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    result = run(load_experiment(experiment(codecs=[{"name": "shift", "points": [4]}])), tmp_path / "run")
+    assert any("5.png" in failure.reason for failure in result.failures)
+    assert {cell.split(" / ")[2] for cell in result.missing} == {"block 1"}
