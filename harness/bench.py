@@ -6,6 +6,7 @@ import inspect
 import io
 from collections import OrderedDict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from icmbench.harness.experiment import UNCOMPRESSED, Experiment
 from icmbench.harness.options import bind
 from icmbench.harness.shards import SOURCES, STREAMS, Block, Series, Sources, digest, pixel_sha256, stream_name
 from icmbench.harness.store import Store, from_table, safe_name, to_table
-from icmbench.tasks.base import Dataset, Image, Task
+from icmbench.tasks.base import Dataset, DatasetError, Image, Task
 
 CACHE_BYTES = 256 * 2**20  # of source pixels a process keeps, so that a block is read once for all codecs
 
@@ -108,6 +109,13 @@ class Bench:
             self._scored[label] = frozenset(self.tasks[label].ids)
         return [image_id for image_id in block.ids if image_id in self._scored[label]]
 
+    def tolerated(self, label: str) -> float:
+        """How many of a task's images may fail."""
+        allowed = self.experiment.fail_on_error
+        if allowed is True:
+            return 0
+        return allowed if allowed >= 1 else allowed * len(self.tasks[label].ids)
+
     def prepare(self, label: str) -> None:
         """Give a task its context: from the store, or computed and stored."""
         task = self.tasks[label]
@@ -153,29 +161,49 @@ class Bench:
             self._pixel_bytes -= dropped.nbytes
         return image
 
-    def sources(self, block: Block, compute: bool = True) -> Sources | None:
-        """Hashes of a block's pixels; read from the store while the files' sizes and mtimes stay."""
+    def known_sources(self, block: Block) -> Sources | None:
+        """Hashes of a block's pixels as far as they are stored and the files' sizes and mtimes are what they were."""
         place = (block.dataset, block.number)
         if place not in self._sources:
-            dataset = self.datasets[block.dataset]
-            stats = [dataset.path(image_id).stat() for image_id in block.ids]
-            facts = [dataset.preprocessing, [(i, s.st_size, s.st_mtime_ns) for i, s in zip(block.ids, stats, strict=True)]]
-            name = f"sources/{safe_name(block.dataset)}/{block.number:05d}-{digest(facts)}.parquet"
-            if self.store.exists(name):
-                rows = from_table(self.store.read_table(name), SOURCES.names)
-            elif not compute:
+            name = self._sources_name(block)
+            if not self.store.exists(name):
                 return None
-            else:
-                rows = [self._source_row(block.dataset, image_id) for image_id in block.ids]
-                self.store.write_table(name, to_table(rows, SOURCES))
-            self._sources[place] = Sources(
-                {row["id"]: (row["height"], row["width"]) for row in rows}, {row["id"]: row["sha256"] for row in rows}
-            )
+            rows = from_table(self.store.read_table(name), SOURCES.names)
+            errors = {row["id"]: row["error"] for row in rows if row["error"]}
+            if errors and self.experiment.fail_on_error is True:
+                return None
+            self._sources[place] = Sources({row["id"]: row["sha256"] for row in rows}, errors)
         return self._sources[place]
+
+    def sources(self, block: Block) -> Sources:
+        """The same, hashing the pixels where need be. Raises DatasetError unless the experiment tolerates bad images."""
+        known = self.known_sources(block)
+        if known is None:
+            rows = [self._source_row(block.dataset, image_id) for image_id in block.ids]
+            self.store.write_table(self._sources_name(block), to_table(rows, SOURCES))
+            known = self.known_sources(block)
+            assert known is not None
+        return known
+
+    def _sources_name(self, block: Block) -> str:
+        dataset = self.datasets[block.dataset]
+        stats = {image_id: stat_or_none(dataset.path(image_id)) for image_id in block.ids}
+        key = digest([dataset.preprocessing, stats])
+        return f"sources/{safe_name(block.dataset)}/{block.number:05d}-{key}.parquet"
+
+    def _source_row(self, dataset: str, image_id: str) -> dict[str, Any]:
+        row: dict[str, Any] = {**dict.fromkeys(SOURCES.names), "id": image_id}
+        try:
+            image = self.read(dataset, image_id)
+        except DatasetError as error:
+            if self.experiment.fail_on_error is True:
+                raise
+            return row | {"error": str(error)}
+        return row | {"height": image.shape[0], "width": image.shape[1], "sha256": pixel_sha256(image)}
 
     def streams(self, block: Block, series: Series) -> pd.DataFrame | None:
         """What is known of a block's streams but the bytes themselves, by image id; None where the shard is missing."""
-        sources = self.sources(block, compute=False)
+        sources = self.known_sources(block)
         if sources is None:
             return None
         name = stream_name(block, sources, series)
@@ -186,6 +214,11 @@ class Bench:
             self._streams[name] = self.store.read_table(name, columns).to_pandas().set_index("id")
         return self._streams[name]
 
-    def _source_row(self, dataset: str, image_id: str) -> dict[str, Any]:
-        image = self.read(dataset, image_id)
-        return {"id": image_id, "height": image.shape[0], "width": image.shape[1], "sha256": pixel_sha256(image)}
+
+def stat_or_none(path: Path) -> tuple[int, int] | None:
+    """Size and mtime in nanoseconds; None for a file that is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import redirect_stdout
+
+import pebble
 
 from icmbench.harness.bench import Bench
+from icmbench.harness.cell import Failure, Outcome
 from icmbench.harness.errors import UserError
-from icmbench.harness.loop import Failure, Outcome, Progress, Unit, run_unit
+from icmbench.harness.loop import Progress, Unit, run_unit
 from icmbench.harness.shards import cell_name
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -19,38 +23,51 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 def in_process(bench: Bench, units: Sequence[Unit], keep: bool, progress: Progress) -> Iterator[Outcome]:
     """One unit after the other, here."""
     for unit in units:
-        yield run_unit(bench, unit, keep, progress)
+        with redirect_stdout(sys.stderr):  # a plug-in that prints must not spoil what the command prints
+            outcome = run_unit(bench, unit, keep, progress)
+        yield outcome
 
 
 def process_pool(bench: Bench, units: Sequence[Unit], keep: bool, progress: Progress, workers: int) -> Iterator[Outcome]:
     """Units in `workers` processes that share the cores: each gets an equal share of threads.
 
-    A worker that dies (out of memory, a crashing library) ends the pool; what was written stays, and its cells are named.
+    A worker that dies (killed, a crashing library) or takes longer than the experiment's `timeout` is replaced; its unit's cells
+    are named and the others go on.
     """
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, threads))  # spawned children read them before numpy and torch start
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (bench,))
+    limit = bench.experiment.timeout
+    pool = pebble.ProcessPool(workers, initializer=_start_worker, initargs=(bench,), context=multiprocessing.get_context("spawn"))
     waiting = list(reversed(units))
     running: dict[Future[Outcome], Unit] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < workers + 1:
+            while waiting and len(running) < 2 * workers:  # one ahead, so that no worker waits for its next unit
                 unit = waiting.pop()
-                running[pool.submit(_run, unit, keep)] = unit
+                running[pool.schedule(_run, (unit, keep), timeout=None if limit is None else limit * unit.images)] = unit
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 unit = running.pop(future)
-                outcome = future.result()
                 progress(unit.images)
-                yield outcome
-    except BrokenProcessPool:
-        lost = [*running.values(), unit, *waiting]  # `unit` was being handed over when the pool broke
-        names = {cell_name(unit.block, bench.series[k]) for unit in lost for k in unit.series}
-        yield Outcome([Failure(name, "a worker process died; run the same command again") for name in sorted(names)])
+                yield _outcome(bench, future, unit)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.stop()
+        pool.join()
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _outcome(bench: Bench, future: Future[Outcome], unit: Unit) -> Outcome:
+    try:
+        return future.result()
+    except TimeoutError:
+        why = f"took longer than the experiment's timeout of {bench.experiment.timeout:g} s an image"
+    except pebble.ProcessExpired as error:
+        why = f"its worker process died ({error}): run the same command again"
+    return Outcome([Failure(cell_name(unit.block, bench.series[k]), why) for k in unit.series])
 
 
 def make_units(bench: Bench, workers: int) -> list[Unit]:
@@ -79,4 +96,5 @@ def _start_worker(bench: Bench) -> None:
 
 def _run(unit: Unit, keep: bool) -> Outcome:
     assert _bench is not None
-    return run_unit(_bench, unit, keep)
+    with redirect_stdout(sys.stderr):  # a plug-in that prints must not spoil what the command prints
+        return run_unit(_bench, unit, keep, lambda images: None)

@@ -50,7 +50,12 @@ class TaskBlock(Block):
 
 
 class Experiment(Block):
-    """The whole file. `shard_size` images are one unit of work and of resume: lower it for codecs of minutes an image."""
+    """The whole file.
+
+    shard_size: images of one unit of work and of resume; lower it for codecs of minutes an image.
+    fail_on_error: True, or how many images (from 1 on), or which share of them (below 1), may fail; they leave every codec's score.
+    timeout: seconds that a codec and all tasks may take for one image, in worker processes.
+    """
 
     name: str
     datasets: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -60,7 +65,16 @@ class Experiment(Block):
     shard_size: int = Field(32, ge=1)
     batch_size: int = Field(8, ge=1)
     limit: int | None = Field(None, ge=1)
+    fail_on_error: bool | int | float = True
+    timeout: float | None = Field(None, gt=0)
     folder: Path = Field(Path(), exclude=True)  # of the file: relative paths start here
+
+    @field_validator("fail_on_error")
+    @classmethod
+    def _policy(cls, value: bool | int | float) -> bool | int | float:
+        if value is False or value < 0:
+            raise ValueError("write true, a count of images, or a share below 1")
+        return value
 
     @field_validator("datasets")
     @classmethod

@@ -10,9 +10,9 @@ import pandas as pd
 
 from icmbench.harness import executors
 from icmbench.harness.bench import Bench
+from icmbench.harness.cell import Failure
 from icmbench.harness.environment import environment
 from icmbench.harness.experiment import Experiment
-from icmbench.harness.loop import Failure
 from icmbench.harness.progress import Bar
 from icmbench.harness.scoring import score
 from icmbench.harness.store import Store
@@ -53,7 +53,7 @@ def run(experiment: Experiment, out: Path, workers: int = 1, keep: bool = False,
     result_failures: list[Failure] = []
     codec_images = model_images = 0
     with Bar(experiment.name, sum(unit.images for unit in units)) as bar:
-        if workers == 1:
+        if workers == 1 and experiment.timeout is None:
             outcomes = executors.in_process(bench, units, keep, bar.advance)
         else:
             outcomes = executors.process_pool(bench, units, keep, bar.advance, workers)

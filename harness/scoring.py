@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from icmbench.harness.bench import Bench
 from icmbench.harness.shards import PREDICTION, Block, Series, cell_name, digest, prediction_name
@@ -32,28 +33,27 @@ class Evidence:
     streams: pd.DataFrame | None
 
 
-class Missing(Exception):
-    """Cells that are not there, by name."""
-
-    def __init__(self, cells: list[str]) -> None:
-        super().__init__(", ".join(cells))
-        self.cells = cells
-
-
 def score(bench: Bench) -> tuple[pd.DataFrame, list[str]]:
-    """The scores frame (columns `COLUMNS`) of every complete series and task, and the names of the cells that are missing."""
+    """The scores frame (columns `COLUMNS`) of every complete series and task, and the names of the cells that are missing.
+
+    An image that failed for one codec leaves every codec's score, so that all stand on the same images.
+    """
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
     for label, task in bench.tasks.items():
+        series_of_task = [series for series in bench.series if series.codec is not None or not task.needs_originals]
+        absent = {series.name: absent_cells(bench, label, series) for series in series_of_task}
+        missing += [cell for cells in absent.values() for cell in cells]
+        complete = [series for series in series_of_task if not absent[series.name]]
+        failed = set().union(*(failed_images(bench, label, series) for series in complete))
+        if len(failed) > bench.tolerated(label):
+            missing.append(
+                f"{label}: {len(failed)} of {len(task.ids)} images failed, {sorted(failed)[0]!r} first; see fail_on_error"
+            )
+            continue
         targets: list[Any] | None = None
-        for series in bench.series:
-            if series.codec is None and task.needs_originals:
-                continue
-            try:
-                evidence = gather(bench, label, series)
-            except Missing as error:
-                missing += error.cells
-                continue
+        for series in complete:
+            evidence = gather(bench, label, series, failed)
             if series.codec is None and task.reference == "original":
                 targets = task.pseudo_targets(evidence.predictions)
             elif targets is None and task.reference == "labels":
@@ -63,26 +63,42 @@ def score(bench: Bench) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows, columns=COLUMNS), missing
 
 
-def gather(bench: Bench, label: str, series: Series) -> Evidence:
-    """Read one task's predictions on one series. Raises Missing with the names of all cells that are not there."""
+def absent_cells(bench: Bench, label: str, series: Series) -> list[str]:
+    """Names of the cells of one task and series whose files are not there."""
+    return [
+        f"{cell_name(block, series)} / {label}"
+        for block, _, file, _ in shards(bench, label, series)
+        if file is None or not bench.store.exists(file)
+    ]
+
+
+def failed_images(bench: Bench, label: str, series: Series) -> set[str]:
+    """Images that could not be read, coded or predicted in one series whose shards are all there."""
+    failed: set[str] = set()
+    for _, _, file, _ in shards(bench, label, series):
+        assert file is not None
+        rows = from_table(bench.store.read_table(file, ["id", "error"]), ["id", "error"])
+        failed |= {row["id"] for row in rows if row["error"]}
+    return failed
+
+
+def gather(bench: Bench, label: str, series: Series, failed: Collection[str]) -> Evidence:
+    """One task's predictions on one series whose shards are all there, the failed images left out."""
     ids: list[str] = []
     predictions: list[Prediction] = []
     seconds: list[float] = []
     streams: list[pd.DataFrame] = []
-    missing: list[str] = []
-    for block, mine, file, stream in shards(bench, label, series):
-        if file is None or not bench.store.exists(file):
-            missing.append(f"{cell_name(block, series)} / {label}")
-            continue
+    for _, mine, file, stream in shards(bench, label, series):
+        assert file is not None
         table = bench.store.read_table(file)
+        good = [image_id not in failed for image_id in mine]
         names = [name for name in table.column_names if name not in dict(PREDICTION)]
-        ids += mine
-        predictions += from_table(table, names)
-        seconds += table.column("seconds").to_pylist()
+        kept = table.filter(pa.array(good))
+        ids += kept.column("id").to_pylist()
+        predictions += from_table(kept, names)
+        seconds += kept.column("seconds").to_pylist()
         if stream is not None:
-            streams.append(stream.loc[mine])
-    if missing:
-        raise Missing(missing)
+            streams.append(stream.loc[[image_id for image_id, keep in zip(mine, good, strict=True) if keep]])
     frame = pd.concat(streams) if streams else None
     return Evidence(ids, predictions, float(np.mean(seconds)), frame)
 
@@ -95,12 +111,13 @@ def shards(bench: Bench, label: str, series: Series) -> Iterator[tuple[Block, li
         mine = bench.scored(label, block)
         if not mine:
             continue
-        sources = bench.sources(block, compute=False)
+        sources = bench.known_sources(block)
         stream = bench.streams(block, series) if sources is not None and series.codec is not None else None
         if sources is None or (series.codec is not None and stream is None):
             yield block, mine, None, None
             continue
-        pixels = [sources.sha256[i] for i in mine] if stream is None else list(stream.loc[mine, "sha256"])
+        known = sources.sha256 if stream is None else {i: s if isinstance(s, str) else None for i, s in stream["sha256"].items()}
+        pixels = [known[i] for i in mine]
         yield block, mine, prediction_name(block, mine, sources, series, label, task, pixels), stream
 
 

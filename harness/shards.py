@@ -20,7 +20,15 @@ from icmbench.codecs.base import Codec
 from icmbench.harness.store import safe_name
 from icmbench.tasks.base import Image, Task
 
-SOURCES = pa.schema([("id", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("sha256", pa.string())])
+SOURCES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("sha256", pa.string()),
+        ("error", pa.string()),  # why the image could not be read; null for a good one
+    ]
+)
 
 STREAMS = pa.schema(
     [
@@ -33,9 +41,10 @@ STREAMS = pa.schema(
         ("encode_seconds", pa.float64()),
         ("decode_seconds", pa.float64()),
         ("sha256", pa.string()),  # of the reconstruction
+        ("error", pa.string()),  # why there is no stream; null for a good one
     ]
 )
-PREDICTION = [("id", pa.string()), ("seconds", pa.float64())]  # then the task's own columns
+PREDICTION = [("id", pa.string()), ("seconds", pa.float64()), ("error", pa.string())]  # then the task's own columns
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Sources:
-    """What is known of a block's pixels before coding: sizes and SHA-256, aligned with the block's ids."""
+    """What is known of a block's pixels before coding, by image id: their SHA-256, and why some could not be read."""
 
-    sizes: dict[str, tuple[int, int]]
-    sha256: dict[str, str]
+    sha256: dict[str, str | None]
+    errors: dict[str, str]
 
 
 def pixel_sha256(image: Image) -> str:
@@ -101,7 +110,7 @@ def stream_name(block: Block, sources: Sources, series: Series) -> str:
 
 
 def prediction_name(
-    block: Block, ids: Sequence[str], sources: Sources, series: Series, label: str, task: Task, pixels: Sequence[str]
+    block: Block, ids: Sequence[str], sources: Sources, series: Series, label: str, task: Task, pixels: Sequence[str | None]
 ) -> str:
     """Where a prediction shard lies; its key holds the hashes of the pixels shown to the model and the task's fingerprint."""
     originals = [sources.sha256[i] for i in ids] if task.needs_originals else None

@@ -4,6 +4,7 @@ Every call of a codec or model is written as a line to the file that ICMBENCH_CA
 """
 
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -77,6 +78,40 @@ class Picky(Shift):
         if image.mean() < 100 and "ICMBENCH_PICKY" in os.environ:
             raise ArithmeticError("too dark")
         return super().compress(image)
+
+
+class Stuck(Shift):
+    """Hangs on the third picture."""
+
+    name = "stuck"
+
+    def compress(self, image):
+        while image.mean() < 100:
+            time.sleep(1)
+        return super().compress(image)
+
+
+class Crash(Shift):
+    """Takes its process down on the third picture."""
+
+    name = "crash"
+
+    def compress(self, image):
+        if image.mean() < 100:
+            os._exit(139)
+        return super().compress(image)
+
+
+class Chatty(Shift):
+    """Prints, and returns nothing for a batch of more than two images but an error of memory."""
+
+    name = "chatty"
+
+    def compress_batch(self, images, ids):
+        print("CHATTER")
+        if len(images) > 2:
+            raise MemoryError
+        return [self.compress(image) for image in images]
 
 
 class Averager:

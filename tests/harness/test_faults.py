@@ -1,0 +1,121 @@
+"""Codecs, models and images that misbehave: what is lost, and what the tables say of it."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from icmbench.harness.attempt import attempt
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.run import run
+
+MEAN_COLOUR = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "averager"}, "reference": "original"}]
+
+
+def test_a_tolerated_failure_leaves_every_codec_s_score(tmp_path, experiment, photos, calls, monkeypatch):
+    monkeypatch.setenv("ICMBENCH_PICKY", "1")
+    (photos / "7.png").write_bytes(b"no picture")
+    path = experiment(codecs=[{"name": "shift", "points": [4]}, {"name": "picky", "points": [4]}], fail_on_error=2)
+    result = run(load_experiment(path), tmp_path / "run")
+    assert not result.missing, result.failures
+    assert set(result.scores.failed) == {2} and set(result.scores.scored) == {8} and set(result.scores.expected) == {10}
+    # codec by codec the same images: equal bytes give equal rates
+    rates = result.scores[result.scores.metric == "distance"].set_index("codec").bpp
+    assert rates["shift"] == rates["picky"]
+    assert any("2.png" in failure.cell and "too dark" in failure.reason for failure in result.failures)
+    calls()
+    again = run(load_experiment(path), tmp_path / "run")
+    assert calls() == {} and not again.missing
+    pd.testing.assert_frame_equal(again.scores, result.scores)
+
+
+@pytest.mark.parametrize(("policy", "complete"), [(1, False), (2, True), (0.1, False), (0.2, True)])
+def test_the_policy_is_a_count_or_a_share(tmp_path, experiment, photos, policy, complete):
+    for name in ("1.png", "7.png"):
+        (photos / name).write_bytes(b"no picture")
+    result = run(load_experiment(experiment(fail_on_error=policy)), tmp_path / "run")
+    assert (not result.missing) == complete
+    assert complete or "2 of 10 images failed" in result.missing[0]
+
+
+def test_a_stricter_policy_tries_again(tmp_path, experiment, calls, monkeypatch):
+    monkeypatch.setenv("ICMBENCH_PICKY", "1")
+    codecs = [{"name": "picky", "points": [4]}]
+    run(load_experiment(experiment(codecs=codecs, anchor=None, fail_on_error=1)), tmp_path / "run")
+    monkeypatch.delenv("ICMBENCH_PICKY")
+    calls()
+    result = run(load_experiment(experiment(codecs=codecs, anchor=None)), tmp_path / "run")
+    assert calls()["compress picky"] == 4 and not result.missing and set(result.scores.failed) == {0}
+
+
+@pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "worker process died")])
+def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment, codec, words):
+    codecs = [{"name": codec, "points": [4]}, {"name": "shift", "points": [4]}]
+    result = run(load_experiment(experiment(codecs=codecs, tasks=MEAN_COLOUR, timeout=1)), tmp_path / "run", workers=2)
+    assert {failure.cell for failure in result.failures} == {f"photos / {codec} bits=4 / block 0"}
+    assert words in result.failures[0].reason
+    assert result.missing == [f"photos / {codec} bits=4 / block 0 / mean-colour"]
+    assert "shift" in set(result.scores.codec)
+
+
+def test_a_codec_that_prints_and_runs_out_of_memory_is_given_smaller_batches(tmp_path, experiment, icmbench):
+    path = experiment(codecs=[{"name": "chatty", "points": [4]}, {"name": "shift", "points": [4]}])
+    done = icmbench("run", path, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "CHATTER" not in done.stdout and "CHATTER" in done.stderr
+    table = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert set(table.codec) == {"uncompressed", "chatty", "shift"}
+
+
+def test_batches_are_halved_to_what_fits_and_to_what_fails():
+    seen = []
+
+    def call(indices):
+        seen.append(len(indices))
+        if len(indices) > 2:
+            raise MemoryError
+        if 5 in indices:
+            raise ValueError("five")
+        return [10 * k for k in indices]
+
+    results = attempt(call, range(8), tolerant=True)
+    assert isinstance(results.pop(5), ValueError)
+    assert results == {k: 10 * k for k in range(8) if k != 5}
+    assert max(seen[1:]) < 8
+    with pytest.raises(ValueError, match="five"):
+        attempt(call, range(8), tolerant=False)
+
+
+def test_two_runs_on_one_folder_at_once(tmp_path, experiment):
+    path = experiment(codecs=[{"name": "shift"}, {"name": "shaky", "points": [4]}], shard_size=2)
+    command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run")]
+    both = [subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode in (0, 1) and "Traceback" not in errors
+    final = run(load_experiment(path), tmp_path / "run")
+    assert not final.missing and not final.failures
+    assert final.scores[final.scores.codec == "shaky"].realisation.nunique() == 1
+
+
+def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path, experiment, calls):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        path = experiment(codecs=[{"name": "shift", "points": [6, 4, 2, 1, 0]}])
+        command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(disk / "run")]
+        full = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+        assert full.returncode in (1, 2)
+        assert "free some disk space" in full.stderr and "Traceback" not in full.stderr
+        calls()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+        assert done.returncode == 0, done.stderr
+        assert calls().get("compress shift", 0) < 50
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
