@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from icmbench.harness.errors import UserError
 
 if TYPE_CHECKING:
-    from icmbench.harness.run import RunResult
+    from icmbench.harness.run import How, RunResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     def working(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the cores (default 1)")
         sub.add_argument("--keep", choices=["reconstructions"], help="keep every reconstruction as a lossless picture")
+        sub.add_argument(
+            "--shard", metavar="I/N", help="only the I-th of N parts, for N jobs; then run once without it for the tables"
+        )
 
     sub = command("run", _run, "compute what is missing of an experiment, then its tables and report")
     experiment(sub)
@@ -95,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
     from icmbench.harness.run import run
 
     loaded, out = _load(options)
-    return _finish(run(loaded, out, _workers(options), bool(options.keep), source=options.experiment))
+    return _finish(run(loaded, out, _how(options), source=options.experiment))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -103,28 +107,37 @@ def _demo(options: argparse.Namespace) -> int:
     from icmbench.harness.run import run
 
     source = Path(__file__).with_name("demo.yaml")
-    return _finish(run(load_experiment(source), options.out, _workers(options), bool(options.keep), source=source))
+    return _finish(run(load_experiment(source), options.out, _how(options), source=source))
 
 
-def _workers(options: argparse.Namespace) -> int:
+def _how(options: argparse.Namespace) -> How:
+    from icmbench.harness.run import How
+
     if options.workers < 1:
         raise UserError("--workers: at least 1")
-    return int(options.workers)
+    shard = None
+    if options.shard is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+        shard = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= shard[0] <= shard[1]:
+            raise UserError(f"--shard {options.shard}: write I/N with I from 1 to N")
+    return How(options.workers, bool(options.keep), shard)
 
 
 def _finish(result: RunResult) -> int:
     from icmbench.harness.show import show_bdrate
 
-    show_bdrate(result.bdrate)
-    print(f"report: {result.report}")
+    if result.report is not None:
+        show_bdrate(result.bdrate)
+        print(f"report: {result.report}")
     reasons: dict[str, list[str]] = {}
-    for failure in result.failures:
+    for failure in result.outcome.failures:
         reasons.setdefault(failure.reason, []).append(failure.cell)
     for why, cells in reasons.items():
         print(f"icmbench: {cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {why}", file=sys.stderr)
     if result.missing:
         print(f"icmbench: {len(result.missing)} cells are missing:", *result.missing, sep="\n  ", file=sys.stderr)
-    return 1 if result.missing else 0
+    return 1 if result.missing or (result.outcome.failures and result.report is None) else 0
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -10,61 +10,82 @@ import pandas as pd
 
 from icmbench.harness import executors
 from icmbench.harness.bench import Bench
-from icmbench.harness.cell import Failure
+from icmbench.harness.cell import Outcome
 from icmbench.harness.environment import environment
 from icmbench.harness.experiment import Experiment
+from icmbench.harness.loop import Unit
 from icmbench.harness.progress import Bar
 from icmbench.harness.scoring import score
 from icmbench.harness.store import Store
 from icmbench.harness.tables import derive
 
 
+@dataclass(frozen=True)
+class How:
+    """How an experiment is computed; it changes no result.
+
+    keep: keep every reconstruction as a lossless picture.
+    shard: (i, n) computes the i-th of n parts (from 1 on) and leaves the tables to a later run without it.
+    """
+
+    workers: int = 1
+    keep: bool = False
+    shard: tuple[int, int] | None = None
+
+
 @dataclass
 class RunResult:
-    """What a run came to. It is complete when no cell is missing."""
+    """What a run came to. It is complete when no cell is missing. With `How.shard` there are no tables."""
 
-    scores: pd.DataFrame
-    bdrate: pd.DataFrame
-    report: Path
-    failures: list[Failure] = field(default_factory=list)
+    outcome: Outcome
+    seconds: dict[str, float]
+    scores: pd.DataFrame = field(default_factory=pd.DataFrame)
+    bdrate: pd.DataFrame = field(default_factory=pd.DataFrame)
+    report: Path | None = None
     missing: list[str] = field(default_factory=list)
-    codec_images: int = 0
-    model_images: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(experiment: Experiment, out: Path, workers: int = 1, keep: bool = False, source: Path | None = None) -> RunResult:
+def run(experiment: Experiment, out: Path, how: How = How(), source: Path | None = None) -> RunResult:
     """Run an experiment into a folder; what is there is kept and only what is missing is computed.
 
-    `keep` keeps all reconstructions as lossless pictures. `source` is the experiment file, copied beside the results.
-    Raises UserError for bad input; failures of single cells are in the result.
+    `source` is the experiment file, copied beside the results. Raises UserError for bad input; failures of single cells are in
+    the result.
     """
+    started = time.perf_counter()
     store = Store(out)
     store.sweep()
     bench = Bench(experiment, store)
-    started = time.perf_counter()
-    units = executors.make_units(bench, workers)
-    bench.tasks  # noqa: B018  bad task options are to be told before any work
+    parts = how.shard[1] if how.shard else 1
+    units = executors.make_units(bench, how.workers * parts)
+    if how.shard:
+        units = units[how.shard[0] - 1 :: parts]
+    for label in bench.tasks:
+        bench.prepare(label)
     if source is not None:
         store.write("experiment.yaml", source.read_bytes())
     store.write_json("environment.json", environment(bench))
-    for label in bench.tasks:
-        bench.prepare(label)
-    result_failures: list[Failure] = []
-    codec_images = model_images = 0
-    with Bar(experiment.name, sum(unit.images for unit in units)) as bar:
-        if workers == 1 and experiment.timeout is None:
-            outcomes = executors.in_process(bench, units, keep, bar.advance)
-        else:
-            outcomes = executors.process_pool(bench, units, keep, bar.advance, workers)
-        for outcome in outcomes:
-            result_failures += outcome.failures
-            codec_images += outcome.codec_images
-            model_images += outcome.model_images
+    outcome = _compute(bench, units, how)
     worked = time.perf_counter()
+    if how.shard:
+        return RunResult(outcome, {"loop": worked - started})
     scores, missing = score(bench)
     scores.to_csv(out / "scores.csv", index=False)
     scored = time.perf_counter()
-    bdrate, report = derive(out, scores, experiment.anchor if experiment.anchor in set(scores["codec"]) else None, experiment.name)
+    anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None
+    bdrate, report = derive(out, scores, anchor, experiment.name)
     seconds = {"loop": worked - started, "scoring": scored - worked, "report": time.perf_counter() - scored}
-    return RunResult(scores, bdrate, report, result_failures, missing, codec_images, model_images, seconds)
+    return RunResult(outcome, seconds, scores, bdrate, report, missing)
+
+
+def _compute(bench: Bench, units: list[Unit], how: How) -> Outcome:
+    total = Outcome()
+    with Bar(bench.experiment.name, sum(unit.images for unit in units)) as bar:
+        if how.workers == 1 and bench.experiment.timeout is None:
+            outcomes = executors.in_process(bench, units, how.keep, bar.advance)
+        else:
+            outcomes = executors.process_pool(bench, units, how.keep, bar.advance, how.workers)
+        for outcome in outcomes:
+            total.failures += outcome.failures
+            total.codec_images += outcome.codec_images
+            total.model_images += outcome.model_images
+    return total

@@ -9,7 +9,7 @@ import pytest
 
 from icmbench.harness.attempt import attempt
 from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import run
+from icmbench.harness.run import How, run
 
 MEAN_COLOUR = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "averager"}, "reference": "original"}]
 
@@ -19,12 +19,12 @@ def test_a_tolerated_failure_leaves_every_codec_s_score(tmp_path, experiment, ph
     (photos / "7.png").write_bytes(b"no picture")
     path = experiment(codecs=[{"name": "shift", "points": [4]}, {"name": "picky", "points": [4]}], fail_on_error=2)
     result = run(load_experiment(path), tmp_path / "run")
-    assert not result.missing, result.failures
+    assert not result.missing, result.outcome.failures
     assert set(result.scores.failed) == {2} and set(result.scores.scored) == {8} and set(result.scores.expected) == {10}
     # codec by codec the same images: equal bytes give equal rates
     rates = result.scores[result.scores.metric == "distance"].set_index("codec").bpp
     assert rates["shift"] == rates["picky"]
-    assert any("2.png" in failure.cell and "too dark" in failure.reason for failure in result.failures)
+    assert any("2.png" in failure.cell and "too dark" in failure.reason for failure in result.outcome.failures)
     calls()
     again = run(load_experiment(path), tmp_path / "run")
     assert calls() == {} and not again.missing
@@ -53,9 +53,9 @@ def test_a_stricter_policy_tries_again(tmp_path, experiment, calls, monkeypatch)
 @pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "worker process died")])
 def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment, codec, words):
     codecs = [{"name": codec, "points": [4]}, {"name": "shift", "points": [4]}]
-    result = run(load_experiment(experiment(codecs=codecs, tasks=MEAN_COLOUR, timeout=1)), tmp_path / "run", workers=2)
-    assert {failure.cell for failure in result.failures} == {f"photos / {codec} bits=4 / block 0"}
-    assert words in result.failures[0].reason
+    result = run(load_experiment(experiment(codecs=codecs, tasks=MEAN_COLOUR, timeout=1)), tmp_path / "run", How(workers=2))
+    assert {failure.cell for failure in result.outcome.failures} == {f"photos / {codec} bits=4 / block 0"}
+    assert words in result.outcome.failures[0].reason
     assert result.missing == [f"photos / {codec} bits=4 / block 0 / mean-colour"]
     assert "shift" in set(result.scores.codec)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from icmbench.harness.errors import UserError
 from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import run
+from icmbench.harness.run import How, run
 from icmbench.harness.scoring import COLUMNS
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
@@ -19,7 +19,7 @@ def scores(folder):
 
 def test_scores_are_what_a_short_loop_gives(tmp_path, photos, experiment):
     result = run(load_experiment(experiment()), tmp_path / "run")
-    assert not result.missing and not result.failures
+    assert not result.missing and not result.outcome.failures
     table = pd.read_csv(tmp_path / "run" / "scores.csv")
     assert list(table.columns) == COLUMNS
     assert (tmp_path / "run" / "bdrate.csv").exists() and result.report.exists()
@@ -55,7 +55,7 @@ def test_a_second_run_calls_no_codec_and_no_model(tmp_path, experiment, calls):
     assert calls() == {"compress shift": 30, "context": 1, "decompress shift": 30, "distance": 3 * 5, "model": 40}
     result = run(load_experiment(path), tmp_path / "run")
     assert calls() == {}
-    assert (result.codec_images, result.model_images) == (0, 0)
+    assert (result.outcome.codec_images, result.outcome.model_images) == (0, 0)
     pd.testing.assert_frame_equal(first, scores(tmp_path / "run"))
 
 
@@ -87,7 +87,7 @@ def test_two_processes_give_the_same_scores_as_one(tmp_path, experiment, calls):
     path = experiment(tasks=tasks)
     run(load_experiment(path), tmp_path / "one")
     once = calls()
-    result = run(load_experiment(path), tmp_path / "two", workers=2)
+    result = run(load_experiment(path), tmp_path / "two", How(workers=2))
     assert not result.missing and calls() == once
     pd.testing.assert_frame_equal(scores(tmp_path / "one"), scores(tmp_path / "two"))
 
@@ -114,7 +114,7 @@ def test_a_shaky_decoder_never_mixes_realisations(tmp_path, experiment, calls):
     run(load_experiment(both), tmp_path / "run")
     first = scores(tmp_path / "run")
     again = run(load_experiment(both), tmp_path / "run")
-    assert again.codec_images == 0
+    assert again.outcome.codec_images == 0
     pd.testing.assert_frame_equal(first, scores(tmp_path / "run"))
     assert first[first.codec == "shaky"].realisation.nunique() == 1
     calls()
@@ -130,13 +130,13 @@ def test_a_shaky_decoder_never_mixes_realisations(tmp_path, experiment, calls):
 
 def test_kept_reconstructions_serve_later_tasks(tmp_path, experiment, calls):
     shaky = [{"name": "shaky", "points": [4]}]
-    run(load_experiment(experiment(codecs=shaky, anchor=None)), tmp_path / "run", keep=True)
+    run(load_experiment(experiment(codecs=shaky, anchor=None)), tmp_path / "run", How(keep=True))
     first = scores(tmp_path / "run")
     pictures = list((tmp_path / "run" / "reconstructions").rglob("*.png"))
     assert len(pictures) == 10
     calls()
     tasks = [{"name": "distance", "dataset": "photos", "label": "third"}]
-    result = run(load_experiment(experiment(codecs=shaky, tasks=tasks, anchor=None)), tmp_path / "run", keep=True)
+    result = run(load_experiment(experiment(codecs=shaky, tasks=tasks, anchor=None)), tmp_path / "run", How(keep=True))
     assert calls() == {"distance": 5}
     assert result.scores.value.iloc[0] == first[first.metric == "distance"].value.iloc[0]
 
@@ -146,7 +146,7 @@ def test_failures_name_their_cells_and_lose_nothing_else(tmp_path, experiment, c
     codecs = [{"name": "shift", "points": [4]}, {"name": "picky", "points": [4]}, {"name": "small", "points": [4]}]
     path = experiment(codecs=codecs)
     result = run(load_experiment(path), tmp_path / "run")
-    reasons = {failure.cell: failure.reason for failure in result.failures}
+    reasons = {failure.cell: failure.reason for failure in result.outcome.failures}
     assert set(reasons) == {"photos / picky bits=4 / block 0", *(f"photos / small bits=4 / block {k}" for k in range(3))}
     assert reasons["photos / picky bits=4 / block 0"].startswith("ArithmeticError: too dark")
     assert "not uint8 (40, 60, 3)" in reasons["photos / small bits=4 / block 0"]
@@ -165,5 +165,16 @@ def test_failures_name_their_cells_and_lose_nothing_else(tmp_path, experiment, c
 def test_a_missing_image_is_an_error_that_names_it(tmp_path, experiment, photos):
     (photos / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     result = run(load_experiment(experiment(codecs=[{"name": "shift", "points": [4]}])), tmp_path / "run")
-    assert any("5.png" in failure.reason for failure in result.failures)
+    assert any("5.png" in failure.reason for failure in result.outcome.failures)
     assert {cell.split(" / ")[2] for cell in result.missing} == {"block 1"}
+
+
+def test_shards_of_several_jobs_make_one_run(tmp_path, experiment, calls):
+    path = experiment()
+    for part in (1, 2, 3):
+        result = run(load_experiment(path), tmp_path / "run", How(shard=(part, 3)))
+        assert result.report is None and not result.outcome.failures
+    counted = calls()
+    assert counted["compress shift"] == 30 and counted["model"] == 40
+    result = run(load_experiment(path), tmp_path / "run")
+    assert not result.missing and calls() == {}
