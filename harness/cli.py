@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def experiment(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-        sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/<name>)")
+        sub.add_argument("--out", metavar="RUN", help="run folder, or an object store's URL (default: runs/<name>)")
         sub.add_argument("--limit", type=int, metavar="N", help="only the first N images of each dataset; marks every table")
 
     def working(sub: argparse.ArgumentParser) -> None:
@@ -79,20 +79,21 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("output", type=Path, metavar="OUT")
     command("doctor", _doctor, "what of all this is usable on this machine, and why not")
     sub = command("demo", _demo, "four codecs, three tasks, on photographs and models from packages; under 5 minutes")
-    sub.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN")
+    sub.add_argument("--out", default="runs/demo", metavar="RUN")
     working(sub)
     return parser
 
 
-def _load(options: argparse.Namespace) -> tuple[Any, Path]:
+def _load(options: argparse.Namespace) -> tuple[Any, str]:
     from icmbench.harness.experiment import load_experiment
+    from icmbench.harness.store import safe_name
 
     loaded = load_experiment(options.experiment)
     if options.limit is not None:
         if options.limit < 1:
             raise UserError("--limit: at least 1")
         loaded = loaded.model_copy(update={"limit": options.limit})
-    return loaded, options.out or Path("runs", loaded.name)
+    return loaded, options.out or f"runs/{safe_name(loaded.name)}"
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -41,11 +41,11 @@ class RunResult:
     seconds: dict[str, float]
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     bdrate: pd.DataFrame = field(default_factory=pd.DataFrame)
-    report: Path | None = None
+    report: str | None = None
     missing: list[str] = field(default_factory=list)
 
 
-def run(experiment: Experiment, out: Path, how: How = How(), source: Path | None = None) -> RunResult:
+def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path | None = None) -> RunResult:
     """Run an experiment into a folder; what is there is kept and only what is missing is computed.
 
     `source` is the experiment file, copied beside the results. Raises UserError for bad input; failures of single cells are in
@@ -69,10 +69,12 @@ def run(experiment: Experiment, out: Path, how: How = How(), source: Path | None
     if how.shard:
         return RunResult(outcome, {"loop": worked - started})
     scores, missing = score(bench)
-    scores.to_csv(out / "scores.csv", index=False)
     scored = time.perf_counter()
     anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None
-    bdrate, report = derive(out, scores, anchor, experiment.name)
+    with store.workplace() as folder:
+        scores.to_csv(folder / "scores.csv", index=False)
+        bdrate, page = derive(folder, scores, anchor, experiment.name)
+    report = store.full(page.relative_to(folder).as_posix())
     seconds = {"loop": worked - started, "scoring": scored - worked, "report": time.perf_counter() - scored}
     return RunResult(outcome, seconds, scores, bdrate, report, missing)
 

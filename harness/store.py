@@ -13,7 +13,9 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,18 @@ class Store:
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A local folder for files that are made by name: the root itself, or one whose content is uploaded in the end."""
+        if isinstance(self.fs, LocalFileSystem):
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).rglob("*")):
+                if file.is_file():
+                    self.write(file.relative_to(folder).as_posix(), file.read_bytes())
 
     def sweep(self) -> None:
         """Remove what writers on this machine that no longer live left half written."""
