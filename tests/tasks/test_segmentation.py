@@ -1,0 +1,180 @@
+"""mIoU, aAcc and mAcc against mmsegmentation's definition, on COCO's panoptic maps read as semantic ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from icmbench.tasks.base import DatasetError
+from icmbench.tasks.categories import match_categories
+from icmbench.tasks.maps import pack, paint, read_segments, unpack
+from icmbench.tasks.segmentation import SemanticSegmentation, confusion, segmentation_scores
+
+IGNORE = 255
+
+
+class Maps:
+    """Label maps in memory, with 255 ignored, as a dataset."""
+
+    name, limit, preprocessing = "maps", None, "native"
+
+    def __init__(self, maps, names):
+        self.maps, self.names = maps, names
+        self.ids = sorted(maps)
+
+    def annotated(self, kind):
+        return self.ids if kind == "semantic" else []
+
+    def categories(self, kind):
+        return self.names
+
+    def targets(self, kind, ids):
+        return [{"labels": lambda labels=self.maps[i]: np.where(labels == IGNORE, -1, labels)} for i in ids]
+
+
+class Answers:
+    """A model that gives prepared maps."""
+
+    task = "semantic_segmentation"
+    fingerprint = "answers"
+
+    def __init__(self, maps, categories):
+        self.maps, self.categories = list(maps), categories
+
+    def __call__(self, images):
+        return self.maps
+
+
+@pytest.fixture(scope="module")
+def coco(shared):
+    """40 maps of COCO's panoptic categories as class indices, void as 255, and the category names."""
+    root = shared / "data" / "coco"
+    annotations = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
+    index = {category["id"]: k for k, category in enumerate(annotations["categories"])}
+    maps = {}
+    for entry in annotations["annotations"][:40]:
+        segments = read_segments(root / "panoptic_val2017" / entry["file_name"])
+        table = np.full(segments.max() + 1, IGNORE)
+        for segment in entry["segments_info"]:
+            table[segment["id"]] = index[segment["category_id"]]
+        maps[entry["file_name"]] = table[segments]
+    return Maps(maps, [category["name"] for category in annotations["categories"]])
+
+
+def perturb(labels, k):
+    """Shifted, with some classes renamed and a strip erased: deterministic, wrong in many ways."""
+    moved = np.roll(labels, (3 * k % 17, -5 * k % 23), (0, 1))
+    moved = np.where(moved == IGNORE, k % 133, moved)
+    moved = np.where(moved % 7 == k % 7, (moved + 1) % 133, moved)
+    moved[: 10 + k] = 0
+    return moved
+
+
+def run(dataset, predictions, names=None, **options):
+    task = SemanticSegmentation(dataset, Answers(predictions, names or dataset.names), **options)
+    images = [np.zeros((*labels.shape, 3), np.uint8) for labels in dataset.maps.values()]
+    return task, task.predict(images, task.ids)
+
+
+def iou_metric(predictions, labels, classes, weights=None):
+    """IoUMetric of mmsegmentation, restated: torch.histc an image, sums, NaN means."""
+    torch = pytest.importorskip("torch")
+    areas = torch.zeros(4, classes, dtype=torch.float64)
+    for k, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
+        prediction, label = torch.from_numpy(prediction).double(), torch.from_numpy(label).double()
+        prediction, label = prediction[label != IGNORE], label[label != IGNORE]
+        histograms = [
+            torch.histc(values, bins=classes, min=0, max=classes - 1)
+            for values in (prediction[prediction == label], prediction, label)
+        ]
+        areas[:3] += torch.stack(histograms) * (1 if weights is None else weights[k])
+    intersection, predicted, labelled = areas[:3]
+    return {
+        "mIoU": 100 * torch.nanmean(intersection / (predicted + labelled - intersection)).item(),
+        "aAcc": 100 * (intersection.sum() / labelled.sum()).item(),
+        "mAcc": 100 * torch.nanmean(intersection / labelled).item(),
+    }
+
+
+def test_perfect_predictions_score_100(coco):
+    task, predictions = run(coco, [np.where(m == IGNORE, 0, m) for m in coco.maps.values()])
+    assert task.aggregate(task.statistics(predictions, task.targets(task.ids))) == {"mIoU": 100, "aAcc": 100, "mAcc": 100}
+
+
+def test_perturbed_predictions_equal_the_definition(coco):
+    wrong = [perturb(labels, k) for k, labels in enumerate(coco.maps.values())]
+    task, predictions = run(coco, wrong)
+    statistics = task.statistics(predictions, task.targets(task.ids))
+    expected = iou_metric(wrong, coco.maps.values(), 133)
+    assert task.aggregate(statistics) == pytest.approx(expected, abs=1e-9)
+    assert 5 < expected["mIoU"] < 90
+    weights = np.random.default_rng(0).integers(0, 4, len(task.ids)).astype(float)
+    assert task.aggregate(statistics, weights) == pytest.approx(iou_metric(wrong, coco.maps.values(), 133, weights), abs=1e-9)
+
+
+def test_a_class_absent_from_an_image_resample_leaves_the_mean():
+    first = (np.array([[0, 0]]), np.array([[0, 0]]))
+    second = (np.array([[1, 0]]), np.array([[1, 1]]))
+    statistics = confusion([first, second], 3)
+    assert segmentation_scores(statistics)["mIoU"] == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
+    assert segmentation_scores(statistics, np.array([1.0, 0.0]))["mIoU"] == 100
+    assert np.isnan(segmentation_scores(confusion([(first[0], first[0] - 1)], 3))["aAcc"])
+
+
+def test_model_categories_are_matched_by_name(coco):
+    order = np.random.default_rng(1).permutation(133)
+    names = [*(coco.names[k].upper() for k in order), "unicorn"]
+    position = np.argsort(order)
+    task, predictions = run(coco, [position[np.where(m == IGNORE, 0, m)] for m in coco.maps.values()], names)
+    assert task.aggregate(task.statistics(predictions, task.targets(task.ids)))["mIoU"] == 100
+    task, predictions = run(coco, [np.full_like(m, 133) for m in coco.maps.values()], names)
+    assert task.aggregate(task.statistics(predictions, task.targets(task.ids))) == {"mIoU": 0, "aAcc": 0, "mAcc": 0}
+
+
+def test_synonyms():
+    known = ["building", "sky", "screen", "window ", "door, double door", "silver screen"]
+    wanted = ["door;double door", "windowpane;window", "Building;edifice", "sky", "screen door;screen", "silver screen;screen"]
+    assert match_categories(known, wanted).tolist() == [2, 3, 4, 1, 0, 5]
+    with pytest.raises(DatasetError, match="no category for 1 of the dataset's 2, the first is 'cow'"):
+        match_categories(["sheep"], ["cow", "sheep"])
+    with pytest.raises(DatasetError, match="several categories of the model mean 'sheep'"):
+        match_categories(["sheep", "Sheep"], ["sheep"])
+
+
+def test_agreement_with_the_originals(coco):
+    right = [np.where(m == IGNORE, 0, m) for m in coco.maps.values()]
+    task, originals = run(coco, right, reference="original")
+    targets = task.pseudo_targets(originals)
+    assert task.aggregate(task.statistics(originals, targets))["mIoU"] == 100
+    wrong = [perturb(labels, k) for k, labels in enumerate(coco.maps.values())]
+    _, predictions = run(coco, wrong, reference="original")
+    values = task.aggregate(task.statistics(predictions, targets))
+    assert values == pytest.approx(iou_metric(wrong, right, 133), abs=1e-9)
+
+
+def test_maps_survive_packing_and_fit_arrow(coco):
+    import pyarrow as pa
+
+    task, predictions = run(coco, [np.where(m == IGNORE, 0, m) for m in coco.maps.values()])
+    table = pa.Table.from_pylist(predictions, schema=task.schema)
+    assert (unpack(table["labels"][3].as_py()) == np.where(coco.maps[task.ids[3]] == IGNORE, 0, coco.maps[task.ids[3]])).all()
+    deep = np.arange(600).reshape(20, 30) * 109
+    assert (unpack(pack(deep)) == deep).all()
+    with pytest.raises(ValueError, match=r"0\.\.65535"):
+        pack(np.array([[-1]]))
+
+
+def test_errors_name_what_does_not_fit(coco):
+    task = SemanticSegmentation(coco, Answers([np.zeros((2, 3), int)], coco.names))
+    with pytest.raises(ValueError, match=r"label map is \(2, 3\), the image \(4, 4\)"):
+        task.predict([np.zeros((4, 4, 3), np.uint8)], ["a"])
+    with pytest.raises(DatasetError, match="annotations of these images"):
+        task.statistics([{"labels": pack(np.zeros((2, 3), int))}], [{"labels": lambda: np.zeros((4, 4), int)}])
+    with pytest.raises(DatasetError, match="holds class 133 of 133"):
+        task.statistics([{"labels": pack(np.zeros((1, 1), int))}], [{"labels": lambda: np.full((1, 1), 133)}])
+
+
+def test_drawing_leaves_unlabelled_pixels():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    drawn = paint(image, np.array([[-1, 0], [1, 1]]))
+    assert (drawn[0, 0] == 100).all() and (drawn[0, 1] != drawn[1, 1]).any() and (drawn[1, 0] == drawn[1, 1]).all()
