@@ -1,0 +1,248 @@
+"""PQ against its definition, and against panopticapi where it is installed, on COCO's panoptic annotations."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.images import Preprocessing
+from icmbench.tasks.datasets.panoptic import PanopticAnnotations
+from icmbench.tasks.panoptic import PanopticSegmentation, match_segments, panoptic_scores, panoptic_statistics
+
+
+class Coco:
+    """The panoptic part of COCO as a dataset."""
+
+    name, limit, preprocessing = "coco", None, "native"
+
+    def __init__(self, annotations, ids):
+        self.annotations, self.ids, self.is_thing = annotations, ids, annotations.is_thing
+
+    def annotated(self, kind):
+        return self.ids if kind == "panoptic" else []
+
+    def categories(self, kind):
+        return self.annotations.categories
+
+    def targets(self, kind, ids):
+        return self.annotations.targets(ids)
+
+
+class Answers:
+    """A model that gives prepared segments."""
+
+    task = "panoptic"
+    fingerprint = "answers"
+
+    def __init__(self, outputs, coco):
+        self.outputs, self.categories, self.is_thing = outputs, coco.categories("panoptic"), coco.is_thing
+
+    def __call__(self, images):
+        return self.outputs
+
+
+@pytest.fixture(scope="module")
+def root(shared):
+    return shared / "data" / "coco"
+
+
+@pytest.fixture(scope="module")
+def coco(root):
+    path = root / "annotations" / "panoptic_val2017.json"
+    names = [image["file_name"] for image in json.loads(path.read_text())["images"]]
+    return Coco(PanopticAnnotations(path, root / "panoptic_val2017"), sorted(names))
+
+
+@pytest.fixture(scope="module")
+def targets(coco):
+    """With the maps read once."""
+    return [{**target, "segments": functools.cache(target["segments"])} for target in coco.targets("panoptic", coco.ids)]
+
+
+def perfect(target):
+    ids = target["segment_ids"]
+    return {"segments": target["segments"]().astype(np.int32), "segment_ids": ids, "classes": target["classes"]}
+
+
+def perturbed(target, k):
+    """Shifted segments, every seventh in another class, every ninth gone, and one laid over unlabelled pixels."""
+    output = perfect(target)
+    segments = np.roll(output["segments"], (k % 11, 2 * k % 19), (0, 1))
+    ids, classes = output["segment_ids"], output["classes"].copy()
+    classes[(np.arange(len(ids)) + k) % 7 == 0] += 1
+    segments[np.isin(segments, ids[(np.arange(len(ids)) + k) % 9 == 4])] = 0
+    segments[(target["segments"]() == 0) & (segments == 0)] = 99
+    return {"segments": segments, "segment_ids": np.append(ids, 99), "classes": np.append(classes % 133, k % 133)}
+
+
+def run(coco, outputs, **options):
+    task = PanopticSegmentation(coco, Answers(outputs, coco), **options)
+    images = [np.zeros((*output["segments"].shape, 3), np.uint8) for output in outputs]
+    return task, task.predict(images, coco.ids)
+
+
+def definition(outputs, targets, is_thing, weights=None):
+    """Panoptic quality from masks and sets, segment by segment."""
+    tallies = np.zeros((133, 4))
+    for k, (output, target) in enumerate(zip(outputs, targets, strict=True)):
+        truth = target["segments"]()
+        tally = np.zeros((133, 4))
+        matched_truth, matched = set(), set()
+        mine = {i: (output["segments"] == i, c) for i, c in zip(output["segment_ids"], output["classes"], strict=True)}
+        mine = {i: (mask, c) for i, (mask, c) in mine.items() if mask.any()}
+        theirs = list(zip(target["segment_ids"], target["classes"], target["iscrowd"], strict=True))
+        for i, c, crowd in theirs:
+            for j, (mask, d) in mine.items():
+                if c == d and not crowd:
+                    iou = ((truth == i) & mask).sum() / ((truth == i) | (mask & (truth != 0))).sum()
+                    if iou > 0.5:
+                        tally[c] += [iou, 1, 0, 0]
+                        matched_truth.add(i)
+                        matched.add(j)
+            if i not in matched_truth and not crowd:
+                tally[c, 3] += 1
+        for j, (mask, d) in mine.items():
+            crowds = [i for i, c, crowd in theirs if crowd and c == d][-1:]
+            if j not in matched and np.isin(truth[mask], [0, *crowds]).mean() <= 0.5:
+                tally[d, 2] += 1
+        tallies += tally * (1 if weights is None else weights[k])
+    iou, tp, fp, fn = tallies[(tallies[:, 1:].sum(axis=1)) > 0].T
+    things = is_thing[(tallies[:, 1:].sum(axis=1)) > 0]
+    pq, sq = iou / (tp + fp / 2 + fn / 2), np.where(tp > 0, iou / np.maximum(tp, 1e-9), 0)
+    values = {"PQ": pq, "SQ": sq, "RQ": tp / (tp + fp / 2 + fn / 2), "PQ_th": pq[things], "PQ_st": pq[~things]}
+    return {name: 100 * value.mean() for name, value in values.items()}
+
+
+def test_perfect_predictions_score_100(coco, targets):
+    task, predictions = run(coco, [perfect(target) for target in targets])
+    values = task.aggregate(task.statistics(predictions, task.targets(task.ids)))
+    assert values == {"PQ": 100, "SQ": 100, "RQ": 100, "PQ_th": 100, "PQ_st": 100}
+
+
+def test_perturbed_predictions_equal_the_definition(coco, targets):
+    some = slice(0, 40)
+    wrong = [perturbed(target, k) for k, target in enumerate(targets[some])]
+    task, predictions = run(Coco(coco.annotations, coco.ids[some]), wrong)
+    statistics = task.statistics(predictions, targets[some])
+    values = task.aggregate(statistics)
+    assert values == pytest.approx(definition(wrong, targets[some], coco.is_thing), abs=1e-9)
+    assert 20 < values["PQ"] < 90 and statistics.fp.sum() > 20 and statistics.fn.sum() > 20
+    weights = np.random.default_rng(0).integers(0, 3, len(wrong)).astype(float)
+    assert task.aggregate(statistics, weights) == pytest.approx(definition(wrong, targets[some], coco.is_thing, weights), abs=1e-9)
+
+
+def test_perturbed_predictions_equal_panopticapi(coco, targets, root, tmp_path):
+    evaluation = pytest.importorskip("panopticapi.evaluation", reason="panopticapi is installed from its repository only")
+    wrong = [perturbed(target, k) for k, target in enumerate(targets)]
+    task, predictions = run(coco, wrong)
+    labels = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
+    entries = {entry["image_id"]: entry for entry in labels["annotations"]}
+    images = {image["file_name"]: image["id"] for image in labels["images"]}
+    pairs = []
+    for name, output in zip(coco.ids, wrong, strict=True):
+        entry = entries[images[name]]
+        rgb = np.stack([output["segments"] >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+        Pillow.fromarray(rgb).save(tmp_path / entry["file_name"])
+        present = np.unique(output["segments"])
+        infos = [
+            {"id": int(i), "category_id": labels["categories"][c]["id"]}
+            for i, c in zip(output["segment_ids"], output["classes"], strict=True)
+            if i in present
+        ]
+        pairs.append((entry, {**entry, "segments_info": infos}))
+    categories = {category["id"]: category for category in labels["categories"]}
+    sums = evaluation.pq_compute_single_core(0, pairs, str(root / "panoptic_val2017"), str(tmp_path), categories)
+    (every, _), (things, _), (stuff, _) = (sums.pq_average(categories, isthing=kind) for kind in (None, True, False))
+    expected = {"PQ": every["pq"], "SQ": every["sq"], "RQ": every["rq"], "PQ_th": things["pq"], "PQ_st": stuff["pq"]}
+    values = task.aggregate(task.statistics(predictions, targets))
+    assert values == pytest.approx({name: 100 * value for name, value in expected.items()}, abs=1e-9)
+
+
+def test_areas_of_the_annotations_are_pixel_counts(root, coco, targets):
+    """panopticapi takes a segment's area from the JSON file, this project from the map."""
+    entries = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
+    areas = {info["id"]: info["area"] for entry in entries["annotations"][:20] for info in entry["segments_info"]}
+    for target in targets[:20]:
+        ids, counts = np.unique(target["segments"](), return_counts=True)
+        assert [areas.get(i, n) for i, n in zip(ids, counts, strict=True) if i] == [
+            n for i, n in zip(ids, counts, strict=True) if i
+        ]
+
+
+def labelled(rows, classes, crowd=()):
+    segments = np.array(rows)
+    ids = np.arange(1, len(classes) + 1)
+    return {
+        "segments": lambda: segments,
+        "segment_ids": ids,
+        "classes": np.array(classes, dtype=np.int64),
+        "iscrowd": np.isin(ids, crowd),
+    }
+
+
+def test_void_and_crowd_do_not_punish():
+    target = labelled([[1, 1, 0, 0], [2, 2, 2, 2]], [0, 1], crowd=[2])
+    # Segment 1 spills over unlabelled pixels; the other lies in the crowd of its class.
+    counts = match_segments(np.array([[1, 1, 1, 0], [2, 2, 0, 0]]), np.array([0, 1]), target, 2)
+    assert counts.tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
+    # In the crowd of another class it is superfluous.
+    assert match_segments(np.array([[0] * 4, [1, 1, 0, 0]]), np.array([0]), target, 2)[2:].tolist() == [[1, 0], [1, 0]]
+    # A prediction of a class that the labels do not have counts for none.
+    assert match_segments(np.array([[1, 1, 0, 0], [0] * 4]), np.array([-1]), target, 2)[2:].tolist() == [[0, 0], [1, 0]]
+
+
+def test_iou_of_one_half_is_no_match():
+    target = labelled([[1, 1, 2, 2]], [0, 1])
+    counts = match_segments(np.array([[1, 0, 2, 2]]), np.array([0, 1]), target, 2)
+    assert counts.tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
+
+
+def test_no_segments_anywhere():
+    empty = labelled([[0, 0]], [])
+    counts = match_segments(np.zeros((1, 2), int), np.array([], int), empty, 2)
+    assert not counts.any()
+    assert np.isnan(panoptic_scores(panoptic_statistics([counts], np.array([True, False])))["PQ"])
+
+
+def test_cropping_follows_the_image(root, coco):
+    cropped = PanopticAnnotations(
+        root / "annotations" / "panoptic_val2017.json", root / "panoptic_val2017", Preprocessing.parse("short:256,crop:200x128")
+    )
+    target = cropped.targets(coco.ids[:1])[0]
+    assert target["segments"]().shape == (128, 200)
+    counts = match_segments(np.zeros((128, 200), int), np.array([], int), target, 133)
+    present = np.isin(target["segment_ids"], target["segments"]())
+    assert counts[3].sum() == present.sum() > 1
+
+
+def test_agreement_with_the_originals(coco, targets):
+    few = Coco(coco.annotations, coco.ids[:5])
+    task, originals = run(few, [perfect(target) for target in targets[:5]], reference="original")
+    pseudo = task.pseudo_targets(originals)
+    assert task.aggregate(task.statistics(originals, pseudo))["PQ"] == 100
+    _, predictions = run(few, [perturbed(target, k) for k, target in enumerate(targets[:5])], reference="original")
+    assert 0 < task.aggregate(task.statistics(predictions, pseudo))["PQ"] < 90
+
+
+def test_predictions_fit_arrow_and_can_be_empty(coco, targets):
+    import pyarrow as pa
+
+    nothing = {"segments": np.zeros((4, 5), np.int32), "segment_ids": np.array([]), "classes": np.array([])}
+    task, predictions = run(Coco(coco.annotations, coco.ids[:2]), [perfect(targets[0]), nothing])
+    rows = pa.Table.from_pylist(predictions, schema=task.schema).to_pylist()
+    assert [task.is_empty(row) for row in rows] == [False, True]
+    assert task.draw(np.zeros((4, 5, 3), np.uint8), rows[1]).max() == 0
+
+
+def test_errors_name_what_does_not_fit(coco, tmp_path):
+    output = {"segments": np.full((2, 2), 7, np.int32), "segment_ids": np.array([8]), "classes": np.array([0])}
+    with pytest.raises(ValueError, match="holds segment 7, which its segment_ids do not list"):
+        run(Coco(coco.annotations, coco.ids[:1]), [output])
+    with pytest.raises(DatasetError, match="annotations of these images"):
+        match_segments(np.zeros((1, 1), int), np.array([]), labelled([[0, 0]], []), 1)
+    (tmp_path / "p.json").write_text('{"images": []}')
+    with pytest.raises(DatasetError, match=r"p\.json: no panoptic annotations in COCO's format \(KeyError: 'categories'\)"):
+        PanopticAnnotations(tmp_path / "p.json", tmp_path)
