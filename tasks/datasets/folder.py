@@ -1,0 +1,58 @@
+"""Any folder of photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from icmbench.tasks.base import DatasetError, Image, Target
+from icmbench.tasks.datasets.images import Preprocessing, list_images, read_image, require
+
+
+class ImageFolder:
+    """Any folder of photographs, searched recursively: Kodak, CLIC, DIV2K, Tecnick, your own.
+
+    images: the folder. preprocessing: `native`, `resize:512x512`, `short:768,crop:768x768`. limit: only the first images.
+    """
+
+    source: ClassVar[str] = (
+        "Download the photographs (Kodak: the 24 PNG of the Kodak Lossless True Color Image Suite; CLIC: the professional "
+        "validation or test set of the Challenge on Learned Image Compression; DIV2K: DIV2K_valid_HR; Tecnick: the RGB 1200x1200 "
+        "images of TESTIMAGES) into one folder and give it as `images`."
+    )
+
+    def __init__(self, images: Path, preprocessing: str = "native", limit: int | None = None, name: str = "images") -> None:
+        self.images = Path(images)
+        self.name = name
+        self.limit = limit
+        self._preprocess = Preprocessing.parse(preprocessing)
+        self.preprocessing = self._preprocess.text
+        require(self.images, "folder", self.source)
+        if not self.images.is_dir():
+            raise DatasetError(f"{self.images}: not a folder; give the folder that holds the photographs")
+        if limit is not None and limit < 1:
+            raise DatasetError(f"dataset {name!r}: limit must be at least 1, not {limit}")
+        ids = self._list()
+        if not ids:
+            raise DatasetError(f"{self.images}: no images in this folder. {self.source}")
+        self.ids: list[str] = ids[:limit]
+        self._known = frozenset(self.ids)
+
+    def _list(self) -> list[str]:
+        """All image ids, sorted."""
+        return list_images(self.images)
+
+    def path(self, image_id: str) -> Path:
+        return self.images / image_id
+
+    def read(self, image_id: str) -> Image:
+        """uint8 (height, width, 3). Raises DatasetError."""
+        return read_image(self.path(image_id), self._preprocess)
+
+    def annotated(self, kind: str) -> list[str]:
+        """No annotations here; subclasses have some."""
+        return []
+
+    def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
+        raise DatasetError(f"dataset {self.name!r} has no {kind!r} annotations; use reference: original")
