@@ -1,0 +1,142 @@
+"""Networks on a fixed-point grid: the same bits on every processor, at any thread count, in any order of summation.
+
+Activations are multiples of 2**-12 below 2**12, weights multiples of 2**-16 (fewer bits where a layer's weights are large).
+Carried in float64, every product and every partial sum of a convolution is then a multiple of 2**-28 below 2**25, so below 2**53
+units: exact, whatever the order, the blocking or the use of fused multiply-add. After each layer the sum is rounded to the grid,
+to even. Elementwise functions are looked up in a table of their 2**17 + 1 values between -16 and 16, and continue beyond as a constant or
+as the identity. Nothing else may happen between layers but sums, concatenations and re-orderings of grid values: `Product` and
+nn.LayerNorm have grid forms of their own, and a value off the grid is refused where it enters the next layer.
+
+This is integer arithmetic in the sense of Ballé, Johnston and Minnen, "Integer Networks for Data Compression with Latent-Variable
+Models" (2019), with float64 as the carrier and without retraining.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from icmbench.codecs.base import CodecError
+from icmbench.codecs.entropy.exact import Chain, HalvedConv, Net, has_own_parameters, rebuilt
+
+GRID = 12  # fractional bits of activations
+WEIGHT = 16  # fractional bits of weights, at most
+LIMIT = 2.0**12  # activations are clamped to +-LIMIT
+_REACH = 16  # tables cover +-_REACH
+
+_TABLED: dict[type[nn.Module], tuple[Callable[[float], float], str]] = {
+    nn.GELU: (lambda x: 0.5 * x * math.erfc(-x / math.sqrt(2)), "identity"),
+    nn.SiLU: (lambda x: x / (1 + math.exp(-x)), "identity"),
+    nn.Sigmoid: (lambda x: 1 / (1 + math.exp(-x)), "constant"),
+    nn.Tanh: (math.tanh, "constant"),
+}
+
+
+class Product(nn.Module):
+    """a * b, for gates in networks that must have a grid form."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+
+def to_grid(x: Tensor) -> Tensor:
+    """Nearest grid value, in float64, within the limits."""
+    return (x.double() * 2.0**GRID).round_().mul_(2.0**-GRID).clamp_(-LIMIT, LIMIT)
+
+
+def _require_grid(x: Tensor) -> Tensor:
+    scaled = x * 2.0**GRID
+    if x.dtype != torch.float64 or not torch.equal(scaled, scaled.round()):
+        raise CodecError("a value left the integer grid between two layers; write the operation as a module with a grid form")
+    return x.clamp(-LIMIT, LIMIT)
+
+
+def _grid_weights(weight: Tensor, per_output: tuple[int, ...]) -> Tensor:
+    """Weights on the finest grid for which no sum can pass 2**53 units. CodecError where even whole numbers could."""
+    for bits in range(WEIGHT, -1, -1):
+        rounded = (weight.double() * 2.0**bits).round()
+        if rounded.abs().sum(per_output).max() * LIMIT * 2.0**GRID < 2.0**52:
+            return rounded * 2.0**-bits
+    raise CodecError("weights of the entropy model are too large for the integer grid; they are damaged")
+
+
+class _GridLayer:
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+        grid = copy.deepcopy(layer).cpu().double().requires_grad_(False)
+        transposed = isinstance(layer, nn.ConvTranspose2d)
+        grid.weight.data = _grid_weights(grid.weight.data, tuple(d for d in range(grid.weight.dim()) if d != int(transposed)))
+        if grid.bias is not None:
+            grid.bias.data = to_grid(grid.bias.data)
+        self._apply: Net = grid if isinstance(grid, nn.Linear) else HalvedConv(grid)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return to_grid(self._apply(_require_grid(x)))
+
+
+class _GridTable:
+    def __init__(self, function: Callable[[float], float], beyond: str) -> None:
+        steps = _REACH << GRID
+        self.values = to_grid(torch.tensor([function(i / (1 << GRID)) for i in range(-steps, steps + 1)], dtype=torch.float64))
+        self._identity = beyond == "identity"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        inside = x.clamp(-_REACH, _REACH)
+        looked_up = self.values[((inside + _REACH) * 2.0**GRID).long()]
+        return torch.where(x > _REACH, x, looked_up) if self._identity else looked_up
+
+
+class _GridNorm:
+    """Sums in int64; then only single, correctly rounded operations: division, root, product."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        if len(norm.normalized_shape) != 1 or norm.weight is None:
+            raise CodecError(f"{norm} has no grid form; normalise over the last dimension, with weights")
+        self._weight, self._bias, self._epsilon = to_grid(norm.weight.detach()), to_grid(norm.bias.detach()), norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        units = (x.clamp(-LIMIT, LIMIT) * 2.0**GRID).long()
+        mean = units.sum(-1, keepdim=True).double() / n
+        deviation = (units.double() - mean).round()
+        power = deviation.long().square().sum(-1, keepdim=True).double() / n * 4.0**-GRID
+        return to_grid(to_grid(deviation * 2.0**-GRID / (power + self._epsilon).sqrt()) * self._weight + self._bias)
+
+
+def _leaky(slope: float) -> Net:
+    slope = round(slope * 2**WEIGHT) / 2**WEIGHT
+    return lambda x: torch.where(x < 0, to_grid(x * slope), x)
+
+
+class FixedPoint:
+    """The portable arithmetic: the networks on the grid."""
+
+    name = "portable"
+    dtype = torch.float64
+
+    def prepare(self, module: nn.Module) -> Callable[..., Tensor]:
+        """The grid form of a module, as a function of one image's map. CodecError where a part of it has none."""
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            return _GridLayer(module)
+        if isinstance(module, nn.Sequential):
+            return Chain([self.prepare(child) for child in module])
+        if isinstance(module, nn.ReLU | nn.Identity | nn.PixelShuffle):
+            return module
+        if isinstance(module, nn.LeakyReLU):
+            return _leaky(module.negative_slope)
+        if isinstance(module, nn.LayerNorm):
+            return _GridNorm(module)
+        if isinstance(module, Product):
+            return lambda a, b: to_grid(_require_grid(a) * _require_grid(b))
+        if type(module) in _TABLED and getattr(module, "approximate", "none") == "none":
+            return _GridTable(*_TABLED[type(module)])
+        if has_own_parameters(module) or not module._modules:
+            raise CodecError(f"{type(module).__name__} has no integer form; use mode: default or one of the layers that have one")
+        return rebuilt(module, self.prepare)
+
+    def snap(self, x: Tensor) -> Tensor:
+        """Nearest grid value of x."""
+        return to_grid(x)
