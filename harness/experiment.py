@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from icmbench.harness.blocks import Block, first_error
 from icmbench.harness.errors import UserError, unknown
 
 UNCOMPRESSED = "uncompressed"  # the ceiling: the task on the originals
+MAX_NODES = 100_000  # of an experiment file, aliases written out
 
 
 class CodecBlock(Block):
@@ -100,6 +102,17 @@ class Experiment(Block):
         return self
 
 
+def _expanded(value: Any, known: dict[int, float]) -> float:
+    """How many values a document holds once its aliases are written out; infinite where it contains itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # met again before it is counted: a cycle
+        inner = value if isinstance(value, list) else [*value.keys(), *value.values()]
+        known[id(value)] = 1 + sum(_expanded(item, known) for item in inner)
+    return known[id(value)]
+
+
 def load_experiment(path: Path) -> Experiment:
     """Read and validate an experiment file. Raises UserError with one sentence."""
     try:
@@ -108,8 +121,11 @@ def load_experiment(path: Path) -> Experiment:
         raise UserError(f"{path}: cannot read the experiment file ({error.strerror})") from None
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        size = _expanded(data, {})
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if size > MAX_NODES:
+        raise UserError(f"{path}: its aliases expand to more than {MAX_NODES} values; write the experiment out")
     if not isinstance(data, dict):
         raise UserError(f"{path}: an experiment file is a mapping; icmbench's README shows one")
     if "folder" in data:

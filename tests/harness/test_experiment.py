@@ -80,3 +80,16 @@ def test_options_are_checked_against_the_signature(tmp_path):
             bind(Plugin, options, "datasets.x", tmp_path, given=("point",))
         for word in words:
             assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi")),
+        "a: &a [*a]",
+        "a: " + "[" * 5000,
+    ],
+)
+def test_documents_that_expand_without_end_are_refused(tmp_path, text):
+    with pytest.raises(UserError, match=r"expand to more than|not valid YAML"):
+        load(tmp_path, text)
