@@ -55,7 +55,7 @@ class BDResult:
 
     bd_rate_percent: percent of rate at equal quality, negative is a saving; None where undefined, see `reason`.
     bd_quality: test minus anchor in the metric's unit at equal rate; None where undefined, see `quality_reason`.
-    overlap: the shared quality interval over the anchor's, 0 to 1.
+    overlap: the shared quality interval over the anchor's, 0 to 1; None where a curve is not one.
     interval, rate_interval: the shared quality and rate intervals, low to high; None where there is none.
     points_inside: number of points (anchor, test), after the envelope, within the shared quality interval.
     cross_checks: BD-rate in percent by the other methods on the same envelope; None where undefined.
@@ -66,7 +66,7 @@ class BDResult:
     envelope: Envelope
     bd_rate_percent: float | None = None
     bd_quality: float | None = None
-    overlap: float = 0.0
+    overlap: float | None = None
     interval: Interval | None = None
     rate_interval: Interval | None = None
     points_inside: tuple[int, int] = (0, 0)
@@ -121,7 +121,7 @@ def bd_rate(
         result["changes"] = (*a.changes, *b.changes)
         result |= _horizontal(a, b, method, words)
     except _Undefined as undefined:
-        result["reason"] = str(undefined)
+        result |= {"reason": str(undefined), **undefined.known}
     try:
         a, b = (_distinct(curve, envelope) for curve in curves)
         result |= _vertical(a, b, method, words)
@@ -164,7 +164,11 @@ def mean_bd_rate(percents: Sequence[float]) -> float:
 
 
 class _Undefined(ValueError):
-    """A delta has no value; the message is the reason shown to the user."""
+    """A delta has no value; the message is the reason shown to the user, `known` the fields of the result known even so."""
+
+    def __init__(self, reason: str, **known: Any) -> None:
+        super().__init__(reason)
+        self.known = known
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,8 @@ def _horizontal(anchor: _Curve, test: _Curve, method: Method, words: _Words) -> 
         upper, lower = (anchor, test) if anchor.y[0] >= test.y[-1] else (test, anchor)
         raise _Undefined(
             f"no shared {words.metric} interval: {anchor.name} spans {words.span(anchor)}, {test.name} {words.span(test)}; "
-            f"add a point of {lower.name} with {words.better(upper.y[0])}, or of {upper.name} with {words.worse(lower.y[-1])}"
+            f"add a point of {lower.name} with {words.better(upper.y[0])}, or of {upper.name} with {words.worse(lower.y[-1])}",
+            overlap=0.0,
         )
     percents = {m: _percent(anchor, test, m, low, high) for m in get_args(Method)}
     if percents[method] is None:

@@ -1,0 +1,175 @@
+"""Tables derived from a scores frame: BD-rates against an anchor, their means over datasets, rates at shares of the ceiling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from icmbench.results.bd import BDResult, Envelope, Method, bd_rate, mean_bd_rate, rate_at
+from icmbench.results.scores import Key, ScoresError, ceiling, codecs, curve, keys, nearest, normalise, read_scores
+
+BDRATE = [
+    "codec", "anchor", "dataset", "task", "model", "metric", "bd_rate_percent", "bd_quality", "overlap", "low", "high", "note",
+    "reference",
+]  # fmt: skip
+MEANS = ["codec", "anchor", "task", "model", "metric", "bd_rate_percent", "datasets", "note", "reference"]
+RATES = ["codec", "dataset", "task", "model", "metric", "ceiling", "share", "rate", "note", "reference"]
+SHARES = (0.90, 0.95, 0.99)
+LIMITED = "limited: not reportable"
+AGREEMENT = "agreement with the predictions on the originals, not accuracy"
+
+
+def bdrate_frame(scores: pd.DataFrame, anchor: str | None, method: Method = "pchip", envelope: Envelope = "pareto") -> pd.DataFrame:
+    """BD-rate and BD-quality of every codec but the anchor, a row for each dataset, task, model, metric and reference.
+
+    Columns `BDRATE`: those of bdrate.csv, then `reference`, which tells labels from agreement ("original"). Points of several
+    realisations are averaged first. `note` holds what is needed to judge the number: the reason where there is none,
+    points dropped or moved, the spread of the other interpolations, failed images, the mark of a limited run.
+    An anchor of None gives no rows. Raises ScoresError for an anchor that is not in the scores.
+    """
+    scores = normalise(scores)
+    if anchor is not None and anchor not in codecs(scores):
+        raise ScoresError(f"anchor: {nearest('codec', anchor, codecs(scores))}")
+    records = []
+    for key in keys(scores) if anchor is not None else []:
+        rows = key.rows(scores)
+        base = curve(rows, str(anchor))
+        for codec in codecs(rows):
+            if codec == anchor:
+                continue
+            points = curve(rows, codec)
+            higher = bool(rows["higher_is_better"].iloc[0])
+            anchor_points, test_points = (frame[["bpp", "value"]].to_numpy() for frame in (base, points))
+            names = (str(anchor), codec)
+            result = bd_rate(anchor_points, test_points, method, envelope, higher, metric=key.metric, names=names)
+            records.append(
+                {
+                    "codec": codec,
+                    "anchor": anchor,
+                    **_identity(key),
+                    "bd_rate_percent": _nan(result.bd_rate_percent),
+                    "bd_quality": _nan(result.bd_quality),
+                    "overlap": _nan(result.overlap),
+                    "low": math.nan,
+                    "high": math.nan,
+                    "note": "; ".join(_notes(key, result, {str(anchor): base, codec: points})),
+                }
+            )
+    return pd.DataFrame(records, columns=BDRATE)
+
+
+def bdrate_from_csv(
+    path: str | Path,
+    anchor: str,
+    method: Method = "pchip",
+    envelope: Envelope = "pareto",
+    lower_is_better: Sequence[str] = (),
+) -> pd.DataFrame:
+    """`bdrate_frame` of a scores.csv, or of curves made elsewhere (see `read_scores`). Raises ScoresError."""
+    return bdrate_frame(read_scores(path, lower_is_better), anchor, method, envelope)
+
+
+def mean_frame(bdrate: pd.DataFrame) -> pd.DataFrame:
+    """BD-rates averaged in log-rate over the datasets that share a task label, model and metric; columns `MEANS`.
+
+    `datasets` lists each with its number. Only what was measured on several datasets has a row; a mean over an undefined
+    BD-rate is undefined.
+    """
+    records = []
+    shared = ["codec", "anchor", "task", "model", "metric", "reference"]
+    for identity, rows in bdrate.groupby(shared, sort=False):
+        if len(rows) < 2:
+            continue
+        undefined = rows.loc[rows["bd_rate_percent"].isna(), "dataset"]
+        listed = zip(rows["dataset"], rows["bd_rate_percent"], strict=True)
+        records.append(
+            {
+                **dict(zip(shared, identity, strict=True)),
+                "bd_rate_percent": math.nan if len(undefined) else mean_bd_rate(rows["bd_rate_percent"].tolist()),
+                "datasets": ", ".join(f"{dataset} {signed(value)}" for dataset, value in listed),
+                "note": f"undefined on {', '.join(undefined)}" if len(undefined) else "",
+            }
+        )
+    return pd.DataFrame(records, columns=MEANS)
+
+
+def rate_frame(scores: pd.DataFrame, envelope: Envelope = "pareto", shares: Sequence[float] = SHARES) -> pd.DataFrame:
+    """The rate at which each codec reaches a share of the uncompressed score; columns `RATES`, a row for each share.
+
+    A metric without a finite, positive ceiling, or of which less is better, has no such rate: NaN, and the note says why.
+    """
+    scores = normalise(scores)
+    records = []
+    for key in keys(scores):
+        rows = key.rows(scores)
+        top = ceiling(rows)
+        higher = bool(rows["higher_is_better"].iloc[0])
+        usable = top is not None and top > 0 and higher
+        for codec in codecs(rows):
+            points = curve(rows, codec)[["bpp", "value"]].to_numpy()
+            for share in shares:
+                found = (
+                    rate_at(points, share * top, envelope, metric=key.metric, name=codec) if usable and top is not None else None
+                )
+                note = found.reason if found else f"n/a: {_why_no_ceiling(top, higher)}"
+                rate = _nan(found.rate if found else None)
+                records.append({"codec": codec, **_identity(key), "ceiling": _nan(top), "share": share, "rate": rate, "note": note})
+    return pd.DataFrame(records, columns=RATES)
+
+
+def signed(percent: float | None, digits: int = 1) -> str:
+    """`-12.3`, `+4.0`, `0.0`, or an en dash where there is no number."""
+    if percent is None or math.isnan(percent):
+        return "–"
+    text = f"{percent:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def _notes(key: Key, result: BDResult, curves: dict[str, pd.DataFrame]) -> Iterator[str]:
+    if any(frame["limited"].any() for frame in curves.values()):
+        yield LIMITED
+    if key.reference == "original":
+        yield AGREEMENT
+    if result.reason and result.reason == result.quality_reason:
+        yield f"undefined: {result.reason}"
+    else:
+        if result.reason:
+            yield f"BD-rate undefined: {result.reason}"
+        if result.quality_reason:
+            yield f"BD-quality undefined: {result.quality_reason}"
+    if result.hint and result.overlap is not None:
+        yield f"overlap only {result.overlap:.0%}: {result.hint}"
+    yield from map(str, result.changes)
+    if result.bd_rate_percent is not None:
+        checks = ", ".join(f"{method} {_check(value)}" for method, value in result.cross_checks.items())
+        yield checks + (f" (spread {result.spread:.3g})" if result.spread is not None else "")
+    for codec, frame in curves.items():
+        if 0 < len(frame) < 4:
+            yield f"{codec} has {len(frame)} point{'s' * (len(frame) > 1)}"
+        if (frame["realisations"] > 1).any():
+            fewest, most = frame["realisations"].min(), frame["realisations"].max()
+            yield f"{codec}: mean of {fewest if fewest == most else f'{fewest} to {most}'} realisations"
+        for row in frame[frame["failed"] > 0].itertuples():
+            yield f"{codec} at {row.point}: {row.failed:.0f} of {row.expected:.0f} images failed"
+
+
+def _check(percent: float | None) -> str:
+    return "n/a" if percent is None else f"{percent:+.3g}" if abs(percent) >= 1000 else signed(percent)
+
+
+def _why_no_ceiling(top: float | None, higher_is_better: bool) -> str:
+    if not higher_is_better:
+        return "less is better"
+    return "no finite uncompressed score" if top is None else "the uncompressed score is not above 0"
+
+
+def _identity(key: Key) -> dict[str, Any]:
+    return {"dataset": key.dataset, "task": key.task, "model": key.model, "metric": key.metric, "reference": key.reference}
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
