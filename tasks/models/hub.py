@@ -1,0 +1,78 @@
+"""Checkpoints in the hub format: a folder on this disk, or a name that huggingface_hub downloads and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from icmbench.tasks.base import file_sha256
+from icmbench.tasks.models.errors import ModelError
+
+DATA_FILES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja")
+OFFLINE = (
+    "connect once so that it is cached, copy such a cache here (HF_HOME, then HF_HUB_OFFLINE=1), "
+    "or give `path` with the model's own files"
+)
+
+
+class Checkpoint:
+    """One of `checkpoint` (a hub name, e.g. `org/model`, at `revision`) and `path` (a folder as `save_pretrained` writes it)."""
+
+    def __init__(self, checkpoint: str | None, path: Path | None, revision: str | None, entry_file: str = "config.json") -> None:
+        if (checkpoint is None) == (path is None):
+            raise ModelError("give either `checkpoint` (a hub name) or `path` (a folder that holds the model)")
+        if path is not None and not (path / entry_file).is_file():
+            raise ModelError(f"{path}: no {entry_file} in this folder; `path` is a folder as `save_pretrained` writes it")
+        self.checkpoint, self.path, self.revision, self._entry_file = checkpoint, path, revision, entry_file
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` is given."""
+        return str(self.path or self.checkpoint)
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit that the revision stands for now, from the hub or its cache; None for a folder."""
+        if self.checkpoint is None:
+            return None
+        from huggingface_hub import hf_hub_download
+
+        with downloading(self.checkpoint):
+            return Path(hf_hub_download(self.checkpoint, self._entry_file, revision=self.revision)).parent.name
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a fingerprint: hub name and commit, or the SHA-256 of every file that can decide an output."""
+        if self.path is None:
+            return {"checkpoint": self.checkpoint, "commit": self.commit}
+        return {"files": folder_sha256(self.path)}
+
+    def load(self, library_class: Any, **options: Any) -> Any:
+        """`library_class.from_pretrained(...)` at the resolved commit."""
+        with downloading(self.source, local=self.path is not None):
+            return library_class.from_pretrained(self.source, revision=self.commit or "main", **options)
+
+
+def folder_sha256(folder: Path) -> dict[str, str]:
+    """SHA-256 of a model folder's own files by name; documentation and subfolders are left out."""
+    return {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in DATA_FILES}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of packages, for a fingerprint."""
+    return {package: version(package) for package in packages}
+
+
+@contextmanager
+def downloading(what: str, local: bool = False) -> Iterator[None]:
+    """Turns every way in which a library says that it got no files into one sentence."""
+    try:
+        yield
+    except OSError as error:  # huggingface_hub's, requests' and urllib's errors all are
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "the folder must hold all that `save_pretrained` writes" if local else OFFLINE
+        raise ModelError(f"cannot load {what!r} ({reason}): {remedy}") from error
