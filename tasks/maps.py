@@ -1,13 +1,11 @@
 """Label maps: packed for Parquet, read from a dataset's PNG files, painted for the report.
 
-A map gives every pixel a class or a segment. In a target it is a function that reads it, so that the maps of a whole dataset
-need not be in memory at once.
+A map gives every pixel a class or a segment.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,16 +14,13 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError, Image
-from icmbench.tasks.datasets.images import NATIVE, Preprocessing
-from icmbench.tasks.geometry import centre_crop, resize_short
 
 LabelMap: TypeAlias = npt.NDArray[np.int64]  # (height, width)
-MapReader: TypeAlias = Callable[[], LabelMap]
 
 
 def pack(labels: npt.NDArray[np.integer]) -> bytes:
     """A (height, width) map of 0..65535 as a greyscale PNG of 8 or 16 bits. Raises ValueError outside this range."""
-    if labels.ndim != 2 or (labels.size and not (labels.min() >= 0 and labels.max() <= 0xFFFF)):
+    if labels.ndim != 2 or (labels.size and (labels.min() < 0 or labels.max() > 0xFFFF)):
         raise ValueError(f"a label map is (height, width) of 0..65535, not {labels.shape}")
     narrow = labels.astype(np.uint8 if not labels.size or labels.max() <= 0xFF else np.uint16)
     buffer = io.BytesIO()
@@ -33,48 +28,23 @@ def pack(labels: npt.NDArray[np.integer]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(data: bytes) -> LabelMap:
-    """The (height, width) map behind `pack`."""
-    with Pillow.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        return np.asarray(picture).astype(np.int64)
+def read_map(source: Path | bytes) -> LabelMap:
+    """The map behind `pack`, or in a PNG file: its samples, or R + 256 G + 65536 B of an RGB file, as COCO numbers segments.
 
-
-def read_labels(path: Path, preprocessing: Preprocessing = NATIVE) -> LabelMap:
-    """The samples of a greyscale or palette PNG, in the geometry of the preprocessed image. Raises DatasetError."""
-    samples = _read(path, preprocessing)
-    if samples.ndim != 2:
-        raise DatasetError(f"{path}: a label map has one channel, this has {samples.shape[2]}; give the maps of class indices")
-    return samples
-
-
-def read_segments(path: Path, preprocessing: Preprocessing = NATIVE) -> LabelMap:
-    """Segment ids R + 256 G + 65536 B of a panoptic PNG in COCO's format. Raises DatasetError."""
-    samples = _read(path, preprocessing)
-    if samples.ndim != 3 or samples.shape[2] < 3:
-        raise DatasetError(f"{path}: a panoptic map is an RGB PNG; give the maps that hold R + 256 G + 65536 B")
-    return samples[..., 0] + 256 * samples[..., 1] + 65536 * samples[..., 2]
-
-
-def _read(path: Path, preprocessing: Preprocessing) -> LabelMap:
+    A palette's indices are the samples, and alpha is left out. Raises DatasetError.
+    """
     try:
-        with Pillow.open(path) as picture:
-            return np.asarray(_nearest(picture, preprocessing)).astype(np.int64)
+        with Pillow.open(source if isinstance(source, Path) else io.BytesIO(source), formats=["PNG"]) as picture:
+            samples = np.asarray(picture).astype(np.int64)
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such label map; complete the annotation folder") from None
+        raise DatasetError(f"{source!s}: no such label map; complete the annotation folder") from None
     except (OSError, SyntaxError) as error:
-        raise DatasetError(f"{path}: damaged or no PNG ({error}); download it again") from error
-
-
-def _nearest(picture: Pillow.Image, preprocessing: Preprocessing) -> Pillow.Image:
-    """The preprocessing's geometry without mixing labels."""
-    for name, size in preprocessing.steps:
-        if name == "resize":
-            picture = picture.resize((size[0], size[1]), Pillow.Resampling.NEAREST)
-        elif name == "short":
-            picture = resize_short(picture, size[0], Pillow.Resampling.NEAREST)
-        else:
-            picture = centre_crop(picture, size[0], size[1])
-    return picture
+        raise DatasetError(f"{source!s:.200}: damaged or no PNG ({error}); download it again") from error
+    if samples.ndim == 2:
+        return samples
+    if samples.shape[2] < 3:
+        raise DatasetError(f"{source!s:.200}: a label map is greyscale, palette or RGB; convert it")
+    return samples[..., 0] + 256 * samples[..., 1] + 65536 * samples[..., 2]
 
 
 def colour(index: int) -> tuple[int, int, int]:

@@ -4,11 +4,11 @@
 
 A model for `panoptic` returns a dict an image: `segments` int32 (height, width) of ids with 0 for void; `segment_ids` and
 `classes` (indices into its `categories`) describe the ids, aligned. Its `is_thing` says which categories are things.
+A target is `mask`, a PNG file of segment ids (0: unlabelled) or its bytes, with `segments`, `classes` and `crowd` of the ids.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, DatasetError, Image, MetricSpec, Prediction, Reference, Target, Task
 from icmbench.tasks.categories import match_categories
-from icmbench.tasks.maps import LabelMap, pack, paint, unpack
+from icmbench.tasks.maps import LabelMap, pack, paint, read_map
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,10 +48,10 @@ def match_segments(prediction: LabelMap, classes: npt.NDArray[np.integer], targe
 
     prediction: (height, width), 0 for void, else 1 + index into `classes`. Segments match where IoU > 0.5 with unlabelled pixels
     left out of the union. A superfluous segment that lies mostly on unlabelled pixels or on a crowd of its class does not count,
-    nor does a labelled segment without a pixel here (cropped away), nor a prediction of class -1, which the labels do not have.
+    nor does a labelled segment without a pixel, nor a prediction of class -1, which the labels do not have.
     """
-    ids, truth, crowd = target["segment_ids"], target["classes"], target["iscrowd"]
-    shared = _overlap(prediction, len(classes), target["segments"](), ids)
+    ids, truth, crowd = target["segments"], target["classes"], target["crowd"]
+    shared = _overlap(prediction, len(classes), read_map(target["mask"]), ids)
     area, labelled = shared[:, 1:].sum(axis=0), shared[1:-1].sum(axis=1)
     void, overlap = shared[0, 1:], shared[1:-1, 1:]
     union = labelled[:, None] + (area - void)[None] - overlap
@@ -135,7 +135,7 @@ class PanopticSegmentation(Task):
         if reference == "labels" and self.ids:
             names = dataset.categories("panoptic")  # type: ignore[attr-defined]
             self._meaning = match_categories(model.categories, names)
-            self._is_thing = np.asarray(dataset.is_thing, dtype=np.bool_)  # type: ignore[attr-defined]
+            self._is_thing = np.asarray(dataset.things("panoptic"), dtype=np.bool_)  # type: ignore[attr-defined]
         else:
             self._meaning = np.arange(len(model.categories))
             self._is_thing = np.asarray(model.is_thing, dtype=np.bool_)
@@ -161,10 +161,10 @@ class PanopticSegmentation(Task):
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
         return [
             {
-                "segments": functools.partial(unpack, prediction["segments"]),
-                "segment_ids": np.arange(1, len(prediction["classes"]) + 1),
+                "mask": prediction["segments"],
+                "segments": np.arange(1, len(prediction["classes"]) + 1),
                 "classes": np.asarray(prediction["classes"], dtype=np.int64),
-                "iscrowd": np.zeros(len(prediction["classes"]), dtype=np.bool_),
+                "crowd": np.zeros(len(prediction["classes"]), dtype=np.bool_),
             }
             for prediction in predictions
         ]
@@ -174,13 +174,13 @@ class PanopticSegmentation(Task):
 
     def _match(self, prediction: Prediction, target: Target) -> npt.NDArray[Any]:
         classes = self._meaning[np.asarray(prediction["classes"], dtype=np.int64)]
-        return match_segments(unpack(prediction["segments"]), classes, target, self._is_thing.size)
+        return match_segments(read_map(prediction["segments"]), classes, target, self._is_thing.size)
 
     def aggregate(self, statistics: PanopticStatistics, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         return panoptic_scores(statistics, weights)
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
-        return paint(image, unpack(prediction["segments"]) - 1)
+        return paint(image, read_map(prediction["segments"]) - 1)
 
 
 def _numbered(output: dict[str, Any], image_id: str) -> Prediction:

@@ -3,11 +3,11 @@
     images -> model -> a class for every pixel -> counts of (label, prediction) an image -> sums over images -> mIoU
 
 A model for `semantic_segmentation` returns one (height, width) integer map an image, whose values index its `categories`.
+A target is `mask`, a PNG file or its bytes, and `classes`, the class of each sample value, int64, -1 where it is ignored.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, DatasetError, Image, MetricSpec, Prediction, Reference, Target, Task
 from icmbench.tasks.categories import match_categories
-from icmbench.tasks.maps import LabelMap, pack, paint, unpack
+from icmbench.tasks.maps import LabelMap, pack, paint, read_map
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,21 +111,21 @@ class SemanticSegmentation(Task):
         return predictions
 
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
-        return [{"labels": functools.partial(unpack, prediction["labels"])} for prediction in predictions]
+        return [{"mask": prediction["labels"], "classes": np.arange(self._classes)} for prediction in predictions]
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Confusion:
         return confusion(map(self._pair, predictions, targets), self._classes)
 
     def _pair(self, prediction: Prediction, target: Target) -> tuple[LabelMap, LabelMap]:
-        mine, label = self._meaning[unpack(prediction["labels"])], target["labels"]()
-        if mine.shape != label.shape:
-            raise DatasetError(f"a label map is {label.shape}, its image {mine.shape}; give the annotations of these images")
-        if label.size and label.max() >= self._classes:
-            raise DatasetError(f"a label map holds class {label.max()} of {self._classes}; give the maps of these categories")
-        return mine, label
+        mine, samples = self._meaning[read_map(prediction["labels"])], read_map(target["mask"])
+        if mine.shape != samples.shape:
+            raise DatasetError(f"a label map is {samples.shape}, its image {mine.shape}; give the annotations of these images")
+        if samples.size and samples.max() >= len(target["classes"]):
+            raise DatasetError(f"a label map holds {samples.max()}, which stands for no class; give maps of these categories")
+        return mine, target["classes"][samples]
 
     def aggregate(self, statistics: Confusion, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         return segmentation_scores(statistics, weights)
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
-        return paint(image, unpack(prediction["labels"]))
+        return paint(image, read_map(prediction["labels"]))

@@ -1,6 +1,5 @@
 """PQ against its definition, and against panopticapi where it is installed, on COCO's panoptic annotations."""
 
-import functools
 import json
 
 import numpy as np
@@ -8,27 +7,9 @@ import pytest
 from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError
-from icmbench.tasks.datasets.images import Preprocessing
-from icmbench.tasks.datasets.panoptic import PanopticAnnotations
+from icmbench.tasks.datasets.coco import Coco
+from icmbench.tasks.maps import pack, read_map
 from icmbench.tasks.panoptic import PanopticSegmentation, match_segments, panoptic_scores, panoptic_statistics
-
-
-class Coco:
-    """The panoptic part of COCO as a dataset."""
-
-    name, limit, preprocessing = "coco", None, "native"
-
-    def __init__(self, annotations, ids):
-        self.annotations, self.ids, self.is_thing = annotations, ids, annotations.is_thing
-
-    def annotated(self, kind):
-        return self.ids if kind == "panoptic" else []
-
-    def categories(self, kind):
-        return self.annotations.categories
-
-    def targets(self, kind, ids):
-        return self.annotations.targets(ids)
 
 
 class Answers:
@@ -38,7 +19,7 @@ class Answers:
     fingerprint = "answers"
 
     def __init__(self, outputs, coco):
-        self.outputs, self.categories, self.is_thing = outputs, coco.categories("panoptic"), coco.is_thing
+        self.outputs, self.categories, self.is_thing = outputs, coco.categories("panoptic"), coco.things()
 
     def __call__(self, images):
         return self.outputs
@@ -49,22 +30,24 @@ def root(shared):
     return shared / "data" / "coco"
 
 
+def panoptic(root, limit=None):
+    json_file, masks = root / "annotations" / "panoptic_val2017.json", root / "panoptic_val2017"
+    return Coco(root / "val2017", panoptic=json_file, panoptic_masks=masks, limit=limit)
+
+
 @pytest.fixture(scope="module")
 def coco(root):
-    path = root / "annotations" / "panoptic_val2017.json"
-    names = [image["file_name"] for image in json.loads(path.read_text())["images"]]
-    return Coco(PanopticAnnotations(path, root / "panoptic_val2017"), sorted(names))
+    return panoptic(root)
 
 
 @pytest.fixture(scope="module")
 def targets(coco):
-    """With the maps read once."""
-    return [{**target, "segments": functools.cache(target["segments"])} for target in coco.targets("panoptic", coco.ids)]
+    return coco.targets("panoptic", coco.ids)
 
 
 def perfect(target):
-    ids = target["segment_ids"]
-    return {"segments": target["segments"]().astype(np.int32), "segment_ids": ids, "classes": target["classes"]}
+    segments = read_map(target["mask"]).astype(np.int32)
+    return {"segments": segments, "segment_ids": target["segments"], "classes": target["classes"]}
 
 
 def perturbed(target, k):
@@ -74,7 +57,7 @@ def perturbed(target, k):
     ids, classes = output["segment_ids"], output["classes"].copy()
     classes[(np.arange(len(ids)) + k) % 7 == 0] += 1
     segments[np.isin(segments, ids[(np.arange(len(ids)) + k) % 9 == 4])] = 0
-    segments[(target["segments"]() == 0) & (segments == 0)] = 99
+    segments[(output["segments"] == 0) & (segments == 0)] = 99
     return {"segments": segments, "segment_ids": np.append(ids, 99), "classes": np.append(classes % 133, k % 133)}
 
 
@@ -88,12 +71,12 @@ def definition(outputs, targets, is_thing, weights=None):
     """Panoptic quality from masks and sets, segment by segment."""
     tallies = np.zeros((133, 4))
     for k, (output, target) in enumerate(zip(outputs, targets, strict=True)):
-        truth = target["segments"]()
+        truth = read_map(target["mask"])
         tally = np.zeros((133, 4))
         matched_truth, matched = set(), set()
         mine = {i: (output["segments"] == i, c) for i, c in zip(output["segment_ids"], output["classes"], strict=True)}
         mine = {i: (mask, c) for i, (mask, c) in mine.items() if mask.any()}
-        theirs = list(zip(target["segment_ids"], target["classes"], target["iscrowd"], strict=True))
+        theirs = list(zip(target["segments"], target["classes"], target["crowd"], strict=True))
         for i, c, crowd in theirs:
             for j, (mask, d) in mine.items():
                 if c == d and not crowd:
@@ -122,16 +105,16 @@ def test_perfect_predictions_score_100(coco, targets):
     assert values == {"PQ": 100, "SQ": 100, "RQ": 100, "PQ_th": 100, "PQ_st": 100}
 
 
-def test_perturbed_predictions_equal_the_definition(coco, targets):
-    some = slice(0, 40)
-    wrong = [perturbed(target, k) for k, target in enumerate(targets[some])]
-    task, predictions = run(Coco(coco.annotations, coco.ids[some]), wrong)
-    statistics = task.statistics(predictions, targets[some])
+def test_perturbed_predictions_equal_the_definition(root, targets):
+    coco, targets = panoptic(root, limit=25), targets[:25]
+    wrong = [perturbed(target, k) for k, target in enumerate(targets)]
+    task, predictions = run(coco, wrong)
+    statistics = task.statistics(predictions, targets)
     values = task.aggregate(statistics)
-    assert values == pytest.approx(definition(wrong, targets[some], coco.is_thing), abs=1e-9)
-    assert 20 < values["PQ"] < 90 and statistics.fp.sum() > 20 and statistics.fn.sum() > 20
+    assert values == pytest.approx(definition(wrong, targets, coco.things()), abs=1e-9)
+    assert 20 < values["PQ"] < 90 and statistics.fp.sum() > 10 and statistics.fn.sum() > 10
     weights = np.random.default_rng(0).integers(0, 3, len(wrong)).astype(float)
-    assert task.aggregate(statistics, weights) == pytest.approx(definition(wrong, targets[some], coco.is_thing, weights), abs=1e-9)
+    assert task.aggregate(statistics, weights) == pytest.approx(definition(wrong, targets, coco.things(), weights), abs=1e-9)
 
 
 def test_perturbed_predictions_equal_panopticapi(coco, targets, root, tmp_path):
@@ -161,25 +144,21 @@ def test_perturbed_predictions_equal_panopticapi(coco, targets, root, tmp_path):
     assert values == pytest.approx({name: 100 * value for name, value in expected.items()}, abs=1e-9)
 
 
-def test_areas_of_the_annotations_are_pixel_counts(root, coco, targets):
-    """panopticapi takes a segment's area from the JSON file, this project from the map."""
-    entries = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
-    areas = {info["id"]: info["area"] for entry in entries["annotations"][:20] for info in entry["segments_info"]}
+def test_areas_of_the_annotations_are_pixel_counts(targets):
+    """panopticapi takes a labelled segment's area from the JSON file, this project from the map."""
     for target in targets[:20]:
-        ids, counts = np.unique(target["segments"](), return_counts=True)
-        assert [areas.get(i, n) for i, n in zip(ids, counts, strict=True) if i] == [
-            n for i, n in zip(ids, counts, strict=True) if i
-        ]
+        ids, counts = np.unique(read_map(target["mask"]), return_counts=True)
+        stated = dict(zip(target["segments"], target["areas"], strict=True))
+        assert {i: n for i, n in zip(ids, counts, strict=True) if i in stated} == stated
 
 
 def labelled(rows, classes, crowd=()):
-    segments = np.array(rows)
     ids = np.arange(1, len(classes) + 1)
     return {
-        "segments": lambda: segments,
-        "segment_ids": ids,
+        "mask": pack(np.array(rows)),
+        "segments": ids,
         "classes": np.array(classes, dtype=np.int64),
-        "iscrowd": np.isin(ids, crowd),
+        "crowd": np.isin(ids, crowd),
     }
 
 
@@ -207,19 +186,8 @@ def test_no_segments_anywhere():
     assert np.isnan(panoptic_scores(panoptic_statistics([counts], np.array([True, False])))["PQ"])
 
 
-def test_cropping_follows_the_image(root, coco):
-    cropped = PanopticAnnotations(
-        root / "annotations" / "panoptic_val2017.json", root / "panoptic_val2017", Preprocessing.parse("short:256,crop:200x128")
-    )
-    target = cropped.targets(coco.ids[:1])[0]
-    assert target["segments"]().shape == (128, 200)
-    counts = match_segments(np.zeros((128, 200), int), np.array([], int), target, 133)
-    present = np.isin(target["segment_ids"], target["segments"]())
-    assert counts[3].sum() == present.sum() > 1
-
-
-def test_agreement_with_the_originals(coco, targets):
-    few = Coco(coco.annotations, coco.ids[:5])
+def test_agreement_with_the_originals(root, targets):
+    few = panoptic(root, limit=5)
     task, originals = run(few, [perfect(target) for target in targets[:5]], reference="original")
     pseudo = task.pseudo_targets(originals)
     assert task.aggregate(task.statistics(originals, pseudo))["PQ"] == 100
@@ -227,22 +195,19 @@ def test_agreement_with_the_originals(coco, targets):
     assert 0 < task.aggregate(task.statistics(predictions, pseudo))["PQ"] < 90
 
 
-def test_predictions_fit_arrow_and_can_be_empty(coco, targets):
+def test_predictions_fit_arrow_and_can_be_empty(root, targets):
     import pyarrow as pa
 
     nothing = {"segments": np.zeros((4, 5), np.int32), "segment_ids": np.array([]), "classes": np.array([])}
-    task, predictions = run(Coco(coco.annotations, coco.ids[:2]), [perfect(targets[0]), nothing])
+    task, predictions = run(panoptic(root, limit=2), [perfect(targets[0]), nothing])
     rows = pa.Table.from_pylist(predictions, schema=task.schema).to_pylist()
     assert [task.is_empty(row) for row in rows] == [False, True]
     assert task.draw(np.zeros((4, 5, 3), np.uint8), rows[1]).max() == 0
 
 
-def test_errors_name_what_does_not_fit(coco, tmp_path):
+def test_errors_name_what_does_not_fit(root):
     output = {"segments": np.full((2, 2), 7, np.int32), "segment_ids": np.array([8]), "classes": np.array([0])}
     with pytest.raises(ValueError, match="holds segment 7, which its segment_ids do not list"):
-        run(Coco(coco.annotations, coco.ids[:1]), [output])
+        run(panoptic(root, limit=1), [output])
     with pytest.raises(DatasetError, match="annotations of these images"):
         match_segments(np.zeros((1, 1), int), np.array([]), labelled([[0, 0]], []), 1)
-    (tmp_path / "p.json").write_text('{"images": []}')
-    with pytest.raises(DatasetError, match=r"p\.json: no panoptic annotations in COCO's format \(KeyError: 'categories'\)"):
-        PanopticAnnotations(tmp_path / "p.json", tmp_path)

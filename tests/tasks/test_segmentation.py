@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.categories import match_categories
-from icmbench.tasks.maps import pack, paint, read_segments, unpack
+from icmbench.tasks.maps import pack, paint, read_map
 from icmbench.tasks.segmentation import SemanticSegmentation, confusion, segmentation_scores
 
 IGNORE = 255
@@ -21,6 +22,7 @@ class Maps:
     def __init__(self, maps, names):
         self.maps, self.names = maps, names
         self.ids = sorted(maps)
+        self.packed = {i: pack(labels) for i, labels in maps.items()}
 
     def annotated(self, kind):
         return self.ids if kind == "semantic" else []
@@ -29,7 +31,8 @@ class Maps:
         return self.names
 
     def targets(self, kind, ids):
-        return [{"labels": lambda labels=self.maps[i]: np.where(labels == IGNORE, -1, labels)} for i in ids]
+        samples = np.arange(IGNORE + 1)
+        return [{"mask": self.packed[i], "classes": np.where(samples == IGNORE, -1, samples)} for i in ids]
 
 
 class Answers:
@@ -47,13 +50,13 @@ class Answers:
 
 @pytest.fixture(scope="module")
 def coco(shared):
-    """40 maps of COCO's panoptic categories as class indices, void as 255, and the category names."""
+    """24 maps of COCO's panoptic categories as class indices, void as 255, and the category names."""
     root = shared / "data" / "coco"
     annotations = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
     index = {category["id"]: k for k, category in enumerate(annotations["categories"])}
     maps = {}
-    for entry in annotations["annotations"][:40]:
-        segments = read_segments(root / "panoptic_val2017" / entry["file_name"])
+    for entry in annotations["annotations"][:24]:
+        segments = read_map(root / "panoptic_val2017" / entry["file_name"])
         table = np.full(segments.max() + 1, IGNORE)
         for segment in entry["segments_info"]:
             table[segment["id"]] = index[segment["category_id"]]
@@ -157,9 +160,9 @@ def test_maps_survive_packing_and_fit_arrow(coco):
 
     task, predictions = run(coco, [np.where(m == IGNORE, 0, m) for m in coco.maps.values()])
     table = pa.Table.from_pylist(predictions, schema=task.schema)
-    assert (unpack(table["labels"][3].as_py()) == np.where(coco.maps[task.ids[3]] == IGNORE, 0, coco.maps[task.ids[3]])).all()
+    assert (read_map(table["labels"][3].as_py()) == np.where(coco.maps[task.ids[3]] == IGNORE, 0, coco.maps[task.ids[3]])).all()
     deep = np.arange(600).reshape(20, 30) * 109
-    assert (unpack(pack(deep)) == deep).all()
+    assert (read_map(pack(deep)) == deep).all()
     with pytest.raises(ValueError, match=r"0\.\.65535"):
         pack(np.array([[-1]]))
 
@@ -168,10 +171,28 @@ def test_errors_name_what_does_not_fit(coco):
     task = SemanticSegmentation(coco, Answers([np.zeros((2, 3), int)], coco.names))
     with pytest.raises(ValueError, match=r"label map is \(2, 3\), the image \(4, 4\)"):
         task.predict([np.zeros((4, 4, 3), np.uint8)], ["a"])
+    prediction = {"labels": pack(np.zeros((2, 3), int))}
     with pytest.raises(DatasetError, match="annotations of these images"):
-        task.statistics([{"labels": pack(np.zeros((2, 3), int))}], [{"labels": lambda: np.zeros((4, 4), int)}])
-    with pytest.raises(DatasetError, match="holds class 133 of 133"):
-        task.statistics([{"labels": pack(np.zeros((1, 1), int))}], [{"labels": lambda: np.full((1, 1), 133)}])
+        task.statistics([prediction], [{"mask": pack(np.zeros((4, 4), int)), "classes": np.arange(2)}])
+    with pytest.raises(DatasetError, match="holds 150, which stands for no class"):
+        task.statistics([prediction], [{"mask": pack(np.full((2, 3), 150)), "classes": np.arange(150)}])
+
+
+def test_label_maps_on_disk(tmp_path):
+    Pillow.fromarray(np.array([[[1, 2, 3]]], np.uint8)).save(tmp_path / "rgb.png")
+    assert read_map(tmp_path / "rgb.png").tolist() == [[1 + 256 * 2 + 65536 * 3]]
+    palette = Pillow.fromarray(np.array([[0, 5]], np.uint8))
+    palette.putpalette([7] * 768)
+    palette.save(tmp_path / "palette.png")
+    assert read_map(tmp_path / "palette.png").tolist() == [[0, 5]]
+    with pytest.raises(DatasetError, match=r"none\.png: no such label map"):
+        read_map(tmp_path / "none.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:40])
+    with pytest.raises(DatasetError, match=r"bad\.png: damaged or no PNG"):
+        read_map(tmp_path / "bad.png")
+    Pillow.new("LA", (2, 2)).save(tmp_path / "alpha.png")
+    with pytest.raises(DatasetError, match=r"alpha\.png: a label map is greyscale, palette or RGB"):
+        read_map(tmp_path / "alpha.png")
 
 
 def test_drawing_leaves_unlabelled_pixels():
