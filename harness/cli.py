@@ -52,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def working(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the cores (default 1)")
+        sub.add_argument(
+            "--executor", choices=["local", "ray"], default="local", help="where workers run (ray: RAY_ADDRESS, or local)"
+        )
+        sub.add_argument("--gpus", type=float, default=0.0, metavar="G", help="GPUs of each worker of a Ray cluster (default 0)")
         sub.add_argument("--keep", choices=["reconstructions"], help="keep every reconstruction as a lossless picture")
         sub.add_argument(
             "--shard", metavar="I/N", help="only the I-th of N parts, for N jobs; then run once without it for the tables"
@@ -122,7 +126,7 @@ def _how(options: argparse.Namespace) -> How:
         shard = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= shard[0] <= shard[1]:
             raise UserError(f"--shard {options.shard}: write I/N with I from 1 to N")
-    return How(options.workers, bool(options.keep), shard)
+    return How(options.workers, options.executor, options.gpus, bool(options.keep), shard)
 
 
 def _finish(result: RunResult) -> int:

@@ -67,6 +67,11 @@ def _outcome(bench: Bench, future: Future[Outcome], unit: Unit) -> Outcome:
         why = f"took longer than the experiment's timeout of {bench.experiment.timeout:g} s an image"
     except pebble.ProcessExpired as error:
         why = f"its worker process died ({error}): run the same command again"
+    return lost(bench, unit, why)
+
+
+def lost(bench: Bench, unit: Unit, why: str) -> Outcome:
+    """All cells of a unit as failures of one reason."""
     return Outcome([Failure(cell_name(unit.block, bench.series[k]), why) for k in unit.series])
 
 

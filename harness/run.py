@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from icmbench.harness.environment import environment
 from icmbench.harness.experiment import Experiment
 from icmbench.harness.loop import Unit
 from icmbench.harness.progress import Bar
+from icmbench.harness.ray_executor import ray_cluster
 from icmbench.harness.scoring import score
 from icmbench.harness.store import Store
 from icmbench.harness.tables import derive
@@ -24,11 +26,14 @@ from icmbench.harness.tables import derive
 class How:
     """How an experiment is computed; it changes no result.
 
+    executor: processes of this machine, or a Ray cluster; gpus: GPUs of each worker there.
     keep: keep every reconstruction as a lossless picture.
     shard: (i, n) computes the i-th of n parts (from 1 on) and leaves the tables to a later run without it.
     """
 
     workers: int = 1
+    executor: Literal["local", "ray"] = "local"
+    gpus: float = 0.0
     keep: bool = False
     shard: tuple[int, int] | None = None
 
@@ -82,7 +87,9 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
 def _compute(bench: Bench, units: list[Unit], how: How) -> Outcome:
     total = Outcome()
     with Bar(bench.experiment.name, sum(unit.images for unit in units)) as bar:
-        if how.workers == 1 and bench.experiment.timeout is None:
+        if how.executor == "ray":
+            outcomes = ray_cluster(bench, units, how.keep, bar.advance, how.workers, how.gpus)
+        elif how.workers == 1 and bench.experiment.timeout is None:
             outcomes = executors.in_process(bench, units, how.keep, bar.advance)
         else:
             outcomes = executors.process_pool(bench, units, how.keep, bar.advance, how.workers)
