@@ -241,13 +241,19 @@ def _encode(options: argparse.Namespace) -> int:
 def _decode(options: argparse.Namespace) -> int:
     from PIL import Image
 
-    from icmbench.codecs.base import decompress_all
+    from icmbench.codecs.base import BitstreamError, decompress_all
+    from icmbench.codecs.bitstream import Container
 
     if not options.input.is_file():
         raise UserError(f"{options.input}: no such file")
-    if options.codec is None:
-        raise UserError(f"{options.input}: the stream does not name its codec; say --codec NAME")
-    image = decompress_all(_codec(options, options.codec), [options.input.read_bytes()])[0]
+    data = options.input.read_bytes()
+    name = options.codec
+    if name is None:
+        try:
+            name = Container.from_bytes(data).codec
+        except BitstreamError as error:
+            raise UserError(f"{options.input}: does not name its codec ({error}); say --codec NAME") from None
+    image = decompress_all(_codec(options, name), [data])[0]
     try:
         Image.fromarray(image).save(options.output)
     except (OSError, ValueError) as error:
