@@ -1,0 +1,228 @@
+"""Stable Diffusion as four functions: pixels to latent, latent to pixels, text to context, noise prediction.
+
+    backbone.encode(pixels) -> z        backbone.embed(prompts) -> context        backbone.abar
+    backbone.decode(z) -> pixels        backbone.eps(x, t, context, inject) -> eps
+
+Profile `sd21` is Stable Diffusion 2.1-base (UNet 865.9M parameters, VAE 83.7M, text encoder 340.4M); `tiny` has the same topology
+at 3.1M, for laptops and tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from icmbench.codecs.base import CodecError
+from icmbench.codecs.diffusion import unet, weights
+
+CHECKPOINT = "v2-1_512-ema-pruned.ckpt"  # the name under which Stable Diffusion 2.1-base is distributed as one file
+DOWNSCALE = 8  # pixels along a side of a latent position
+TOKENS = 77
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Constructor arguments of the three networks, and how text becomes tokens."""
+
+    name: str
+    vae: Mapping[str, Any]
+    unet: Mapping[str, Any]
+    text: Mapping[str, Any]
+    scaling: float = 0.18215  # makes latents unit-variance
+
+
+_UNET = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2, "use_linear_projection": True}
+_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+
+# `attention_head_dim` of diffusers' UNet is the number of heads of each level.
+PROFILES = {
+    "sd21": Profile(
+        "sd21",
+        vae=_VAE | {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512},
+        unet=_UNET
+        | {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)},
+        text={
+            "vocab_size": 49408,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 23,  # of 24: the context is the last layer but one, normalised
+            "num_attention_heads": 16,
+            "hidden_act": "gelu",
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+        },
+    ),
+    "tiny": Profile(
+        "tiny",
+        vae=_VAE | {"block_out_channels": (16, 24, 32, 32), "layers_per_block": 1, "norm_num_groups": 8},
+        unet=_UNET
+        | {
+            "block_out_channels": (32, 48, 64, 64),
+            "cross_attention_dim": 32,
+            "attention_head_dim": (2, 3, 4, 4),
+            "norm_num_groups": 8,
+        },
+        text={
+            "vocab_size": 1024,
+            "hidden_size": 32,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "hidden_act": "gelu",
+            "bos_token_id": 1022,
+            "eos_token_id": 1023,
+        },
+    ),
+}
+
+
+class DiffusionBackbone(nn.Module):
+    """The three networks of one profile, with random weights from the current generator; `load` gives trained ones.
+
+    Attributes: `vae`, `unet`, `text`; `abar` (1000,) float64, the cumulative product of 1 - beta (scaled-linear, 0.00085 to 0.012).
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__()
+        self.profile = profile
+        self.vae = AutoencoderKL(**profile.vae, scaling_factor=profile.scaling)
+        self.unet = UNet2DConditionModel(**profile.unet)
+        self.text = CLIPTextModel(CLIPTextConfig(**profile.text, max_position_embeddings=TOKENS, pad_token_id=0))
+        self.abar = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels (N, 3, 8H, 8W) float32 in [0, 1] -> the posterior's mode, scaled: (N, 4, H, W) float32."""
+        posterior = self.vae.encode((2 * pixels - 1).to(self.device, self.dtype)).latent_dist
+        return posterior.mode().float() * self.profile.scaling
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (N, 4, H, W) -> pixels (N, 3, 8H, 8W) float32 in [0, 1]."""
+        pixels = self.vae.decode((z / self.profile.scaling).to(self.device, self.dtype)).sample
+        return ((pixels.float() + 1) / 2).clamp(0, 1)
+
+    def embed(self, prompts: Sequence[str] | Tensor) -> Tensor:
+        """N prompts, or their token ids (N, 77) int64 -> context (N, 77, D) in the backbone's dtype. Longer prompts are cut."""
+        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
+        return self.text(input_ids=ids.to(self.device)).last_hidden_state
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (N, 77) int64: beginning, text cut to what fits, end, zeros."""
+        first, last = self.profile.text["bos_token_id"], self.profile.text["eos_token_id"]
+        split = _clip_tokens if self.profile.name == "sd21" else functools.partial(_hashed_tokens, size=first)
+        ids = torch.zeros(len(prompts), TOKENS, dtype=torch.int64)
+        for row, prompt in zip(ids, prompts):
+            tokens = [first, *split(prompt)[: TOKENS - 2], last]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    def eps(self, x: Tensor, t: Tensor, context: Tensor, inject: unet.Injector | None = None) -> Tensor:
+        """x (N, 4, H, W) at times t (N,) with context (N, 77, D) -> the predicted noise (N, 4, H, W), in the backbone's dtype."""
+        emb = self.unet.time_embedding(unet.embed_time(self.unet, t).to(self.dtype))
+        return unet.predict(self.unet, x.to(self.dtype), emb, context, inject)
+
+    def mid_features(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The middle block's output (N, C, H/8, W/8) of the UNet alone: what Diff-ICMH's semantic consistency compares."""
+        emb = self.unet.time_embedding(unet.embed_time(self.unet, t).to(self.dtype))
+        return unet.encode(self.unet, x.to(self.dtype), emb, context)[0]
+
+
+def _clip_tokens(prompt: str) -> list[int]:
+    return _clip_tokenizer().encode(prompt)
+
+
+@functools.cache
+def _clip_tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer  # holds the vocabulary, so that no file is needed
+
+    return SimpleTokenizer()
+
+
+def _hashed_tokens(prompt: str, size: int) -> list[int]:
+    """Words as tokens 1 to size - 1 by their checksum: the tiny profile needs words to differ, not to be read back."""
+    return [1 + zlib.crc32(word.encode()) % (size - 1) for word in prompt.lower().replace(",", " ,").split()]
+
+
+@functools.lru_cache(maxsize=1)  # the rate points of a codec share it; another configuration takes its place
+def load(profile: str, source: str | None, dtype: torch.dtype, device: str, seed: int = 0) -> DiffusionBackbone:
+    """The frozen backbone of a profile, in evaluation mode.
+
+    source: a diffusers folder, a single-file checkpoint of the original code, a hub repository in diffusers layout; or None: random
+    weights from `seed`. Raises CodecError where it cannot be had or does not fit.
+    """
+    if source is None:
+        backbone = random(profile, seed)
+    elif Path(source).is_file():
+        backbone = _from_file(PROFILES[profile], Path(source))
+    else:
+        backbone = _from_diffusers(PROFILES[profile], source)
+    return backbone.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False)
+
+
+def random(profile: str, seed: int = 0) -> DiffusionBackbone:
+    """A backbone with random weights that follow from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DiffusionBackbone(PROFILES[profile])
+
+
+def _from_file(profile: Profile, path: Path) -> DiffusionBackbone:
+    state = weights.read_state(path)
+    with init_empty_weights():
+        backbone = DiffusionBackbone(profile)
+    if any(key.startswith("unet.") for key in state):  # written by this project: the networks' own names
+        weights.fill(backbone, state, path)
+        return backbone
+    for part in ("unet", "vae", "text"):
+        weights.fill_part(getattr(backbone, part), part, state, path)
+    return backbone
+
+
+def _from_diffusers(profile: Profile, source: str) -> DiffusionBackbone:
+    with init_empty_weights():
+        backbone = DiffusionBackbone(profile)
+    try:
+        _check_prediction(source)
+        for name, folder in (("unet", "unet"), ("vae", "vae"), ("text", "text_encoder")):
+            own = getattr(backbone, name)
+            loaded = type(own).from_pretrained(source, subfolder=folder)
+            weights.fill(own, loaded.state_dict(), f"{source}/{folder}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, CodecError):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise CodecError(
+            f"Stable Diffusion cannot be had from {source!r} ({reason}): put {CHECKPOINT}, or a folder in diffusers layout "
+            "(unet/, vae/, text_encoder/), on disk and set `backbone` to its path"
+        ) from error
+    return backbone
+
+
+def _check_prediction(source: str) -> None:
+    config = Path(source) / "scheduler" / "scheduler_config.json"
+    if config.is_file() and json.loads(config.read_text()).get("prediction_type", "epsilon") != "epsilon":
+        raise CodecError(f"{source} predicts velocity, not noise: name Stable Diffusion 2.1-base (512 pixels), not the 768 model")

@@ -1,0 +1,286 @@
+"""LFGCM, Diff-ICMH's latent compressor: an image and its VAE latent in, the decoded latent (the hint) out.
+
+    pixels --encoder--> y --hyper_enc--> z            modulated by the VAE latent `ref` at 1/8, 1/16, ... (SFT)
+               |                  |
+            y_hat <--SCCTX-- hyper_dec(z_hat)         icmbench.codecs.entropy: two-pass checkerboard in uneven slices
+               |                  |
+    hint <--decoder <-------- f_c(z_hat)              modulated by y_hat and f_c(z_hat)
+
+Strides: y 16, z 64 pixels; the hint has the shape of the VAE latent. The networks run in float32 wherever they are; what decides
+symbols runs in the entropy core, on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icmbench.codecs.entropy.checkerboard import SCCTX
+from icmbench.codecs.entropy.hyperprior import CodedLatents, HyperpriorCoder
+from icmbench.codecs.entropy.models import EntropyBottleneck, GaussianConditional
+
+PAD = 64  # pixels; image sides are multiples of it
+
+LFGCM: Mapping[str, Mapping[str, Any]] = {
+    "sd21": {},
+    "tiny": {
+        "n": 16,
+        "m": 32,
+        "widths": (16, 16, 24, 24),
+        "prior": 16,
+        "modulation": 16,
+        "slices": (4, 4, 8, 16),
+        "context_widths": (32, 24),
+    },
+}
+
+
+def _conv(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inside, outside, kernel, stride, kernel // 2)
+
+
+def _deconv(inside: int, outside: int, kernel: int = 5, stride: int = 2) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(inside, outside, kernel, stride, kernel // 2, output_padding=stride - 1)
+
+
+def _gelus(*layers: nn.Module) -> nn.Sequential:
+    """Layers with a GELU between each two."""
+    return nn.Sequential(*[module for layer in layers for module in (nn.GELU(), layer)][1:])
+
+
+def _feature(prior: int, first: nn.Module) -> nn.Sequential:
+    """Two convolutions that carry the modulating features to the next stage."""
+    return _gelus(first, _conv(prior, prior, 1))
+
+
+def _merge(inside: int, prior: int) -> nn.Sequential:
+    """Three convolutions that make modulating features of several inputs."""
+    return _gelus(_conv(inside, 4 * prior), _conv(4 * prior, 2 * prior), _conv(2 * prior, prior))
+
+
+class _Down(nn.Module):
+    """Residual block of stride 2."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(inside, outside, stride=2)
+        self.conv2 = _conv(outside, outside)
+        self.downsample = _conv(inside, outside, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(nn.functional.leaky_relu(self.conv1(x), 0.01))
+        return nn.functional.leaky_relu(h, 0.1) + self.downsample(x)
+
+
+class _Up(nn.Module):
+    """Residual block that doubles the resolution by sub-pixel convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.subpel_conv = nn.Sequential(_conv(width, 4 * width, 1), nn.PixelShuffle(2))
+        self.conv = _conv(width, width)
+        self.upsample = nn.Sequential(_conv(width, 4 * width, 1), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(nn.functional.leaky_relu(self.subpel_conv(x), 0.01))
+        return nn.functional.leaky_relu(h, 0.1) + self.upsample(x)
+
+
+class _Bottleneck(nn.Module):
+    """Residual bottleneck of half the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = _gelus(_conv(width, width // 2, 1), _conv(width // 2, width // 2), _conv(width // 2, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class _Modulation(nn.Module):
+    """Spatial feature transform (Wang et al. 2018): x * (1 + gamma) + beta, both from the features."""
+
+    def __init__(self, width: int, prior: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp_shared = nn.Sequential(_conv(prior, hidden), nn.LeakyReLU(0.2))
+        self.mlp_gamma = _conv(hidden, width)
+        self.mlp_beta = _conv(hidden, width)
+
+    def forward(self, x: Tensor, feature: Tensor) -> Tensor:
+        shared = self.mlp_shared(feature)
+        return x * (1 + self.mlp_gamma(shared)) + self.mlp_beta(shared)
+
+
+class _ModulatedBlock(nn.Module):
+    """Residual block of two modulated convolutions."""
+
+    def __init__(self, width: int, prior: int, hidden: int) -> None:
+        super().__init__()
+        self.conv_0, self.conv_1 = _conv(width, width), _conv(width, width)
+        self.norm_0, self.norm_1 = _Modulation(width, prior, hidden), _Modulation(width, prior, hidden)
+
+    def forward(self, x: Tensor, feature: Tensor) -> Tensor:
+        h = self.conv_0(nn.functional.leaky_relu(self.norm_0(x, feature), 0.2))
+        return x + self.conv_1(nn.functional.leaky_relu(self.norm_1(h, feature), 0.2))
+
+
+class _Encoder(nn.Module):
+    """pixels (B, 3, 16H, 16W), ref (B, 4, 2H, 2W) -> y (B, M, H, W)."""
+
+    def __init__(self, m: int, widths: Sequence[int], prior: int, hidden: int, latent: int) -> None:
+        super().__init__()
+        a, b, c, d = widths
+        self.sft_1_8 = _feature(prior, _conv(latent, prior))
+        self.sft_1_16 = _feature(prior, _conv(prior, prior, stride=2))
+        self.sft_1_16_2 = _feature(prior, _conv(prior, prior))
+        stages = ((3, a), (a, b), (b, c))
+        self.g_a1 = nn.Sequential(*(block for i, o in stages for block in (_Down(i, o), *(_Bottleneck(o) for _ in range(3)))))
+        self.g_a1_ref = _Modulation(c, prior, hidden)
+        self.g_a2 = nn.Sequential(_Down(c, d), *(_Bottleneck(d) for _ in range(3)))
+        self.g_a2_ref = _Modulation(d, prior, hidden)
+        self.g_a3 = _conv(d, d)
+        self.g_a4, self.g_a5 = _ModulatedBlock(d, prior, hidden), _ModulatedBlock(d, prior, hidden)
+        self.g_a6 = _conv(d, m)
+
+    def forward(self, pixels: Tensor, ref: Tensor) -> Tensor:
+        feature = self.sft_1_8(ref)
+        x = self.g_a1_ref(self.g_a1(pixels), feature)
+        feature = self.sft_1_16(feature)
+        x = self.g_a2_ref(self.g_a2(x), feature)
+        feature = self.sft_1_16_2(feature)
+        return self.g_a6(self.g_a5(self.g_a4(self.g_a3(x), feature), feature))
+
+
+class _HyperEncoder(nn.Module):
+    """y (B, M, 4H, 4W), ref (B, 4, 8H, 8W) -> z (B, N, H, W)."""
+
+    def __init__(self, n: int, m: int, prior: int, hidden: int, latent: int) -> None:
+        super().__init__()
+        self.sft_feature = _feature(prior, _conv(latent, prior, stride=2))
+        self.sft_feature_h1 = _merge(m + prior, prior)
+        self.sft_feature_h2 = _feature(prior, _conv(prior, prior, stride=2))
+        self.sft_feature_h3 = _feature(prior, _conv(prior, prior, stride=2))
+        self.h_a0, self.h_a1 = _conv(m, n), _Modulation(n, prior, hidden)
+        self.h_a3, self.h_a4 = _conv(n, n, 5, stride=2), _Modulation(n, prior, hidden)
+        self.h_a6 = _conv(n, n, 5, stride=2)
+        self.h_a7, self.h_a8 = _ModulatedBlock(n, prior, hidden), _ModulatedBlock(n, prior, hidden)
+        self.h_a9 = _conv(n, n, 1)
+
+    def forward(self, y: Tensor, ref: Tensor) -> Tensor:
+        gelu = nn.functional.gelu
+        feature = self.sft_feature_h1(torch.cat([self.sft_feature(ref), y], 1))
+        x = gelu(self.h_a1(self.h_a0(y), feature))
+        feature = self.sft_feature_h2(feature)
+        x = gelu(self.h_a4(self.h_a3(x), feature))
+        feature = self.sft_feature_h3(feature)
+        return self.h_a9(self.h_a8(self.h_a7(self.h_a6(x), feature), feature))
+
+
+class _Decoder(nn.Module):
+    """y_hat (B, M, H, W), side (B, N/4, H, W) -> hint (B, 4, 2H, 2W)."""
+
+    def __init__(self, n: int, m: int, prior: int, hidden: int, latent: int) -> None:
+        super().__init__()
+        self.sft_feature_gs1 = _merge(m + n // 4, prior)
+        self.sft_feature_gs2 = _feature(prior, _conv(prior, prior))
+        self.sft_feature_gs3 = _feature(prior, _deconv(prior, prior, 3))
+        self.g_s0, self.g_s1 = _ModulatedBlock(m, prior, hidden), _ModulatedBlock(m, prior, hidden)
+        self.g_s2 = nn.Sequential(_conv(m, n), *(_Bottleneck(n) for _ in range(3)))
+        self.g_s2_ref = _Modulation(n, prior, hidden)
+        self.g_s3 = nn.Sequential(_Up(n), *(_Bottleneck(n) for _ in range(3)))
+        self.g_s3_ref = _Modulation(n, prior, hidden)
+        self.g_s4 = _conv(n, latent)
+
+    def forward(self, y_hat: Tensor, side: Tensor) -> Tensor:
+        feature = self.sft_feature_gs1(torch.cat([side, y_hat], 1))
+        x = self.g_s1(self.g_s0(y_hat, feature), feature)
+        feature = self.sft_feature_gs2(feature)
+        x = self.g_s2_ref(self.g_s2(x), feature)
+        feature = self.sft_feature_gs3(feature)
+        return self.g_s4(self.g_s3_ref(self.g_s3(x), feature))
+
+
+class Lfgcm(nn.Module):
+    """The latent compressor. Defaults are the published model, 51.49M parameters; parts bear the published names.
+
+    n, m: channels of z and y. widths: of the encoder's four stages. prior, modulation: channels of the modulating features and of
+    the layer that turns them into scales and shifts. latent: channels of the VAE latent.
+    """
+
+    pad = PAD
+
+    def __init__(
+        self,
+        *,
+        n: int = 192,
+        m: int = 320,
+        widths: Sequence[int] = (64, 128, 192, 192),
+        prior: int = 64,
+        modulation: int = 128,
+        slices: Sequence[int] = (8, 8, 8, 8, 16, 16, 32, 32, 96, 96),
+        context_widths: tuple[int, int] = (224, 128),
+        latent: int = 4,
+    ) -> None:
+        super().__init__()
+        self.encoder = _Encoder(m, widths, prior, modulation, latent)
+        self.hyper_enc = _HyperEncoder(n, m, prior, modulation, latent)
+        self.hyper_dec = _gelus(_deconv(n, m), _deconv(m, m * 3 // 2), _deconv(m * 3 // 2, 2 * m, 3, stride=1))
+        self.decoder = _Decoder(n, m, prior, modulation, latent)
+        self.f_c = _gelus(_deconv(n, n // 2), _deconv(n // 2, n // 4), _deconv(n // 4, n // 4, 3, stride=1))
+        self.context = SCCTX(
+            slices,
+            2 * m,
+            parity="odd",
+            order="scales_means",
+            support="all",
+            separate=True,
+            context_widths=context_widths,
+            activation=nn.GELU,
+        )
+        self.entropy_bottleneck = EntropyBottleneck(n)
+        self.gaussian_conditional = GaussianConditional()
+        self._coders: dict[str, HyperpriorCoder] = {}
+
+    def forward(self, pixels: Tensor, ref: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """pixels (B, 3, H, W) in [0, 1], ref (B, 4, H/8, W/8) -> hint, of the shape of ref, and the likelihoods {"y", "z"}.
+
+        In training the likelihoods are those of noisy latents; the hint is that of rounded ones, with a straight-through gradient.
+        """
+        y = self.encoder(pixels, ref)
+        z = self.hyper_enc(y, ref)
+        _, z_likelihood = self.entropy_bottleneck(z)
+        z_hat = self.entropy_bottleneck.quantise(z)
+        y_hat, y_likelihood = self.context(y, self.hyper_dec(z_hat), self.gaussian_conditional)
+        return self.decoder(y_hat, self.f_c(z_hat)), {"y": y_likelihood, "z": z_likelihood}
+
+    def update(self) -> None:
+        """Make the frequency tables of the weights as they are now; once after training or loading weights without tables."""
+        self.entropy_bottleneck.update()
+        self.gaussian_conditional.update()
+        self._coders.clear()
+
+    def coder(self, mode: str) -> HyperpriorCoder:
+        """The coder of z and y in one arithmetic, "default" or "portable", prepared once."""
+        if mode not in self._coders:
+            parts = (self.entropy_bottleneck, self.gaussian_conditional, self.hyper_dec, self.context)
+            self._coders[mode] = HyperpriorCoder(*parts, mode=mode)
+        return self._coders[mode]
+
+    def compress(self, pixels: Tensor, ref: Tensor, mode: str = "default") -> CodedLatents:
+        """One image: pixels (1, 3, H, W) in [0, 1], ref (1, 4, H/8, W/8), H and W multiples of 64."""
+        y = self.encoder(pixels, ref)
+        return self.coder(mode).compress(y, self.hyper_enc(y, ref))
+
+    def decompress(self, payload: bytes, height: int, width: int, mode: str = "default") -> tuple[Tensor, Tensor, int]:
+        """The latents of one image of height x width pixels: y_hat (1, M, H/16, W/16), z_hat (1, N, H/64, W/64), both on the CPU,
+        and the checksum of their symbols. BitstreamError unless the payload is exactly these latents."""
+        latents = self.coder(mode).decompress(payload, height // PAD, width // PAD)
+        return latents.y_hat, latents.z_hat, latents.checksum
+
+    def hint(self, y_hat: Tensor, z_hat: Tensor) -> Tensor:
+        """The decoded VAE latents (B, 4, H/8, W/8) of a batch of latents."""
+        device = self.f_c[0].weight.device
+        return self.decoder(y_hat.to(device), self.f_c(z_hat.to(device)))

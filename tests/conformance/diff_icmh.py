@@ -1,0 +1,145 @@
+"""Compare this project's Diff-ICMH with what the authors' modules compute on generated weights.
+
+    python tests/conformance/diff_icmh.py FILE.safetensors
+
+Builds the weights for the salt in the file's metadata as checkpoints in the published layout (5.3 GB, in a temporary folder), loads
+them through the project's own loader, and prints the differences. Exits non-zero where one is beyond its limit.
+
+FILE holds inputs, outputs, and `salt` and `timestep` in its metadata; `diff_icmh_keys.json`, the keys and shapes of the published
+layout, lies beside it or in $ICMBENCH_TEST_DATA/conformance (by default ../shared/conformance beside the repository).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from icmbench.codecs.diffusion import backbone, keys, unet, weights
+from icmbench.codecs.diffusion.control import ControlModule
+from icmbench.codecs.diffusion.latent import Lfgcm
+
+KEYS = "diff_icmh_keys.json"
+CLOSE = 1e-3  # of max|b|
+SHARE = 0.98  # of the elements that must be close, for what lies behind a rounding
+ROUNDED = ("hint", "y_likelihoods", "z_likelihoods")
+
+
+def generate(key: str, shape: list[int], salt: str) -> Tensor:
+    """One generated tensor, float32, as the conformance data defines it."""
+    generator = torch.Generator().manual_seed(zlib.crc32((salt + key).encode()))
+    if key.endswith("quantiles"):
+        return torch.tensor([-10.0, 0.0, 10.0]).expand(shape).clone()
+    values = torch.randn(shape, generator=generator)
+    if len(shape) >= 2:
+        return values / math.sqrt(math.prod(shape[1:]))
+    return 1 + 0.1 * values if key.endswith("weight") else 0.05 * values
+
+
+def write_checkpoint(path: Path, shapes: Mapping[str, list[int]], salt: str, prefixes: tuple[str, ...]) -> None:
+    """The generated tensors below `prefixes`, as a checkpoint."""
+    state = {key: generate(key, shape, salt) for key, shape in shapes.items() if key.startswith(prefixes)}
+    torch.save({"state_dict": state}, path)
+
+
+@torch.no_grad()
+def latent_outputs(checkpoint: Path, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """y, z, hint and the likelihoods, the hint by way of real bytes."""
+    with init_empty_weights():
+        model = Lfgcm()
+    weights.fill_part(model, "latent", weights.read_state(checkpoint), checkpoint)
+    model.eval().update()
+    image, ref = given["image"], given["ref"]
+    y = model.encoder(image, ref)
+    likelihoods = model(image, ref)[1]
+    hints = []
+    for one, its_ref in zip(image.split(1), ref.split(1)):
+        y_hat, z_hat, _ = model.decompress(model.compress(one, its_ref).payload, *image.shape[-2:])
+        hints.append(model.hint(y_hat, z_hat))
+    return {
+        "y": y,
+        "z": model.hyper_enc(y, ref),
+        "hint": torch.cat(hints),
+        "y_likelihoods": likelihoods["y"],
+        "z_likelihoods": likelihoods["z"],
+    }
+
+
+@torch.no_grad()
+def eps_outputs(base_checkpoint: Path, checkpoint: Path, given: Mapping[str, Tensor], timestep: int) -> dict[str, Tensor]:
+    """The UNet's output with and without the control module."""
+    with init_empty_weights():
+        base = UNet2DConditionModel(**backbone.PROFILES["sd21"].unet)
+        control = ControlModule(base)
+    weights.fill_part(base, "unet", weights.read_state(base_checkpoint), base_checkpoint)
+    weights.fill_part(control, "control", weights.read_state(checkpoint), checkpoint)
+    base.eval(), control.eval()
+    x, context = given["x_t"], given["context"]
+    sinusoids = unet.embed_time(base, torch.full((len(x),), timestep))
+    emb = base.time_embedding(sinusoids)
+    inject = control.start(x, sinusoids, context, control.prepare(given["control_hint"]))
+    return {
+        "eps": unet.predict(base, x, emb, context, inject),
+        "eps_base": unet.predict(base, x, emb, context),
+    }
+
+
+def compare(name: str, ours: Tensor, theirs: Tensor) -> bool:
+    """Print one line; whether it is within its limit."""
+    if ours.shape != theirs.shape:
+        print(f"{name:14} shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}  FAIL")
+        return False
+    difference = (ours - theirs).abs() / theirs.abs().max()
+    share = (difference <= CLOSE).double().mean().item()
+    passed = share >= SHARE if name in ROUNDED else difference.max().item() <= CLOSE
+    limit = f"at least {SHARE:.0%}" if name in ROUNDED else "all"
+    verdict = "ok" if passed else "FAIL"
+    print(f"{name:14} max|a-b|/max|b| {difference.max():.2e}   within {CLOSE:g}: {share:8.3%} ({limit})   {verdict}")
+    return passed
+
+
+def find_keys(file: Path, named: Path | None) -> Path:
+    default = Path(__file__).resolve().parents[3] / "shared"
+    places = [named] if named else [file.parent / KEYS, Path(os.environ.get("ICMBENCH_TEST_DATA", default)) / "conformance" / KEYS]
+    for place in places:
+        if place.is_file():
+            return place
+    sys.exit(f"{KEYS} is not at {' nor at '.join(map(str, places))}: name it with --keys")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, help="conformance data: inputs and outputs")
+    parser.add_argument("--keys", type=Path, help=f"{KEYS}, if it is not found by itself")
+    parser.add_argument("--folder", type=Path, help="where to write the checkpoints, 5.3 GB (default: the temporary folder)")
+    arguments = parser.parse_args()
+    shapes = json.loads(find_keys(arguments.file, arguments.keys).read_text())
+    given = load_file(arguments.file)
+    with safe_open(arguments.file, "pt") as data:
+        metadata = data.metadata()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        sd, codec = Path(folder) / backbone.CHECKPOINT, Path(folder) / "model.ckpt"
+        write_checkpoint(codec, shapes, metadata["salt"], (keys.CONTROL, keys.LATENT))
+        ours = latent_outputs(codec, given)
+        write_checkpoint(sd, shapes, metadata["salt"], (keys.UNET,))
+        ours |= eps_outputs(sd, codec, given, int(metadata["timestep"]))
+    passed = [compare(name, output, given[name]) for name, output in ours.items()]
+    print("conformance passed" if all(passed) else "conformance FAILED")
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
