@@ -1,0 +1,99 @@
+"""RefCOCO in the refer toolbox's layout and as a plain JSON."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.refcoco import RefCoco
+
+REFS = [
+    {"ref_id": 5, "ann_id": 11, "image_id": 1, "split": "testA", "file_name": "a_11.jpg", "sentences": [{"sent": "left cat"}]},
+    {
+        "ref_id": 6,
+        "ann_id": 12,
+        "image_id": 1,
+        "split": "testA",
+        "file_name": "a_12.jpg",
+        "sentences": [{"sent": "right cat"}, {"sent": "cat two"}],
+    },
+    {"ref_id": 7, "ann_id": 13, "image_id": 2, "split": "train", "file_name": "b_13.jpg", "sentences": [{"sent": "dog"}]},
+]
+INSTANCES = {
+    "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+    "annotations": [{"id": 11, "bbox": [0, 1, 2, 3]}, {"id": 12, "bbox": [4, 5, 6, 7.5]}, {"id": 13, "bbox": [0, 0, 1, 1]}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "train2014").mkdir()
+    for name in "ab":
+        Pillow.new("RGB", (16, 12)).save(tmp_path / "train2014" / f"{name}.jpg")
+    (tmp_path / "refs(unc).json").write_text(json.dumps(REFS))
+    (tmp_path / "instances.json").write_text(json.dumps(INSTANCES))
+    return tmp_path
+
+
+def build(folder, refs="refs(unc).json", **options):
+    return RefCoco(folder / "train2014", folder / refs, **options)
+
+
+def test_refer_toolbox(folder):
+    dataset = build(folder, instances=folder / "instances.json", split="testA")
+    assert dataset.ids == ["a.jpg"] == dataset.annotated("referring") and dataset.annotated("instances") == []
+    (target,) = dataset.targets("referring", dataset.ids)
+    assert target["sentences"] == ["left cat", "right cat", "cat two"]
+    assert target["boxes"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7.5], [4, 5, 6, 7.5]]
+    assert dataset.read("a.jpg").shape == (12, 16, 3)
+
+
+def test_plain_json_of_coco(shared):
+    root = shared / "data" / "coco"
+    dataset = RefCoco(root / "val2017", root / "annotations" / "referring_val2017.json")
+    targets = dataset.targets("referring", dataset.ids)
+    assert sum(len(target["sentences"]) for target in targets) == 123 == sum(len(target["boxes"]) for target in targets)
+    assert targets[0]["sentences"][0] == "the dining table" and targets[0]["boxes"][0].tolist() == [321.21, 231.22, 125.56, 88.93]
+    assert RefCoco(root / "val2017", root / "annotations" / "referring_val2017.json", limit=3).ids == dataset.ids[:3]
+
+
+def test_a_pickle_is_refused_and_its_conversion_works(folder):
+    with (folder / "refs(unc).p").open("wb") as file:
+        pickle.dump(REFS, file, protocol=0)
+    with pytest.raises(DatasetError, match="can run any code when it is read, so it is refused") as caught:
+        build(folder, "refs(unc).p", instances=folder / "instances.json", split="testA")
+    command = str(caught.value).split("convert it once with python -c ")[1].split('"')[1]
+    subprocess.run([sys.executable, "-c", command], check=True)
+    assert build(folder, instances=folder / "instances.json", split="testA").ids == ["a.jpg"]
+
+
+def test_errors_name_the_remedy(folder):
+    with pytest.raises(DatasetError, match=r"no split None; give `split`: testA \(2\), train \(1\)"):
+        build(folder, instances=folder / "instances.json")
+    with pytest.raises(DatasetError, match=r"give the instances\.json beside it"):
+        build(folder, split="testA")
+    with pytest.raises(DatasetError, match="do not follow preprocessing 'resize:8x8'"):
+        build(folder, instances=folder / "instances.json", split="testA", preprocessing="resize:8x8")
+    with pytest.raises(DatasetError, match=r"refs\.json: no such annotations\. Download the annotations of RefCOCO"):
+        build(folder, "refs.json")
+    (folder / "bad.json").write_text('[{"sentence": "x", "file_name": "a.jpg"}]')
+    with pytest.raises(DatasetError, match=r"bad\.json: not a list of references \(KeyError: 'bbox_xywh'\)"):
+        build(folder, "bad.json")
+    (folder / "short.json").write_text('[{"sentence": "x", "file_name": "a.jpg", "bbox_xywh": [1, 2]}]')
+    with pytest.raises(DatasetError, match="is not \\[x, y, width, height\\]"):
+        build(folder, "short.json")
+    (folder / "lost.json").write_text('[{"sentence": "x", "file_name": "c.jpg", "bbox_xywh": [1, 2, 3, 4]}]')
+    with pytest.raises(DatasetError, match=r"the first is c\.jpg"):
+        build(folder, "lost.json")
+    (folder / "text.json").write_text("refs")
+    with pytest.raises(DatasetError, match=r"text\.json: not JSON"):
+        build(folder, "text.json")
+    dataset = build(folder, instances=folder / "instances.json", split="train")
+    with pytest.raises(DatasetError, match="has no 'class' annotations"):
+        dataset.targets("class", dataset.ids)
+    assert np.asarray(dataset.targets("referring", ["b.jpg"])[0]["boxes"]).dtype == np.float64

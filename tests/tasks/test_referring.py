@@ -1,0 +1,169 @@
+"""Boxes in answers of language models, in each declared convention, against COCO's boxes."""
+
+import numpy as np
+import pytest
+
+from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.refcoco import RefCoco
+from icmbench.tasks.referring import Referring, iou, parse_box
+
+
+class Oracle:
+    """Answers with prepared boxes, in one convention and in the words of several models."""
+
+    task = "referring"
+    fingerprint = "oracle"
+    phrasings = (
+        '```json\n[{{"bbox_2d": [{}, {}, {}, {}], "label": "it"}}]\n```',
+        "<box>({},{}),({},{})</box>",
+        "It is at [[{}, {}], [{}, {}]].",
+    )
+
+    def __init__(self, convention="absolute"):
+        self.box_convention = convention
+        self.boxes = {}  # sentence and image shape -> x1, y1, x2, y2 in pixels
+        self.prompts = []
+
+    def resized_size(self, height, width):
+        return 28 * max(1, round(height / 28)), 28 * max(1, round(width / 28))
+
+    def answer(self, images, prompts, regions=None):
+        answers = []
+        for image, prompt in zip(images, prompts, strict=True):
+            self.prompts.append(prompt)
+            height, width = image.shape[:2]
+            sentence = prompt.split('"')[1]
+            seen = {
+                "absolute": (height, width),
+                "absolute_resized": self.resized_size(height, width),
+                "norm1000": (1000, 1000),
+                "norm1": (1, 1),
+            }[self.box_convention]
+            box = self.boxes.get(sentence, np.array([0, 0, 0, 0])) * np.array([seen[1] / width, seen[0] / height] * 2)
+            answers.append(self.phrasings[len(prompt) % 3].format(*(f"{side:.10f}" for side in box)))
+        return answers
+
+
+@pytest.fixture(scope="module")
+def coco(shared):
+    root = shared / "data" / "coco"
+    return RefCoco(root / "val2017", root / "annotations" / "referring_val2017.json", limit=40)
+
+
+def corners(target):
+    return np.concatenate([target["boxes"][:, :2], target["boxes"][:, :2] + target["boxes"][:, 2:]], axis=1)
+
+
+def overlap(a, b):
+    """IoU by areas, one side at a time."""
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    shared = wide * high if wide > 0 and high > 0 else 0
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+@pytest.mark.parametrize("convention", ["absolute", "absolute_resized", "norm1000", "norm1"])
+def test_perfect_answers_score_100_in_every_convention(coco, convention):
+    task = Referring(coco, Oracle(convention))
+    targets, rows = coco.targets("referring", task.ids), []
+    for image_id, target in zip(task.ids, targets, strict=True):
+        task.model.boxes = dict(zip(target["sentences"], corners(target), strict=True))
+        rows += task.predict([coco.read(image_id)], [image_id])
+    values = task.aggregate(task.statistics(rows, targets))
+    assert values == pytest.approx({"acc@0.5": 100, "mean_iou": 100, "parse_failures": 0}, abs=1e-6)
+
+
+def test_shifted_answers_equal_plain_iou(coco):
+    task = Referring(coco, Oracle())
+    targets, rows, expected, owner = coco.targets("referring", task.ids), [], [], []
+    for k, (image_id, target) in enumerate(zip(task.ids, targets, strict=True)):
+        moved = corners(target)
+        moved[:, ::2] += 9 * k
+        task.model.boxes = dict(zip(target["sentences"], moved, strict=True))
+        expected += [overlap(np.round(a, 10), b) for a, b in zip(moved, corners(target), strict=True)]
+        owner += [k] * len(moved)
+        rows += task.predict([np.zeros((700, 900, 3), np.uint8)], [image_id])
+    statistics = task.statistics(rows, targets)
+    expected = np.array(expected)
+    values = task.aggregate(statistics)
+    assert values["mean_iou"] == pytest.approx(100 * expected.mean(), abs=1e-8)
+    assert values["acc@0.5"] == pytest.approx(100 * (expected >= 0.5).mean(), abs=1e-9) and 10 < values["acc@0.5"] < 90
+    weights = np.arange(len(targets)) % 3
+    repeated = np.repeat(expected, weights[owner])
+    assert task.aggregate(statistics, weights)["mean_iou"] == pytest.approx(100 * repeated.mean(), abs=1e-8)
+
+
+def test_an_answer_is_read_in_the_declared_convention_only(coco):
+    task = Referring(coco, Oracle("norm1000"))
+    target = coco.targets("referring", task.ids[:1])
+    prediction = {"answers": [str(corners(target[0])[0].tolist())] * len(target[0]["sentences"]), "height": 426, "width": 640}
+    assert task.aggregate(task.statistics([prediction], target))["acc@0.5"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "box"),
+    [
+        ("[1, 2, 3.5, 4]", (1, 2, 3.5, 4)),
+        ("(1,2),(3,4)", (1, 2, 3, 4)),
+        ("first [1] then [10,20,30,40] and [0,0,1,1]", (10, 20, 30, 40)),
+        ("[-0.5, .25, 1., 1]", (-0.5, 0.25, 1, 1)),
+        ("[1, 2, 3]", None),
+        ("[1, 2, 3, 4, 5]", None),
+        ("x1=1, y1=2, x2=3, y2=4", None),
+        ("", None),
+    ],
+)
+def test_parsing(answer, box):
+    assert parse_box(answer) == box
+
+
+def test_unreadable_answers_are_counted_and_score_zero(coco):
+    task = Referring(coco, Oracle())
+    targets = coco.targets("referring", task.ids[:2])
+    first, second = (len(target["sentences"]) for target in targets)
+    rows = [
+        {"answers": ["I see no such thing."] * first, "height": 4, "width": 4},
+        {"answers": [str(box.tolist()) for box in corners(targets[1])], "height": 4, "width": 4},
+    ]
+    assert [task.is_empty(row) for row in rows] == [True, False]
+    values = task.aggregate(task.statistics(rows, targets))
+    assert values["parse_failures"] == pytest.approx(100 * first / (first + second))
+    assert values["acc@0.5"] == pytest.approx(100 * second / (first + second))
+
+
+def test_degenerate_boxes():
+    box = np.array([0.0, 0, 4, 4])
+    assert iou(np.array([4.0, 4, 0, 0]), box) == 0 and iou(np.array([1.0, 1, 1, 3]), box) == 0
+    assert iou(box, box) == 1 and iou(np.array([0.0, 0, 2, 4]), box) == 0.5
+
+
+def test_every_sentence_is_asked_once_and_decides_the_fingerprint(coco, shared):
+    task = Referring(coco, Oracle(), prompt='Where is "{sentence}"? {"bbox_2d": [...]}')
+    image = np.zeros((30, 40, 3), np.uint8)
+    rows = task.predict([image, image], task.ids[:2])
+    asked = [sentence for target in coco.targets("referring", task.ids[:2]) for sentence in target["sentences"]]
+    assert task.model.prompts == [f'Where is "{sentence}"? {{"bbox_2d": [...]}}' for sentence in asked]
+    assert [len(row["answers"]) for row in rows] == [len(t["sentences"]) for t in coco.targets("referring", task.ids[:2])]
+    root = shared / "data" / "coco"
+    fewer = RefCoco(root / "val2017", root / "annotations" / "referring_val2017.json", limit=4)
+    prints = {task.fingerprint, Referring(coco, Oracle()).fingerprint, Referring(fewer, Oracle()).fingerprint}
+    assert len(prints) == 3
+
+
+def test_predictions_fit_arrow_and_can_be_drawn(coco):
+    import pyarrow as pa
+
+    task = Referring(coco, Oracle())
+    row = {"answers": ["[30, 5, 2, 25]", "nothing"], "height": 30, "width": 40}
+    (row,) = pa.Table.from_pylist([row], schema=task.schema).to_pylist()
+    drawn = task.draw(np.zeros((30, 40, 3), np.uint8), row)
+    assert drawn.max() == 255 and drawn[15, 15].max() == 0
+
+
+def test_options_are_checked(coco):
+    with pytest.raises(DatasetError, match="needs labelled expressions"):
+        Referring(coco, Oracle(), reference="original")
+    with pytest.raises(ValueError, match="does not say where the expression goes"):
+        Referring(coco, Oracle(), prompt="Where?")
+    with pytest.raises(ValueError, match="box_convention 'pixels' is unknown"):
+        Referring(coco, Oracle("pixels"))
