@@ -1,0 +1,361 @@
+"""The `command` codec, driving real programs: a WebP encoder and decoder that are scripts, and scripts that misbehave."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image as Pillow
+
+from icmbench.codecs.base import BitstreamError, CodecError
+from icmbench.codecs.command import Command
+
+PYTHON = sys.executable
+
+ENCODER = """
+    import sys
+    from PIL import Image
+    source, stream, quality = sys.argv[1:]
+    Image.open(source).save(stream, "WEBP", quality=int(quality))
+"""
+DECODER = """
+    import sys
+    from PIL import Image
+    stream, target = sys.argv[1:]
+    Image.open(stream, formats=["WEBP"]).save(target)
+"""
+COPY = "import shutil, sys; shutil.copyfile(*sys.argv[1:])"
+HANG = """
+    import pathlib, subprocess, sys, time
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+    print("still at it", file=sys.stderr, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a Python script and gives the words that run it."""
+
+    def write(name: str, source: str) -> list[str]:
+        path = tmp_path / f"{name}.py"
+        path.write_text(textwrap.dedent(source))
+        return [PYTHON, str(path)]
+
+    return write
+
+
+@pytest.fixture
+def lines(script):
+    """Command lines of the real codec."""
+    return {
+        "encode": [*script("encoder", ENCODER), "{input}", "{stream}", "{quality}"],
+        "decode": [*script("decoder", DECODER), "{stream}", "{output}"],
+    }
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (24, 37, 3), np.uint8)
+
+
+def encoder(words: list[str]) -> dict[str, list[str]]:
+    """A codec of which only the encoder matters."""
+    return {"encode": [*words, "{input}", "{stream}", "{point}"], "decode": [PYTHON, "{stream}", "{output}"]}
+
+
+def decoder(words: list[str]) -> dict[str, list[str]]:
+    return {"encode": [PYTHON, "{input}", "{stream}", "{point}"], "decode": [*words, "{stream}", "{output}"]}
+
+
+def is_gone(pid: int, seconds: float = 10) -> bool:
+    """Whether a process ended, or does so soon; one that waits only to be reaped has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_photograph_through_a_real_codec(shared, lines):
+    with Pillow.open(shared / "data/kodak/kodim03.png") as picture:
+        photograph = np.array(picture.convert("RGB"))
+    sizes, errors = [], []
+    for quality in [5, 50]:
+        codec = Command({"quality": quality}, **lines)
+        stream = codec.compress(photograph)
+        assert stream[:4] == b"RIFF" and stream == codec.compress(photograph)
+        reconstruction = codec.decompress(stream)
+        assert (reconstruction.shape, reconstruction.dtype) == (photograph.shape, np.uint8)
+        sizes.append(len(stream))
+        errors.append(np.mean((reconstruction.astype(float) - photograph) ** 2))
+    assert sizes[0] < sizes[1] and errors[1] < errors[0] < 255**2 / 10**2.9  # 29 dB
+
+
+@pytest.mark.parametrize("extension", ["ppm", "png", "bmp", "tif"])
+def test_every_pixel_format_is_lossless(script, image, extension):
+    words = script("copy", COPY)
+    codec = Command(
+        1,
+        encode=[*words, "{input}", "{stream}"],
+        decode=[PYTHON, "-c", f"{COPY} if '{{point}}' else 0", "{stream}", "{output}"],
+        input=extension,
+        output=extension,
+        stream=extension,
+    )
+    assert np.array_equal(codec.decompress(codec.compress(image)), image)
+    for shape in [(1, 1, 3), (1, 300, 3), (33, 1, 3)]:
+        assert codec.decompress(codec.compress(np.full(shape, 7, np.uint8))).shape == shape
+
+
+def test_placeholders_carry_sizes_parameters_and_literal_braces(script, image):
+    words = script("words", "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('|'.join(sys.argv[3:]))")
+    line = [*words, "{stream}", "{input}", "{width}x{height}", "--qp={qp:03d}", "{preset}", "{{qp}}", "$(id) *"]
+    codec = Command({"qp": 7, "preset": "very slow"}, encode=line, decode=[PYTHON, "{stream}", "{output}"])
+    assert codec.compress(image) == b"37x24|--qp=007|very slow|{qp}|$(id) *"
+
+
+def test_points(lines):
+    line = {"encode": ["env", "{input}", "{stream}", "{point}"], "decode": ["env", "{stream}", "{output}"]}
+    number, word = Command(32, **line).point, Command("fast", **line).point
+    assert (number.label, number.order, number.parameters) == ("point=32", 32, {"point": 32})
+    assert (word.label, word.order, word.parameters) == ("fast", 0, {"point": "fast"})
+    both = {"encode": ["env", "{input}", "{stream}", "{preset}", "{qp}"], "decode": line["decode"]}
+    low, high = (Command({"preset": "slow", "qp": qp}, order="-qp", **both).point for qp in (42, 22))
+    assert low.label == "preset=slow,qp=42"
+    assert low.order < high.order
+    assert Command({"preset": "slow", "qp": 42}, **both).point.order == 42
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encode": ["env", "{input}", "{stream}", "{qpp}"]},
+            r"no placeholder {qpp}.*known are {input} {stream} {width} {height} {qp}",
+        ),
+        ({"decode": ["env", "{stream}", "{output}", "{width}"]}, "from its bytes alone.*known are {stream} {output} {qp}"),
+        ({"encode": ["env", "{input}", "{stream}", "{qp"]}, "literal brace"),
+        ({"encode": ["env", "{input}", "{stream}", "{qp.real}"]}, "no placeholder {qp.real}"),
+        ({"encode": ["env", "{input:d}", "{stream}", "{qp}"]}, "cannot be filled in"),
+        ({"encode": ["env", "{input}", "{qp}"]}, "encode does not use {stream}"),
+        ({"decode": ["env", "{stream}"]}, "decode does not use {output}"),
+        ({"encode": ["env", "{input}", "{stream}"]}, "{qp} nowhere"),
+        ({"encode": "env {input} {stream} {qp}"}, "list of words"),
+        ({"encode": ["env", "{input}", "{stream}", 32]}, "quote numbers"),
+        ({"encode": []}, "list of words"),
+        ({"encode": ["no-such-encoder", "{input}", "{stream}", "{qp}"]}, "no program 'no-such-encoder' on PATH"),
+        ({"decode": ["no-such-decoder", "{stream}", "{output}"]}, "no program 'no-such-decoder' on PATH"),
+        ({"decode": ["./no-such-decoder", "{stream}", "{output}"]}, "no program './no-such-decoder' in /"),
+        ({"point": {"input": 3}}, "'input' cannot name a parameter"),
+        ({"point": {"qp": True}}, "a number or a word, not True"),
+        ({"point": {"qp": [1, 2]}}, "a number or a word"),
+        ({"point": {}}, "at least one parameter"),
+        ({"order": "-quality"}, "names a number of the point, qp, not '-quality'"),
+        ({"input": "jpg"}, "input is one of ppm, png, bmp, tif, not 'jpg'"),
+        ({"stream": "../x"}, "extension"),
+        ({"timeout_seconds": 0}, "positive"),
+    ],
+    ids=str,
+)
+def test_a_bad_description_is_refused_before_anything_runs(changes, message):
+    good = {"encode": ["env", "{input}", "{stream}", "{qp}"], "decode": ["env", "{stream}", "{output}"], "point": {"qp": 32}}
+    with pytest.raises(CodecError, match=message):
+        Command(**{**good, **changes})
+
+
+def test_the_fingerprint_holds_both_programs_and_their_files(lines, tmp_path):
+    def of(**changes):
+        return Command({"quality": 5}, **{**lines, **changes}).fingerprint
+
+    before = of()
+    facts = json.loads(before)
+    assert facts["parameters"] == {"quality": 5}
+    assert set(facts["sha256"]) == {PYTHON, str(tmp_path / "encoder.py"), str(tmp_path / "decoder.py")}
+    assert of(timeout_seconds=99) == before
+    assert of(encode=[*lines["encode"], "--more"]) != before
+    with (tmp_path / "decoder.py").open("a") as file:
+        file.write("# changed\n")
+    assert of() != before
+
+
+def test_relative_programs_and_files_start_at_the_folder(tmp_path, image, monkeypatch):
+    folder = tmp_path / "tools {1}"  # neither the blank nor the braces mean anything
+    folder.mkdir()
+    (folder / "encode").write_text(f"#!{PYTHON}\n{COPY}\n")
+    (folder / "encode").chmod(0o755)
+    (folder / "copy.py").write_text(COPY)
+    line = {
+        "encode": ["./encode", "{input}", "{stream}"],
+        "decode": ["env", "POINT={point}", PYTHON, "copy.py", "{stream}", "{output}"],
+    }
+    with pytest.raises(CodecError, match=r"no program './encode' in"):
+        Command(1, **line)
+    codec = Command(1, folder=folder, **line)
+    assert set(json.loads(codec.fingerprint)["sha256"]) == {"./encode", "env", PYTHON, "copy.py"}
+    monkeypatch.chdir("/")
+    assert np.array_equal(codec.decompress(codec.compress(image)), image)
+
+
+def test_each_call_has_a_folder_of_its_own_that_is_removed(script, image, tmp_path):
+    log = tmp_path / "folders.txt"
+    words = script(
+        "where", f"import os, sys; open({str(log)!r}, 'a').write(os.getcwd() + chr(10)); open(sys.argv[2], 'w').write('x')"
+    )
+    codec = Command(1, **encoder(words))
+    codec.compress(image)
+    codec.compress(image)
+    first, second = log.read_text().split()
+    assert first != second and not Path(first).exists() and not Path(second).exists()
+
+
+def test_a_failing_encoder_is_a_codec_error_with_the_end_of_its_stderr(script, image):
+    words = script("fail", "import sys; [print(f'line {n}', file=sys.stderr) for n in range(5000)]; sys.exit(3)")
+    with pytest.raises(CodecError, match="the encoder") as caught:
+        Command(1, **encoder(words)).compress(image)
+    text = str(caught.value)
+    assert "ended with code 3" in text and "37x24" in text
+    assert text.splitlines()[1:] == [f"line {n}" for n in range(4980, 5000)]
+
+
+def test_a_program_without_line_breaks_gives_a_short_tail(script, image):
+    words = script("fail", "import sys; sys.stderr.write('é' * 100_000 + 'the end'); sys.exit(1)")
+    with pytest.raises(CodecError, match=r"the end$") as caught:
+        Command(1, **encoder(words)).compress(image)
+    assert len(str(caught.value)) < 2200
+
+
+def test_stdout_stands_in_for_an_empty_stderr(script, image):
+    words = script("fail", "print('bad level'); raise SystemExit(1)")
+    with pytest.raises(CodecError, match="bad level"):
+        Command(1, **encoder(words)).compress(image)
+
+
+def test_a_crash_names_its_signal(script, image):
+    words = script("crash", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(CodecError, match="killed by signal 11"):
+        Command(1, **encoder(words)).compress(image)
+
+
+def test_an_encoder_that_writes_nothing(script, image):
+    with pytest.raises(CodecError, match=r"wrote nothing to \{stream\}"):
+        Command(1, **encoder(script("idle", ""))).compress(image)
+    with pytest.raises(CodecError, match=r"wrote nothing to \{stream\}"):
+        Command(1, **encoder(script("touch", "import sys; open(sys.argv[2], 'w')"))).compress(image)
+
+
+def test_much_stdout_and_a_closed_stdin_do_not_block(script, image):
+    words = script(
+        "loud", "import sys; assert sys.stdin.read() == ''; sys.stdout.write('x' * 10_000_000); open(sys.argv[2], 'w').write('ok')"
+    )
+    assert Command(1, timeout_seconds=30, timeout_seconds_per_megapixel=0, **encoder(words)).compress(image) == b"ok"
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"RIFF", bytes(500)], ids=["empty", "short", "magic", "zeros"])
+def test_bad_streams_are_bitstream_errors(lines, data):
+    with pytest.raises(BitstreamError):
+        Command({"quality": 5}, **lines).decompress(data)
+
+
+def test_truncated_streams_are_bitstream_errors(lines, image):
+    codec = Command({"quality": 5}, **lines)
+    stream = codec.compress(image)
+    for length in [1, 12, 30, len(stream) // 2, len(stream) - 2]:
+        with pytest.raises(BitstreamError, match="ended with code 1"):
+            codec.decompress(stream[:length])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise SystemExit('broken stream')", "broken stream"),
+        ("", "wrote nothing to {output}"),
+        ("import sys; open(sys.argv[2], 'w').write('P6 not an image')", "no readable ppm"),
+        ("import sys; open(sys.argv[2], 'wb').write(b'P6 9 9 255 ' + bytes(100))", "no readable ppm"),
+        ("import sys; open(sys.argv[2], 'wb').write(b'P5 2 2 255 ' + bytes(4))", "pixels are L"),
+        ("import sys; from PIL import Image; Image.new('RGB', (3, 3)).save(sys.argv[2], 'PNG')", "no readable ppm"),
+    ],
+    ids=["fails", "writes nothing", "not an image", "half an image", "grey", "another format"],
+)
+def test_a_decoder_without_an_image_is_a_bitstream_error(script, source, message):
+    with pytest.raises(BitstreamError, match=message):
+        Command(1, **decoder(script("decode", source))).decompress(b"stream")
+
+
+def test_a_hanging_encoder_and_its_child_are_killed(script, tmp_path, image):
+    words = [*script("hang", HANG), str(tmp_path / "pid")]
+    codec = Command(1, timeout_seconds=2, timeout_seconds_per_megapixel=1, **encoder(words))
+    start = time.monotonic()
+    with pytest.raises(CodecError, match=r"did not end within 2 s \(raise timeout_seconds.*37x24:\nstill at it"):
+        codec.compress(image)
+    assert time.monotonic() - start < 10
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_the_encoders_time_out_grows_with_the_pixels(script):
+    words = script("slow", "import sys, time; time.sleep(1.5); open(sys.argv[2], 'w').write('ok')")
+    codec = Command(1, timeout_seconds=0.2, timeout_seconds_per_megapixel=100, **encoder(words))
+    with pytest.raises(CodecError, match="did not end"):
+        codec.compress(np.zeros((10, 10, 3), np.uint8))
+    assert codec.compress(np.zeros((500, 500, 3), np.uint8)) == b"ok"
+
+
+def test_a_hanging_decoder_is_a_bitstream_error(script, tmp_path):
+    words = [*script("hang", HANG), str(tmp_path / "pid")]
+    codec = Command(1, decode_timeout_seconds=2, **decoder(words))
+    with pytest.raises(BitstreamError, match="raise decode_timeout_seconds"):
+        codec.decompress(b"stream")
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_child_left_behind_is_killed_when_the_program_ends(script, tmp_path, image):
+    source = HANG.replace("time.sleep(600)\n", "open(sys.argv[3], 'w').write('ok')\n")
+    assert source != HANG
+    codec = Command(1, **encoder([*script("leave", source), str(tmp_path / "pid")]))
+    assert codec.compress(image) == b"ok"
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_an_interrupt_kills_the_program(script, tmp_path, image):
+    pid = tmp_path / "pid"
+    codec = Command(1, timeout_seconds=60, **encoder([*script("hang", HANG), str(pid)]))
+
+    def interrupt():
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        codec.compress(image)
+    assert is_gone(int(pid.read_text()))
+
+
+def test_a_program_that_vanished_is_a_codec_error(tmp_path, image):
+    program = tmp_path / "tool"
+    shutil.copy(shutil.which("env"), program)
+    codec = Command(1, **encoder([str(program)]))
+    program.unlink()
+    with pytest.raises(CodecError, match="cannot be started"):
+        codec.compress(image)
+
+
+def test_only_rgb_arrays_are_compressed(lines):
+    with pytest.raises(CodecError, match="uint8 array of shape"):
+        Command({"quality": 5}, **lines).compress(np.zeros((8, 8), np.uint8))
+
+
+def test_importing_costs_little():
+    code = "import sys, icmbench.codecs.command; print(not {'torch', 'pandas', 'scipy'} & set(sys.modules))"
+    assert subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "True"
