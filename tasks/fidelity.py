@@ -1,0 +1,87 @@
+"""Fidelity to the original: PSNR and MS-SSIM, averaged over images.
+
+    (original, reconstruction) -> PSNR and MS-SSIM of the pair -> mean
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, fingerprint
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MS_SSIM_SIDE = 161  # five scales of an 11-pixel window need a shorter side over (11 - 1) * 2**4
+
+
+def psnr(original: Image, image: Image) -> float:
+    """Peak signal-to-noise ratio in dB over all samples of two uint8 images (height, width, 3).
+
+    Equal images count as if one sample were off by one, which is the best that unequal ones can reach: infinity has no mean.
+    """
+    difference = original.astype(np.int32) - image
+    return 10 * math.log10(255**2 * difference.size / max(1, int((difference * difference).sum(dtype=np.int64))))
+
+
+def ms_ssim(original: Image, image: Image) -> float | None:
+    """MS-SSIM (Wang, Simoncelli, Bovik 2003) of two uint8 RGB images, mean of the channels, by pytorch-msssim in float32.
+
+    None where the shorter side is under 161 pixels, for which its five scales are not defined.
+    """
+    if min(original.shape[:2]) < MS_SSIM_SIDE:
+        return None
+    import torch
+    from pytorch_msssim import ms_ssim as multiscale
+
+    first, second = (torch.from_numpy(x.transpose(2, 0, 1)[None].astype(np.float32)) for x in (original, image))
+    with torch.inference_mode():
+        return float(multiscale(first, second, data_range=255))
+
+
+class Fidelity(Task):
+    """PSNR (RGB) and MS-SSIM against the original, means over images."""
+
+    name = "fidelity"
+    needs_originals = True
+    extra: ClassVar[str] = "fidelity"
+    metrics = (MetricSpec("psnr", "dB", primary=True), MetricSpec("ms_ssim", ceiling=1.0))
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset)
+
+    @property
+    def schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([("psnr", pa.float64()), ("ms_ssim", pa.float64())])
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(task=self.name, version=self.version)
+
+    def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
+        """`psnr` in dB; `ms_ssim` in 0..1, null where the image is too small for it."""
+        assert originals is not None
+        pairs = zip(originals, images, strict=True)
+        return [{"psnr": psnr(original, image), "ms_ssim": ms_ssim(original, image)} for original, image in pairs]
+
+    def is_empty(self, prediction: Prediction) -> bool:
+        """Too small for MS-SSIM; counted, and left out of its mean."""
+        return prediction["ms_ssim"] is None
+
+    def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> npt.NDArray[np.float64]:
+        """float64 (images, 2): psnr, ms_ssim; NaN for null."""
+        return np.array([(p["psnr"], p["ms_ssim"]) for p in predictions], dtype=np.float64).reshape(-1, 2)
+
+    def aggregate(self, statistics: npt.NDArray[np.float64], weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+        counted = np.ones(len(statistics)) if weights is None else np.asarray(weights, dtype=np.float64)
+        shares = counted[:, None] * ~np.isnan(statistics)
+        sums, totals = np.nansum(statistics * counted[:, None], axis=0), shares.sum(axis=0)
+        values = np.divide(sums, totals, out=np.full(2, np.nan), where=totals > 0)
+        return {spec.name: float(value) for spec, value in zip(self.metrics, values)}

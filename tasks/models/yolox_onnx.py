@@ -1,0 +1,136 @@
+"""YOLOX detectors exported to ONNX (Ge et al. 2021), COCO's 80 categories.
+
+    image -> letterbox (bilinear, 114 at the right and bottom) -> BGR float 0..255 -> network
+          -> raw (cx, cy, w, h, objectness, 80 scores) a cell of strides 8, 16, 32 -> decoded boxes -> NMS a class
+
+Bilinear is Pillow's, which widens its kernel when it shrinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+
+from icmbench.tasks.base import Image, file_sha256, fingerprint
+from icmbench.tasks.models.batches import picture
+from icmbench.tasks.models.coco_names import COCO
+from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.models.hub import versions
+from icmbench.tasks.models.threads import cpu_threads
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+STRIDES = (8, 16, 32)
+PADDING = 114
+
+
+class YoloxOnnx:
+    """YOLOX detector (nano to x, COCO's 80 categories) from an ONNX file with raw outputs.
+
+    Each image gives `boxes` float32 (n, 4) as x1, y1, x2, y2 in its pixels, `scores` float32 (n,), `classes` int64 (n,) into
+    `categories`. A score is objectness times class score; every class of a cell above `score_threshold` is a candidate, as in
+    YOLOX's own evaluation. Boxes are not clipped to the image.
+    """
+
+    task: ClassVar[str] = "detection"
+    extra: ClassVar[str] = "onnx"
+    weights: ClassVar[str] = "`path` to an ONNX export of YOLOX without --decode_in_inference (the YOLOX project's are Apache-2.0)"
+    categories: ClassVar[list[str]] = list(COCO.values())
+
+    def __init__(self, path: Path, score_threshold: float = 0.01, nms_threshold: float = 0.45, threads: int | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ModelError(f"{self.path}: no such ONNX file; give the `path` of a YOLOX export")
+        self.score_threshold, self.nms_threshold, self.threads = score_threshold, nms_threshold, threads
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            model="yolox-onnx",
+            version=1,
+            file=file_sha256(self.path),
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            **versions("onnxruntime", "pillow"),
+        )
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """Loaded at the first call; float32 on the CPU."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cpu_threads(self.threads)
+        try:
+            session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own classes have no common base but RuntimeError
+            raise ModelError(f"{self.path}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
+        shape, outputs = session.get_inputs()[0].shape, session.get_outputs()
+        if len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) and side % STRIDES[-1] == 0 for side in shape[2:]):
+            raise ModelError(
+                f"{self.path}: its input is {shape}, not (1, 3, height, width) in multiples of 32; export it at a fixed size"
+            )
+        cells = sum(shape[2] // stride * (shape[3] // stride) for stride in STRIDES)
+        if list(outputs[0].shape[1:]) != [cells, 5 + len(self.categories)]:
+            raise ModelError(
+                f"{self.path}: its output is {outputs[0].shape}, not (1, {cells}, {5 + len(self.categories)}) as YOLOX's"
+            )
+        return session
+
+    def __call__(self, images: Sequence[Image]) -> list[dict[str, npt.NDArray[Any]]]:
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: Image) -> dict[str, npt.NDArray[Any]]:
+        entry = self.session.get_inputs()[0]
+        height, width = entry.shape[2:]
+        pixels, scale = letterbox(image, height, width)
+        raw = self.session.run(None, {entry.name: pixels})[0][0]
+        corners, class_scores = decode(raw, height, width)
+        cells, classes = np.nonzero(class_scores > self.score_threshold)
+        boxes, scores = corners[cells] / np.float32(scale), class_scores[cells, classes]
+        kept = suppress(boxes, scores, classes, self.nms_threshold)
+        return {"boxes": boxes[kept], "scores": scores[kept], "classes": classes[kept].astype(np.int64)}
+
+
+def letterbox(image: Image, height: int, width: int) -> tuple[npt.NDArray[np.float32], float]:
+    """The network's input, float32 (1, 3, height, width) in BGR order, and the factor by which the image was resized."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    inner = (max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale)))
+    canvas = np.full((height, width, 3), PADDING, dtype=np.uint8)
+    canvas[: inner[1], : inner[0]] = np.asarray(picture(image).resize(inner, Pillow.Resampling.BILINEAR))
+    return np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1)[None], dtype=np.float32), scale
+
+
+def decode(raw: npt.NDArray[np.float32], height: int, width: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Boxes float32 (cells, 4) as corners in input pixels and scores (cells, classes), from raw outputs (cells, 5 + classes)."""
+    grids = [np.mgrid[: height // stride, : width // stride][::-1].reshape(2, -1).T for stride in STRIDES]
+    strides = np.concatenate([np.full((len(grid), 1), stride, np.float32) for grid, stride in zip(grids, STRIDES)])
+    centres = (raw[:, :2] + np.concatenate(grids).astype(np.float32)) * strides
+    halves = np.exp(raw[:, 2:4]) * strides / 2
+    return np.concatenate([centres - halves, centres + halves], axis=1), raw[:, 4:5] * raw[:, 5:]
+
+
+def suppress(
+    boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], classes: npt.NDArray[np.integer], threshold: float
+) -> npt.NDArray[np.int64]:
+    """Indices of the boxes that remain, by falling score: none overlaps a better one of its class by more than `threshold`."""
+    order = np.argsort(-scores, kind="stable")
+    x1, y1, x2, y2 = boxes[order].astype(np.float64).T
+    areas = (x2 - x1) * (y2 - y1)
+    labels = classes[order]
+    alive = np.ones(len(order), dtype=bool)
+    for i in range(len(order)):
+        if alive[i]:
+            later = np.flatnonzero(alive[i + 1 :] & (labels[i + 1 :] == labels[i])) + i + 1
+            wide = np.minimum(x2[i], x2[later]) - np.maximum(x1[i], x1[later])
+            high = np.minimum(y2[i], y2[later]) - np.maximum(y1[i], y1[later])
+            shared = np.maximum(wide, 0) * np.maximum(high, 0)
+            alive[later[shared > threshold * (areas[i] + areas[later] - shared)]] = False
+    return order[alive]
