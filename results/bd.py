@@ -216,9 +216,9 @@ def _sorted(points: Array, name: str, words: _Words) -> _Curve:
         raise _Undefined(f"{name} has no points")
     for rate, quality in points:
         if not (np.isfinite(rate) and rate > 0):
-            raise _Undefined(f"{name} has {words.metric} {quality:.4g} at rate {rate:g}; a rate must be finite and above 0")
+            raise _Undefined(f"{name} has {words.metric} {quality:.4g} at rate {rate:g} (a rate must be finite and above 0)")
         if not np.isfinite(quality):
-            raise _Undefined(f"{name} has {words.metric} {quality:g} at rate {rate:.4g}; measure that point again or leave it out")
+            raise _Undefined(f"{name} has {words.metric} {quality:g} at rate {rate:.4g} (measure that point again or leave it out)")
     x, y = np.log10(points[:, 0]), words.sign * points[:, 1]
     order = np.lexsort((-y, x))
     return _Curve(name, x[order], y[order], len(x))
@@ -234,7 +234,7 @@ def _rising(curve: _Curve, envelope: Envelope, words: _Words) -> _Curve:
     if envelope == "error":
         for i in np.flatnonzero((np.diff(x) <= 0) | (np.diff(y) <= 0)):
             pair = " then ".join(f"{words.metric} {words.show(y[k])} at rate {10 ** x[k]:.4g}" for k in (i, i + 1))
-            raise _Undefined(f"{curve.name} does not rise: {pair}; measure these again or use the pareto or isotonic envelope")
+            raise _Undefined(f"{curve.name} does not rise: {pair} (measure these again or use another envelope)")
         return curve
     if envelope == "pareto":
         keep = y > np.maximum.accumulate(np.concatenate([[-np.inf], y[:-1]]))
@@ -263,7 +263,7 @@ def _distinct(curve: _Curve, envelope: Envelope) -> _Curve:
     counts = np.bincount(block)
     if envelope == "error" and np.any(counts > 1):
         rate = 10 ** curve.x[np.searchsorted(block, np.argmax(counts > 1))]
-        raise _Undefined(f"{curve.name} has several points at rate {rate:.4g}; leave one or use the pareto or isotonic envelope")
+        raise _Undefined(f"{curve.name} has several points at rate {rate:.4g} (leave one or use another envelope)")
     return replace(curve, x=np.unique(curve.x), y=np.bincount(block, curve.y) / counts)
 
 
@@ -273,15 +273,15 @@ def _horizontal(anchor: _Curve, test: _Curve, method: Method, words: _Words) -> 
         if len(curve.x) < MIN_POINTS[method]:
             raise _Undefined(
                 f"{curve.name} keeps {len(curve.x)} of {curve.measured} points on its envelope and {method} needs "
-                f"{MIN_POINTS[method]}; add a point above rate {10 ** curve.x[-1]:.4g} with {words.better(curve.y[-1])}, "
-                f"or below rate {10 ** curve.x[0]:.4g} with {words.worse(curve.y[0])}"
+                f"{MIN_POINTS[method]} (add a point above rate {10 ** curve.x[-1]:.4g} with {words.better(curve.y[-1])}, "
+                f"or below rate {10 ** curve.x[0]:.4g} with {words.worse(curve.y[0])})"
             )
     low, high = max(anchor.y[0], test.y[0]), min(anchor.y[-1], test.y[-1])
     if high <= low:
         upper, lower = (anchor, test) if anchor.y[0] >= test.y[-1] else (test, anchor)
         raise _Undefined(
-            f"no shared {words.metric} interval: {anchor.name} spans {words.span(anchor)}, {test.name} {words.span(test)}; "
-            f"add a point of {lower.name} with {words.better(upper.y[0])}, or of {upper.name} with {words.worse(lower.y[-1])}",
+            f"no shared {words.metric} interval: {anchor.name} spans {words.span(anchor)}, {test.name} {words.span(test)} "
+            f"(add a point of {lower.name} with {words.better(upper.y[0])}, or of {upper.name} with {words.worse(lower.y[-1])})",
             overlap=0.0,
         )
     percents = {m: _percent(anchor, test, m, low, high) for m in get_args(Method)}
@@ -310,7 +310,7 @@ def _vertical(anchor: _Curve, test: _Curve, method: Method, words: _Words) -> di
     if high <= low:
         spans = [f"{c.name} spans {10 ** c.x[0]:.4g} to {10 ** c.x[-1]:.4g}" for c in (anchor, test)]
         side = f"above rate {10 ** anchor.x[0]:.4g}" if anchor.x[0] >= test.x[-1] else f"below rate {10 ** anchor.x[-1]:.4g}"
-        raise _Undefined(f"no shared rate interval: {', '.join(spans)}; add a point of {test.name} {side}")
+        raise _Undefined(f"no shared rate interval: {', '.join(spans)} (add a point of {test.name} {side})")
     delta = _mean(test.x, test.y, method, low, high) - _mean(anchor.x, anchor.y, method, low, high)
     return {"bd_quality": float(words.sign * delta) + 0.0, "rate_interval": (float(10**low), float(10**high))}
 

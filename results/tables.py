@@ -146,7 +146,7 @@ def _notes(key: Key, result: BDResult, curves: dict[str, pd.DataFrame]) -> Itera
     yield from map(str, result.changes)
     if result.bd_rate_percent is not None:
         checks = ", ".join(f"{method} {_check(value)}" for method, value in result.cross_checks.items())
-        yield checks + (f" (spread {result.spread:.3g})" if result.spread is not None else "")
+        yield checks + (f" (spread {result.spread:.1f})" if result.spread is not None else "")
     for codec, frame in curves.items():
         if 0 < len(frame) < 4:
             yield f"{codec} has {len(frame)} point{'s' * (len(frame) > 1)}"

@@ -64,14 +64,16 @@ def bdrate_tables(
         every = details(scores, bdrate, reference)
         if len(every):
             yield f"BD-rate, BD-quality and rate at shares of the uncompressed score. {name}", every
-        mine = means[means["reference"] == reference]
+        mine = means_table(means[means["reference"] == reference])
         if len(mine):
-            columns = {"codec": "Codec", "task": "Task", "model": "Model", "metric": "Metric"}
-            table = mine[[*columns]].rename(columns=columns)
-            yield (
-                f"BD-rate (%) averaged over datasets in log-rate. {name}",
-                table.assign(**{"Mean": mine["bd_rate_percent"].map(signed), "Datasets": mine["datasets"], "Note": mine["note"]}),
-            )
+            yield f"BD-rate (%) averaged over datasets in log-rate. {name}", mine
+
+
+def means_table(means: pd.DataFrame) -> pd.DataFrame:
+    """Text table of BD-rates averaged over datasets."""
+    table = means[["codec", "task", "model", "metric"]].set_axis(["Codec", "Task", "Model", "Metric"], axis=1)
+    percents = means["bd_rate_percent"].map(signed)
+    return _filled(table.assign(**{"Mean BD-rate %": percents, "Datasets": means["datasets"], "Note": means["note"]}))
 
 
 def overview(bdrate: pd.DataFrame, columns: list[Key]) -> pd.DataFrame:
@@ -103,7 +105,14 @@ def details(scores: pd.DataFrame, bdrate: pd.DataFrame, reference: str) -> pd.Da
             }
         )
     frame = pd.DataFrame(rows)
+    if len(frame) and frame.groupby(["Dataset", "Task"])["Model"].nunique().max() == 1:
+        frame = frame.drop(columns="Model")  # dataset and task tell
     return frame if len(bdrate) else frame.drop(columns=["BD-rate %", "BD-quality", "Overlap", "Note"], errors="ignore")
+
+
+def _filled(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the columns in which nothing stands."""
+    return table.loc[:, (table != "").any() | table.columns.isin(["Codec", "Value"])]
 
 
 def scores_tables(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -123,10 +132,9 @@ def scores_table(rows: pd.DataFrame) -> pd.DataFrame:
     table["bpp"] = ["" if codec == UNCOMPRESSED else number(bpp) for codec, bpp in zip(rows["codec"], rows["bpp"], strict=True)]
     for column in ("expected", "scored", "empty", "failed"):
         table[column.capitalize()] = [number(value) for value in rows[column]]
-    if (rows["realisation"] != "").any():
-        table["Realisation"] = rows["realisation"]
+    table["Realisation"] = rows["realisation"]
     table["Limited"] = [LIMITED if limited else "" for limited in rows["limited"]]
-    return table if rows["limited"].any() else table.drop(columns="Limited")
+    return _filled(table)
 
 
 def label(key: Key) -> str:
@@ -145,7 +153,9 @@ def number(value: float) -> str:
 
 def rate_text(rate: float, note: str) -> str:
     """A rate, or in two words why there is none."""
-    return note.split(":")[0].split(",")[0] if pd.isna(rate) else number(rate)
+    if pd.isna(rate):
+        return note.split(":")[0].split(",")[0]
+    return f"{rate:.4f}" if rate < 10 else number(rate)
 
 
 def to_line(text: object) -> str:

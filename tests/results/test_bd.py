@@ -141,7 +141,7 @@ class TestAwkwardCurves:
     def test_rates_that_do_not_overlap(self):
         result = bd_rate(ANCHOR, ANCHOR * [0.01, 1], names=("jpeg", "mine"))
         assert result.bd_rate_percent == pytest.approx(-99) and result.bd_quality is None
-        assert "mine spans 0.001 to 0.008; add a point of mine above rate 0.1" in result.quality_reason
+        assert "mine spans 0.001 to 0.008 (add a point of mine above rate 0.1)" in result.quality_reason
 
     @pytest.mark.parametrize(("test", "reason"), [([], "test has no points"), ([[0.2, 35]], "test keeps 1 of 1 points")])
     def test_too_few_points(self, test, reason):
@@ -151,7 +151,7 @@ class TestAwkwardCurves:
     def test_a_falling_curve_keeps_one_point(self):
         result = bd_rate(ANCHOR, curve(RATES, [39, 36, 33, 30]))
         assert result.reason.startswith(
-            "test keeps 1 of 4 points on its envelope and pchip needs 2; add a point above rate 0.1 with"
+            "test keeps 1 of 4 points on its envelope and pchip needs 2 (add a point above rate 0.1 with"
         )
         assert result.bd_quality is not None
 

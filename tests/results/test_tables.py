@@ -89,7 +89,7 @@ def test_refusals_have_no_number_but_the_reason(scores):
     assert "BD-rate undefined: no shared AP interval" in apart["note"] and "add a point of avif with AP above" in apart["note"]
     broken = only(frame, codec="webp", task="yolox", metric="AP")
     assert math.isnan(broken["bd_rate_percent"]) and math.isnan(broken["bd_quality"]) and math.isnan(broken["overlap"])
-    assert broken["note"].startswith("undefined: webp has AP nan at rate 0.2; measure that point again")
+    assert broken["note"].startswith("undefined: webp has AP nan at rate 0.2 (measure that point again")
     without = scores[~((scores["codec"] == "jpeg") & (scores["task"] == "yolox"))]
     assert "undefined: jpeg has no points" in only(bdrate_frame(without, "jpeg"), codec="avif", task="yolox", metric="AP")["note"]
 

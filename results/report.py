@@ -1,0 +1,166 @@
+"""report/index.html: everything a run says, in one file that opens without a server or a network.
+
+    scores, bdrate -> tables as text, curves as inline SVG -> report.html.j2
+
+The same scores give the same bytes. Everything that comes from the run is escaped, and the page allows itself no network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from icmbench.results import curves
+from icmbench.results.scores import UNCOMPRESSED, Key, by_reference, codecs, normalise, primary_keys
+from icmbench.results.tables import LIMITED, mean_frame, signed
+from icmbench.results.writers import TITLES, details, means_table, overview, scores_table, write_tables
+
+TEXT = ("Codec", "Point", "Dataset", "Task", "Model", "Metric", "Unit", "Realisation", "Datasets")  # all else lines up on the right
+NOTES = ("Note", "Limited")
+LEADS = {
+    "labels": "Task models on the reconstructions, scored against the datasets' labels.",
+    "source": "Reconstructions compared with the images that were coded.",
+    "original": "Task models on the reconstructions, scored against what the same models find on the uncompressed images. "
+    "This is agreement, not accuracy: do not compare it with scores against labels.",
+}
+
+
+def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFrame, meta: Mapping[str, Any] | None = None) -> Path:
+    """Write report/index.html, the curves as PNG, SVG and PDF, and the tables as Markdown and LaTeX; returns the page's path.
+
+    scores, bdrate: as of `normalise` and `bdrate_frame`. meta, every key optional: `title`; `environment`, a JSON-like
+    mapping, else the run folder's environment.json; `primary`, task to metric, else each task's first metric.
+    Raises ScoresError for scores that are malformed.
+    """
+    meta = meta or {}
+    scores = normalise(scores)
+    folder = Path(run_folder) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    primary = meta.get("primary")
+    looks = curves.styles(codecs(scores))
+    chosen = primary_keys(scores, primary)
+    names = _stems(chosen)
+    for key, name in names.items():
+        curves.save(curves.draw(scores, key, looks), folder / name)
+    write_tables(scores, bdrate, folder, primary)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=curves.shown(str(meta.get("title") or Path(run_folder).name)),
+        anchor=str(bdrate["anchor"].iloc[0]) if len(bdrate) else None,
+        limited=LIMITED if scores["limited"].any() else "",
+        facts=_facts(scores),
+        codecs=[(k, name, Markup(curves.swatch(look))) for k, (name, look) in enumerate(looks.items())],
+        blocks=[_block(scores, bdrate, reference, keys, looks, names) for reference, keys in by_reference(chosen)],
+        gaps=_gaps(bdrate),
+        environment=_environment(meta.get("environment"), Path(run_folder)),
+        rows=len(scores),
+        dash=signed(None),
+    )
+    path = folder / "index.html"
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return path
+
+
+def _block(
+    scores: pd.DataFrame,
+    bdrate: pd.DataFrame,
+    reference: str,
+    keys: list[Key],
+    looks: Mapping[str, curves.Style],
+    names: Mapping[Key, str],
+) -> dict[str, Any]:
+    """All that the page shows of one reference: agreement and accuracy are different blocks."""
+    means = mean_frame(bdrate)
+    every = details(scores, bdrate, reference)
+    glance = overview(bdrate, keys)
+    return {
+        "id": reference or "scores",
+        "title": TITLES.get(reference, "Scores"),
+        "lead": LEADS.get(reference, ""),
+        "overview": _table(glance, percent=glance.columns[1:]),
+        "details": _table(every, _is_main(every, keys), ["BD-rate %"]),
+        "means": _table(means_table(means[means["reference"] == reference]), percent=["Mean BD-rate %"]),
+        "figures": [
+            {"title": curves.title(key), "stem": names[key], "svg": Markup(curves.inline_svg(scores, key, looks))} for key in keys
+        ],
+        "scores": _table(scores_table(scores[scores["reference"] == reference])),
+    }
+
+
+def _is_main(table: pd.DataFrame, keys: list[Key]) -> list[bool]:
+    main = {(key.dataset, key.task, key.metric) for key in keys}
+    return [row in main for row in table[["Dataset", "Task", "Metric"]].itertuples(index=False, name=None)] if len(table) else []
+
+
+def _table(frame: pd.DataFrame, main: Sequence[bool] = (), percent: Sequence[str] = ()) -> dict[str, Any] | None:
+    """A text frame for the template; None if it is empty.
+
+    main: which rows stay when only primary metrics are shown. percent: columns shaded as savings and costs.
+    """
+    if not len(frame):
+        return None
+    kinds = {**dict.fromkeys(TEXT, "text"), **dict.fromkeys(NOTES, "note"), **dict.fromkeys(percent, "percent")}
+    rows = [[str(cell) for cell in row] for row in frame.itertuples(index=False)]
+    return {
+        "columns": [(name, kinds.get(name, "number")) for name in frame.columns],
+        "rows": [*zip(rows, main or [True] * len(rows), strict=True)],
+    }
+
+
+def _facts(scores: pd.DataFrame) -> list[tuple[str, str]]:
+    """What the run covers, in a few words each."""
+    images = scores.groupby("dataset", sort=False)["expected"].max()
+    datasets = [name + (f" ({count:.0f} images)" if count == count else "") for name, count in images.items() if name]
+    rates = scores.loc[scores["codec"] != UNCOMPRESSED, "bpp"]
+    return [
+        ("Codecs", ", ".join(codecs(scores))),
+        ("Datasets", ", ".join(datasets)),
+        ("Tasks", ", ".join(filter(None, scores["task"].drop_duplicates()))),
+        ("Rates", f"{rates.min():.3g} to {rates.max():.3g} bpp" if rates.notna().any() else ""),
+    ]
+
+
+def _gaps(bdrate: pd.DataFrame) -> list[dict[str, str]]:
+    """The undefined deltas with their reasons."""
+    missing = bdrate[bdrate["bd_rate_percent"].isna() | bdrate["bd_quality"].isna()]
+    return [
+        {
+            "what": ", ".join(filter(None, (row.codec, row.dataset, row.task, row.metric))),
+            "agreement": "agreement" if row.reference == "original" else "",
+            "why": "; ".join(part for part in str(row.note).split("; ") if "undefined: " in part),
+        }
+        for row in missing.itertuples()
+    ]
+
+
+def _stems(keys: list[Key]) -> dict[Key, str]:
+    """A file name for each key; those that would meet, also where case does not count, are numbered."""
+    names: dict[Key, str] = {}
+    for key in keys:
+        name, taken = curves.stem(key), {stem.lower() for stem in names.values()}
+        number = next(n for n in range(1, len(keys) + 1) if (name if n == 1 else f"{name}-{n}").lower() not in taken)
+        names[key] = name if number == 1 else f"{name}-{number}"
+    return names
+
+
+def _environment(given: Mapping[str, Any] | None, run_folder: Path) -> list[tuple[str, str]]:
+    """Each top-level key of the environment with its value as text."""
+    path = run_folder / "environment.json"
+    if given is None:
+        given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [
+        (str(name), value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str))
+        for name, value in given.items()
+    ]
