@@ -1,0 +1,307 @@
+"""The `folder` codec: finding files and rows, and every way in which a folder or a CSV can be wrong."""
+
+import json
+import os
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from icmbench.codecs.base import BitstreamError, CodecError, compress_all, decompress_all
+from icmbench.codecs.classical import Jpeg
+from icmbench.codecs.folder import Folder
+
+IDS = ["000000000139.jpg", "n01440764/x.JPEG", "n01443537/x.JPEG"]
+
+
+def picture(seed: int, height: int = 12, width: int = 17) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save(path, image: np.ndarray, **settings) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(image).save(path, **settings)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Two points of three images each. Gives the folder, its CSV and the reconstructions of point 32."""
+    images = [picture(seed) for seed in range(3)]
+    rows = ["image,point,bytes"]
+    for point in [32, 37]:
+        for number, (image_id, image) in enumerate(zip(IDS, images, strict=True)):
+            shown = image if point == 32 else 255 - image
+            save(tmp_path / str(point) / f"{image_id.rpartition('.')[0]}.png", shown)
+            rows.append(f"{image_id},{point},{100 * point - number}")
+    (tmp_path / "sizes.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path, tmp_path / "sizes.csv", images
+
+
+@pytest.fixture
+def codec(made):
+    return Folder(32, path=made[0], sizes=made[1])
+
+
+def forge(**fields) -> bytes:
+    body = json.dumps(fields).encode()
+    return b"%08x" % zlib.crc32(body) + body
+
+
+def test_reconstructions_and_sizes_come_back(made, codec):
+    path, sizes, images = made
+    streams = compress_all(codec, images, IDS)
+    assert all(np.array_equal(a, b) for a, b in zip(decompress_all(codec, streams), images, strict=True))
+    assert [codec.stream_bytes(stream) for stream in streams] == [3200, 3199, 3198]
+    assert codec.compress_batch(images[::-1], IDS[::-1]) == streams[::-1]
+    other = Folder(37, path=path, sizes=sizes)
+    assert np.array_equal(other.decompress(other.compress_batch(images[:1], IDS[:1])[0]), 255 - images[0])
+    assert (codec.point.label, codec.point.parameters) == ("32", {"point": 32})
+    assert codec.point.order == 3199 < other.point.order  # mean bytes: sorted by rate whatever the number means
+
+
+def test_photographs_made_by_another_codec(shared, tmp_path):
+    ids = ["kodim02.png", "kodim03.png"]
+    originals = [np.array(Pillow.open(shared / "data/kodak" / name).convert("RGB")) for name in ids]
+    codec = Jpeg(10)
+    streams = [codec.compress(image) for image in originals]
+    for name, stream in zip(ids, streams, strict=True):
+        save(tmp_path / "q=10" / name, codec.decompress(stream))
+    rows = [f"{name},q=10,{len(stream)}" for name, stream in zip(ids, streams, strict=True)]
+    (tmp_path / "sizes.csv").write_text("\n".join(["image,point,bytes", *rows]))
+    folder = Folder({"q": 10}, path=tmp_path, sizes=tmp_path / "sizes.csv")
+    tokens = folder.compress_batch(originals, ids)
+    assert [folder.stream_bytes(token) for token in tokens] == [len(stream) for stream in streams]
+    for token, stream in zip(tokens, streams, strict=True):
+        assert np.array_equal(folder.decompress(token), codec.decompress(stream))
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["x.png", "x.jpg.png", "x.PNG", "x.ppm", "x.bmp", "x.webp", "x.tif", "x.tiff"],
+)
+@pytest.mark.parametrize("row", ["x.jpg", "x", "x.png"])
+def test_files_and_rows_match_by_full_id_then_stem(tmp_path, file, row):
+    image = picture(1)
+    save(tmp_path / "low" / file, image, **({"lossless": True} if file.endswith("webp") else {}))
+    (tmp_path / "sizes.csv").write_text(f"image,point,bytes\n{row},low,7\n")
+    codec = Folder("low", path=tmp_path, sizes=tmp_path / "sizes.csv")
+    (token,) = codec.compress_batch([image], ["x.jpg"])
+    assert np.array_equal(codec.decompress(token), image)
+    assert codec.stream_bytes(token) == 7
+
+
+def test_an_exact_name_goes_before_a_stem(tmp_path):
+    save(tmp_path / "1/a.b.png", picture(1))
+    save(tmp_path / "1/a.png", picture(2))
+    (tmp_path / "sizes.csv").write_text("image,point,bytes\na.b.png,1,11\na.png,1,12\n")
+    codec = Folder(1, path=tmp_path, sizes=tmp_path / "sizes.csv")
+    tokens = codec.compress_batch([picture(1), picture(2)], ["a.b.png", "a.png"])
+    assert [codec.stream_bytes(token) for token in tokens] == [11, 12]
+    assert all(np.array_equal(codec.decompress(token), picture(seed)) for token, seed in zip(tokens, [1, 2], strict=True))
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_grey_and_palette_files_are_exact(tmp_path, mode):
+    grey = np.repeat(picture(1)[:, :, :1], 3, axis=2)
+    (tmp_path / "1").mkdir()
+    Pillow.fromarray(grey).convert("L").convert(mode).save(tmp_path / "1/a.png")
+    (tmp_path / "sizes.csv").write_text("image,point,bytes\na,1,9\n")
+    codec = Folder(1, path=tmp_path, sizes=tmp_path / "sizes.csv")
+    assert np.array_equal(codec.decompress(codec.compress_batch([grey], ["a.jpg"])[0]), grey)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("image,point,bits\nx.jpg,32,80\n", 10),
+        ("image,point,bits\nx.jpg,32,81\n", 11),
+        ("\ufeffpoint, image, bytes, seconds\r\n32.0, x.jpg, 12, 3.5\r\n", 12),
+        ('image,point,bytes\n"x.jpg","32","13"\n\n', 13),
+        ("image,point,bytes\nx.jpg,37,1\nx.jpg,32,1e3\n", 1000),
+    ],
+    ids=["bits", "bits rounded up", "order, blanks, mark", "quotes", "two points"],
+)
+def test_ways_to_write_the_csv(tmp_path, text, size):
+    save(tmp_path / "32/x.png", picture(1))
+    (tmp_path / "sizes.csv").write_text(text, encoding="utf-8", newline="")
+    codec = Folder(32, path=tmp_path, sizes=tmp_path / "sizes.csv")
+    assert codec.stream_bytes(codec.compress_batch([picture(1)], ["x.jpg"])[0]) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,point,bytes\na,32,5\nb,32,5\na,32,6\n", r"sizes\.csv, row 4: image 'a' at point '32' stands in row 2"),
+        ("image,point,bytes\na,32,5\na,32.0,5\n", "row 3: image 'a'"),
+        ("image,point,bytes\na,32,0\n", "row 2: bytes is a whole number above 0, not '0'"),
+        ("image,point,bytes\na,32,5\nb,37,-1\n", "row 3: bytes is a whole number above 0, not '-1'"),
+        ("image,point,bits\na,32,4.5\n", "row 2: bits is a whole number above 0, not '4.5'"),
+        ("image,point,bytes\na,32,\n", "row 2: bytes .* not ''"),
+        ("image,point,bytes\na,32\n", "row 2: bytes .* not ''"),
+        ("image,point,bytes\na,32,inf\n", "row 2: bytes .* not 'inf'"),
+        ("image,point,bytes\na,32,many\n", "row 2: bytes .* not 'many'"),
+        ("image,point,bytes\n,32,5\n", "row 2: its image or its point is empty"),
+        ("image,point\na,32\n", "needs the columns image, point and either bytes or bits; it has image, point"),
+        ("image,point,bytes,bits\na,32,5,40\n", "either bytes or bits"),
+        ("", "needs the columns"),
+        ("image,point,bytes\n", "no row of point '32'; it has no rows at all"),
+        ("image,point,bytes\na,22,5\na,q7,6\n", "no row of point '32'; it has 22, q7"),
+    ],
+    ids=range(15),
+)
+def test_a_wrong_csv_is_refused_by_row(made, text, message):
+    made[1].write_text(text)
+    with pytest.raises(CodecError, match=message):
+        Folder(32, path=made[0], sizes=made[1])
+
+
+def test_a_csv_that_cannot_be_read(made):
+    made[1].write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(CodecError, match=r"sizes\.csv cannot be read"):
+        Folder(32, path=made[0], sizes=made[1])
+    with pytest.raises(CodecError, match=r"missing\.csv cannot be read"):
+        Folder(32, path=made[0], sizes=made[0] / "missing.csv")
+
+
+def test_a_missing_folder_names_those_that_are_there(made):
+    with pytest.raises(CodecError, match=r"no folder .*42 .* there are: 32, 37"):
+        Folder(42, path=made[0], sizes=made[1])
+    (made[0] / "42").mkdir()
+    with pytest.raises(CodecError, match=r"holds no \.png"):
+        Folder(42, path=made[0], sizes=made[1])
+
+
+@pytest.mark.parametrize("point", ["..", ".", "", "a/b", "/etc", "..\\x", True], ids=str)
+def test_a_point_is_the_name_of_a_folder(made, point):
+    with pytest.raises(CodecError, match="a point names a folder"):
+        Folder(point, path=made[0], sizes=made[1])
+
+
+def test_a_missing_file_or_row_is_named_with_its_remedy(made, codec):
+    with pytest.raises(CodecError, match=r"no reconstruction of 'new/a\.jpg' at point '32': put it at .*32/new/a\.png"):
+        codec.compress_batch([picture(0)], ["new/a.jpg"])
+    save(made[0] / "32/new/a.png", picture(0))
+    with pytest.raises(CodecError, match=r"sizes\.csv has no row of image 'new/a\.jpg' at point '32': add its size"):
+        Folder(32, path=made[0], sizes=made[1]).compress_batch([picture(0)], ["new/a.jpg"])
+    with pytest.raises(CodecError, match=r"no reconstruction of 'x\.JPEG'"):  # the class folder is part of the id
+        codec.compress_batch([picture(0)], ["x.JPEG"])
+
+
+def test_two_files_or_rows_for_one_image(made):
+    path, sizes, images = made
+    save(path / "32/000000000139.bmp", images[0])
+    with pytest.raises(CodecError, match=r"000000000139\.bmp and 000000000139\.png .* both fit"):
+        Folder(32, path=path, sizes=sizes).compress_batch(images[:1], IDS[:1])
+    (path / "32/000000000139.bmp").unlink()
+    sizes.write_text("image,point,bytes\n000000000139.png,32,5\n000000000139.bmp,32,6\n")
+    with pytest.raises(CodecError, match=r"rows 2 and 3 .* both fit '000000000139\.jpg'"):
+        Folder(32, path=path, sizes=sizes).compress_batch(images[:1], IDS[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("a.webp", {"quality": 90}, "compressed with loss"),
+        ("a.webp", {"quality": 90, "icc_profile": b"x" * 33}, "compressed with loss"),
+        ("a.tif", {"compression": "jpeg"}, "compressed with loss"),
+        ("a.png", {"format": "JPEG"}, "cannot identify"),
+    ],
+    ids=["webp", "extended webp", "tiff", "jpeg named png"],
+)
+def test_reconstructions_kept_with_loss_are_refused(tmp_path, name, settings, message):
+    save(tmp_path / "1" / name, picture(1), **settings)
+    (tmp_path / "sizes.csv").write_text("image,point,bytes\na,1,9\n")
+    with pytest.raises(CodecError, match=message):
+        Folder(1, path=tmp_path, sizes=tmp_path / "sizes.csv").compress_batch([picture(1)], ["a.jpg"])
+
+
+def test_a_reconstruction_of_another_kind_is_refused(tmp_path):
+    save(tmp_path / "1/a.png", np.zeros((4, 4, 4), np.uint8))
+    save(tmp_path / "1/b.png", picture(1))
+    (tmp_path / "sizes.csv").write_text("image,point,bytes\na,1,9\nb,1,9\n")
+    codec = Folder(1, path=tmp_path, sizes=tmp_path / "sizes.csv")
+    with pytest.raises(CodecError, match="pixels are RGBA"):
+        codec.compress_batch([np.zeros((4, 4, 3), np.uint8)], ["a.jpg"])
+    with pytest.raises(CodecError, match=r"b\.png is 17x12, but the image 'b\.jpg' is coded at 20x10"):
+        codec.compress_batch([picture(1, 10, 20)], ["b.jpg"])
+
+
+def test_an_image_without_an_id_is_refused(codec):
+    with pytest.raises(CodecError, match="by their ids"):
+        codec.compress(picture(0))
+
+
+def test_every_altered_token_is_a_bitstream_error(made, codec):
+    (token,) = codec.compress_batch(made[2][:1], IDS[:1])
+    altered = [token[:length] for length in range(len(token))]
+    altered += [token + b"\0", token + token, b"\0" * 100, Jpeg(10).compress(made[2][0])]
+    altered += [token[:k] + bytes([token[k] ^ 1 << bit]) + token[k + 1 :] for k in range(len(token)) for bit in range(8)]
+    for data in altered:
+        with pytest.raises(BitstreamError):
+            codec.decompress(data)
+        with pytest.raises(BitstreamError):
+            codec.stream_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"file": "32/../37/000000000139.png", "bytes": 5},
+        {"file": "32/../../secret.png", "bytes": 5},
+        {"file": "/secret.png", "bytes": 5},
+        {"file": "32//secret.png", "bytes": 5},
+        {"file": "37/000000000139.png", "bytes": 5},
+        {"file": "32/missing.png", "bytes": 5},
+        {"file": "32/000000000139.png", "bytes": 0},
+        {"file": "32/000000000139.png", "bytes": float("inf")},
+        {"file": "32/000000000139.png"},
+        {"file": 5, "bytes": 5},
+        {"bytes": 5},
+    ],
+    ids=str,
+)
+def test_no_forged_token_leads_elsewhere(made, codec, fields):
+    save(made[0].parent / "secret.png", picture(9))
+    with pytest.raises(BitstreamError):
+        codec.decompress(forge(**fields))
+
+
+def test_a_forged_token_of_no_object(codec):
+    for body in [b"[]", b"null", b"[" * 100_000, b"\xff"]:
+        with pytest.raises(BitstreamError):
+            codec.decompress(b"%08x" % zlib.crc32(body) + body)
+
+
+def test_a_damaged_or_deleted_reconstruction_is_a_bitstream_error(made, codec):
+    path, _, images = made
+    first, second, _ = codec.compress_batch(images, IDS)
+    file = path / "32/000000000139.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(BitstreamError, match=r"000000000139\.png cannot be read"):
+        codec.decompress(first)
+    (path / "32/n01440764/x.png").unlink()
+    with pytest.raises(BitstreamError, match=r"x\.png cannot be read"):
+        codec.decompress(second)
+
+
+def test_the_fingerprint_follows_this_points_files_and_rows(made):
+    path, sizes, _ = made
+
+    def of(point=32):
+        return Folder(point, path=path, sizes=sizes).fingerprint
+
+    before, other = of(), of(37)
+    assert before != other
+    (path / "32/notes.txt").write_text("not an image")
+    os.utime(path / "37/000000000139.png", ns=(1, 1))
+    assert of() == before and of(37) != other
+    stat = (path / "32/000000000139.png").stat()
+    save(path / "32/000000000139.png", picture(8))
+    assert of() != before
+    os.utime(path / "32/000000000139.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    changed = of()
+    sizes.write_text(sizes.read_text().replace("000000000139.jpg,32,3200", "000000000139.jpg,32,3201"))
+    assert of() != changed
+    save(path / "32/more.png", picture(9))
+    assert json.loads(of())["files"] != json.loads(changed)["files"]
