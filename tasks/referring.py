@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as Pillow
-from PIL import ImageDraw
 
 from icmbench.tasks.base import Dataset, DatasetError, Image, MetricSpec, Prediction, Reference, Target, Task, fingerprint
+from icmbench.tasks.drawing import boxes as draw_boxes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,10 +146,6 @@ class Referring(Task):
         }
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
-        picture = Pillow.fromarray(image)
-        pen = ImageDraw.Draw(picture)
-        for box in self.boxes(prediction):
-            if box is not None:
-                x1, y1, x2, y2 = box.tolist()
-                pen.rectangle([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], outline=(255, 0, 0), width=3)
-        return np.asarray(picture)
+        found = [(box, str(number)) for number, box in enumerate(self.boxes(prediction), start=1) if box is not None]
+        corners = np.array([box for box, _ in found]).reshape(-1, 4)
+        return draw_boxes(image, corners, [label for _, label in found], np.arange(len(found)))
