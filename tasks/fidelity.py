@@ -1,6 +1,6 @@
 """Fidelity to the original: PSNR and MS-SSIM, averaged over images.
 
-    (original, reconstruction) -> PSNR and MS-SSIM of the pair -> mean
+(original, reconstruction) -> PSNR and MS-SSIM of the pair -> mean
 """
 
 from __future__ import annotations
