@@ -88,16 +88,17 @@ def draw(scores: pd.DataFrame, key: Key, looks: Mapping[str, Style] | None = Non
             )
             for text, name in zip(legend.get_texts(), handles, strict=True):
                 text.set_text(shown(name))  # not as a label: matplotlib hides those that begin with an underscore
+        _settle(figure)
         return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path, formats: Sequence[str] = (".png", ".svg", ".pdf")) -> list[Path]:
     """Write `stem` + .png (200 dpi), .svg and .pdf; returns the paths."""
     paths = []
     with mpl.rc_context(_settings(PRINT)):
-        for suffix, facts in FACTS.items():
+        for suffix in formats:
             paths.append(stem.with_name(stem.name + suffix))
-            figure.savefig(paths[-1], dpi=200 if suffix == ".png" else 72, metadata=facts)
+            figure.savefig(paths[-1], dpi=200 if suffix == ".png" else 72, metadata=FACTS[suffix])
     return paths
 
 
@@ -110,7 +111,7 @@ def inline_svg(scores: pd.DataFrame, key: Key, looks: Mapping[str, Style]) -> st
         figure = Figure(figsize=(5.0, 3.4), dpi=72, layout="constrained", facecolor="none")
         axes = figure.add_subplot()
         _, dots = _plot(axes, scores, key, looks, PAGE)
-        figure.draw_without_rendering()
+        _settle(figure)
         circles = []
         for index, x, y, tip in dots:
             left, bottom = axes.transData.transform((x, y))
@@ -214,6 +215,12 @@ def _plot(
     if rows["limited"].any():
         axes.text(0.99, 0.02, LIMITED, transform=axes.transAxes, ha="right", color="#C00000", weight="bold")
     return handles, dots
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once, not anew for every format."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def _rate_axis(axes: Axes, rates: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from icmbench.results import curves
 from icmbench.results.scores import UNCOMPRESSED, Key, by_reference, codecs, normalise, primary_keys
-from icmbench.results.tables import LIMITED, mean_frame, signed
+from icmbench.results.tables import LIMITED, mean_frame, rate_frame, signed
 from icmbench.results.writers import TITLES, details, means_table, overview, scores_table, write_tables
 
 TEXT = ("Codec", "Point", "Dataset", "Task", "Model", "Metric", "Unit", "Realisation", "Datasets")  # all else lines up on the right
@@ -32,7 +32,7 @@ LEADS = {
 
 
 def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFrame, meta: Mapping[str, Any] | None = None) -> Path:
-    """Write report/index.html, the curves as PNG, SVG and PDF, and the tables as Markdown and LaTeX; returns the page's path.
+    """Write report/index.html, the curves as PNG and SVG, and the tables as Markdown and LaTeX; returns the page's path.
 
     scores, bdrate: as of `normalise` and `bdrate_frame`. meta, every key optional: `title`; `environment`, a JSON-like
     mapping, else the run folder's environment.json; `primary`, task to metric, else each task's first metric.
@@ -46,8 +46,9 @@ def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFr
     looks = curves.styles(codecs(scores))
     chosen = primary_keys(scores, primary)
     names = _stems(chosen)
+    rates = rate_frame(scores)
     for key, name in names.items():
-        curves.save(curves.draw(scores, key, looks), folder / name)
+        curves.save(curves.draw(scores, key, looks), folder / name, (".png", ".svg"))
     write_tables(scores, bdrate, folder, primary)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -62,7 +63,7 @@ def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFr
         limited=LIMITED if scores["limited"].any() else "",
         facts=_facts(scores),
         codecs=[(k, name, Markup(curves.swatch(look))) for k, (name, look) in enumerate(looks.items())],
-        blocks=[_block(scores, bdrate, reference, keys, looks, names) for reference, keys in by_reference(chosen)],
+        blocks=[_block(scores, bdrate, rates, reference, keys, looks, names) for reference, keys in by_reference(chosen)],
         gaps=_gaps(bdrate),
         environment=_environment(meta.get("environment"), Path(run_folder)),
         rows=len(scores),
@@ -76,6 +77,7 @@ def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFr
 def _block(
     scores: pd.DataFrame,
     bdrate: pd.DataFrame,
+    rates: pd.DataFrame,
     reference: str,
     keys: list[Key],
     looks: Mapping[str, curves.Style],
@@ -83,7 +85,7 @@ def _block(
 ) -> dict[str, Any]:
     """All that the page shows of one reference: agreement and accuracy are different blocks."""
     means = mean_frame(bdrate)
-    every = details(scores, bdrate, reference)
+    every = details(rates, bdrate, reference)
     glance = overview(bdrate, keys)
     return {
         "id": reference or "scores",
@@ -133,16 +135,13 @@ def _facts(scores: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _gaps(bdrate: pd.DataFrame) -> list[dict[str, str]]:
-    """The undefined deltas with their reasons."""
-    missing = bdrate[bdrate["bd_rate_percent"].isna() | bdrate["bd_quality"].isna()]
-    return [
-        {
-            "what": ", ".join(filter(None, (row.codec, row.dataset, row.task, row.metric))),
-            "agreement": "agreement" if row.reference == "original" else "",
-            "why": "; ".join(part for part in str(row.note).split("; ") if "undefined: " in part),
-        }
-        for row in missing.itertuples()
-    ]
+    """The undefined deltas: codec, reason, and all that it holds for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in bdrate[bdrate["bd_rate_percent"].isna() | bdrate["bd_quality"].isna()].itertuples():
+        why = "; ".join(part for part in str(row.note).split("; ") if "undefined: " in part)
+        where = " ".join(filter(None, (row.dataset, row.task, row.metric, "(agreement)" if row.reference == "original" else "")))
+        found.setdefault((str(row.codec), why), []).append(where)
+    return [{"codec": codec, "why": why, "where": ", ".join(where)} for (codec, why), where in found.items()]
 
 
 def _stems(keys: list[Key]) -> dict[Key, str]:

@@ -55,13 +55,13 @@ def bdrate_tables(
     scores: pd.DataFrame, bdrate: pd.DataFrame, primary: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Titled tables of text: an overview of the primary metrics, every number with its note, and means, block by block."""
-    means = mean_frame(bdrate)
+    means, rates = mean_frame(bdrate), rate_frame(scores)
     for reference, block in by_reference(primary_keys(scores, primary)):
         name = TITLES.get(reference, "Scores")
         anchor = bdrate["anchor"].iloc[0] if len(bdrate) else None
         if anchor is not None:
             yield f"BD-rate (%) against {anchor}. {name}", overview(bdrate, block)
-        every = details(scores, bdrate, reference)
+        every = details(rates, bdrate, reference)
         if len(every):
             yield f"BD-rate, BD-quality and rate at shares of the uncompressed score. {name}", every
         mine = means_table(means[means["reference"] == reference])
@@ -86,9 +86,11 @@ def overview(bdrate: pd.DataFrame, columns: list[Key]) -> pd.DataFrame:
     return table
 
 
-def details(scores: pd.DataFrame, bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Text table of one reference: BD-rate, BD-quality, overlap and rates at shares of the ceiling, the anchor's included."""
-    rates = rate_frame(scores)
+def details(rates: pd.DataFrame, bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Text table of one reference: BD-rate, BD-quality, overlap and rates at shares of the ceiling, the anchor's included.
+
+    rates: as of `rate_frame`, which has a row for every codec.
+    """
     identity = ["codec", "dataset", "task", "model", "metric"]
     deltas = bdrate[bdrate["reference"] == reference].set_index(identity)
     rows = []
