@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as Pillow
 
 from icmbench.tasks.base import Image
 
 
-def by_shape(images: Sequence[Image], size: int, run: Callable[[list[Image]], Sequence[Any]]) -> list[Any]:
+def by_shape(images: Sequence[Image], size: int, run: Callable[[list[Image]], Iterable[Any]]) -> list[Any]:
     """`run` on batches of at most `size` images of equal shape; its results in the order of `images`."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
@@ -33,3 +34,9 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def picture(image: Image) -> Pillow.Image:
     """As Pillow, which leaves no doubt about which axis holds the channels, however small the image."""
     return Pillow.fromarray(np.ascontiguousarray(image))
+
+
+def unit_rows(features: Any) -> npt.NDArray[np.float32]:
+    """A tensor's rows, scaled to unit length in float32."""
+    features = features.float()
+    return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()

@@ -22,12 +22,12 @@ OFFLINE = (
 class Checkpoint:
     """One of `checkpoint` (a hub name, e.g. `org/model`, at `revision`) and `path` (a folder as `save_pretrained` writes it)."""
 
-    def __init__(self, checkpoint: str | None, path: Path | None, revision: str | None, entry_file: str = "config.json") -> None:
+    def __init__(self, checkpoint: str | None, path: Path | None, revision: str | None) -> None:
         if (checkpoint is None) == (path is None):
             raise ModelError("give either `checkpoint` (a hub name) or `path` (a folder that holds the model)")
-        if path is not None and not (path / entry_file).is_file():
-            raise ModelError(f"{path}: no {entry_file} in this folder; `path` is a folder as `save_pretrained` writes it")
-        self.checkpoint, self.path, self.revision, self._entry_file = checkpoint, path, revision, entry_file
+        if path is not None and not (path / "config.json").is_file():
+            raise ModelError(f"{path}: no config.json in this folder; `path` is a folder as `save_pretrained` writes it")
+        self.checkpoint, self.path, self.revision = checkpoint, path, revision
 
     @property
     def source(self) -> str:
@@ -36,13 +36,8 @@ class Checkpoint:
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit that the revision stands for now, from the hub or its cache; None for a folder."""
-        if self.checkpoint is None:
-            return None
-        from huggingface_hub import hf_hub_download
-
-        with downloading(self.checkpoint):
-            return Path(hf_hub_download(self.checkpoint, self._entry_file, revision=self.revision)).parent.name
+        """The commit that the revision stands for now; None for a folder."""
+        return None if self.checkpoint is None else commit_of(self.checkpoint, self.revision)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -55,6 +50,14 @@ class Checkpoint:
         """`library_class.from_pretrained(...)` at the resolved commit."""
         with downloading(self.source, local=self.path is not None):
             return library_class.from_pretrained(self.source, revision=self.commit or "main", **options)
+
+
+def commit_of(repository: str, revision: str | None = None) -> str:
+    """The commit that a revision of a hub repository stands for, by the hub, or by its cache where the hub is out of reach."""
+    from huggingface_hub import snapshot_download
+
+    with downloading(repository):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json"])).name
 
 
 def folder_sha256(folder: Path) -> dict[str, str]:
@@ -72,7 +75,9 @@ def downloading(what: str, local: bool = False) -> Iterator[None]:
     """Turns every way in which a library says that it got no files into one sentence."""
     try:
         yield
-    except OSError as error:  # huggingface_hub's, requests' and urllib's errors all are
+    except (OSError, RuntimeError) as error:  # huggingface_hub's, requests' and urllib's errors are OSErrors, open_clip wraps them
+        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "the folder must hold all that `save_pretrained` writes" if local else OFFLINE
         raise ModelError(f"cannot load {what!r} ({reason}): {remedy}") from error

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from icmbench.tasks.base import Image
 from icmbench.tasks.models.batches import picture
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import Checkpoint, versions
-
-if TYPE_CHECKING:
-    import torch
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -54,7 +51,7 @@ class Pretrained:
         return [self.config.id2label[index] for index in range(self.config.num_labels)]
 
     @cached_property
-    def network(self) -> torch.nn.Module:
+    def network(self) -> Any:
         """Built and loaded at the first call. Raises ModelError where a weight is missing, which transformers only warns of."""
         import torch
         import transformers

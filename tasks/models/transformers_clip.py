@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Image, fingerprint
-from icmbench.tasks.models.batches import by_shape, chunks
+from icmbench.tasks.models.batches import by_shape, chunks, unit_rows
 from icmbench.tasks.models.pretrained import Device, Dtype, Pretrained
 
 
@@ -74,9 +74,3 @@ class TransformersClip(Pretrained):
 
 def _stacked(rows: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     return np.stack(rows) if len(rows) else np.zeros((0, 0), np.float32)
-
-
-def unit_rows(features: Any) -> npt.NDArray[np.float32]:
-    """A tensor's rows, scaled to unit length in float32."""
-    features = features.float()
-    return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()

@@ -1,0 +1,111 @@
+"""open_clip's dual encoders for image-text retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from icmbench.tasks.base import Image, file_sha256, fingerprint
+from icmbench.tasks.models.batches import chunks, picture, unit_rows
+from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, versions
+
+PRECISION = {"float32": "fp32", "float16": "pure_fp16", "bfloat16": "pure_bf16"}
+
+
+class OpenClip:
+    """Every dual encoder of open_clip: CLIP, SigLIP, CoCa, EVA, MobileCLIP and others.
+
+    `embed_images` gives float32 (n, d), `embed_texts` float32 (m, d), rows of unit length, by the model's own inference transform
+    and tokenizer.
+
+    architecture: a name of `open_clip.list_models()` such as `ViT-B-32`, or `hf-hub:org/model`.
+    pretrained: one of its tags, see `open_clip.list_pretrained_tags_by_model`; not with `hf-hub:` or `path`.
+    path: a checkpoint file for that architecture, or a folder with open_clip_config.json (then without `architecture`).
+    """
+
+    task: ClassVar[str] = "retrieval"
+    extra: ClassVar[str] = "open-clip"
+    weights: ClassVar[str] = "open_clip's own, downloaded by name and tag, or `path` to a checkpoint; licences: see the model cards"
+
+    def __init__(
+        self,
+        architecture: str | None = None,
+        pretrained: str | None = None,
+        path: Path | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        batch_size: int = 32,
+    ) -> None:
+        is_folder = path is not None and path.is_dir()
+        if (architecture is None) != is_folder:
+            raise ModelError("give `architecture`, or a folder with open_clip_config.json as `path`")
+        whole = is_folder or (architecture or "").startswith("hf-hub:")
+        if whole + (pretrained is not None) + (path is not None and not is_folder) != 1:
+            raise ModelError("name the weights once: `pretrained` (a tag), `path` (a checkpoint), or an `hf-hub:` architecture")
+        self.name = f"local-dir:{path}" if is_folder else str(architecture)
+        self.pretrained, self.path = pretrained, path
+        self.device, self.dtype, self.batch_size = device, dtype, batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            model="open-clip",
+            architecture=None if self.name.startswith("local-dir:") else self.name,
+            pretrained=self.pretrained,
+            weights=self._weights(),
+            dtype=self.dtype,
+            **versions("open-clip-torch", "torch", "torchvision"),
+        )
+
+    def _weights(self) -> Any:
+        if self.path is not None:
+            return folder_sha256(self.path) if self.path.is_dir() else file_sha256(self.path)
+        if self.name.startswith("hf-hub:"):
+            return commit_of(self.name.removeprefix("hf-hub:"))
+        import open_clip
+
+        source = open_clip.get_pretrained_cfg(self.name, self.pretrained)
+        if not source:
+            known = ", ".join(open_clip.list_pretrained_tags_by_model(self.name)) or "none"
+            raise ModelError(f"pretrained: open_clip has no {self.pretrained!r} for {self.name!r}; known: {known}")
+        repository, _, file = source.get("hf_hub", "").rpartition("/")  # org/name/ or org/name/file
+        return {f"{repository}/{file}": commit_of(repository)} if repository else source["url"].rsplit("/")[-1]
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, Any]:
+        """Network, image transform, tokenizer."""
+        import open_clip
+
+        weights = str(self.path) if self.path and not self.path.is_dir() else self.pretrained
+        with downloading(self.name, local=self.path is not None):
+            network, _, transform = open_clip.create_model_and_transforms(
+                self.name, weights, precision=PRECISION[self.dtype], device=self.device, weights_only=True
+            )
+            return network.eval(), transform, open_clip.get_tokenizer(self.name)
+
+    def embed_images(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
+        import torch
+
+        network, transform, _ = self._loaded
+        rows = []
+        for some in chunks(images, self.batch_size):
+            inputs = torch.stack([transform(picture(image)) for image in some])
+            with torch.inference_mode():
+                rows.append(unit_rows(network.encode_image(inputs.to(self.device, getattr(torch, self.dtype)))))
+        return np.concatenate(rows)
+
+    def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        import torch
+
+        network, _, tokenizer = self._loaded
+        rows = []
+        for some in chunks(texts, self.batch_size):
+            with torch.inference_mode():
+                rows.append(unit_rows(network.encode_text(tokenizer(list(some)).to(self.device))))
+        return np.concatenate(rows)

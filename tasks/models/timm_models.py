@@ -1,0 +1,107 @@
+"""timm's image classifiers with the preprocessing of their pretrained configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from icmbench.tasks.base import Image, file_sha256, fingerprint
+from icmbench.tasks.models.batches import chunks, picture
+from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, versions
+
+
+class TimmClassifier:
+    """Every classifier of timm, by a name such as `resnet50.a1_in1k` or `convnext_tiny.fb_in1k`.
+
+    Images give logits float32 (n, classes), resized, cropped and normalised as the weights' `pretrained_cfg` says.
+
+    architecture: a name of `timm.list_models(pretrained=True)`, or `hf-hub:org/model`.
+    path: a checkpoint file for that architecture, or a folder as timm pushes it to the hub (then without `architecture`).
+    test_size: the larger test-time resolution of those models that declare one.
+    """
+
+    task: ClassVar[str] = "classification"
+    extra: ClassVar[str] = "timm"
+    weights: ClassVar[str] = "timm's own, downloaded by name, or `path` to a checkpoint; licences differ, see each model card"
+
+    def __init__(
+        self,
+        architecture: str | None = None,
+        path: Path | None = None,
+        test_size: bool = False,
+        device: Literal["cpu", "cuda"] = "cpu",
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        batch_size: int = 32,
+    ) -> None:
+        is_folder = path is not None and path.is_dir()
+        if (architecture is None) != is_folder:
+            raise ModelError("give `architecture`, or a folder with timm's config.json as `path`")
+        self.architecture, self.path, self.test_size = architecture, path, test_size
+        self.device, self.dtype, self.batch_size = device, dtype, batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            model="timm",
+            architecture=self.architecture,
+            weights=self._weights(),
+            test_size=self.test_size,
+            dtype=self.dtype,
+            **versions("timm", "torch", "torchvision"),
+        )
+
+    def _weights(self) -> Any:
+        if self.path is not None:
+            return folder_sha256(self.path) if self.path.is_dir() else file_sha256(self.path)
+        name = str(self.architecture)
+        if name.startswith("hf-hub:"):
+            repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+            return commit_of(repository, revision or None)
+        from timm.models import get_pretrained_cfg, is_model
+
+        if not is_model(name.partition(".")[0]):
+            raise ModelError(f"architecture: timm has no {name!r}; see timm.list_models()")
+        source = get_pretrained_cfg(name)
+        if source is None or not source.has_weights:
+            raise ModelError(f"architecture: timm has no weights for {name!r}; see timm.list_models(pretrained=True)")
+        if source.hf_hub_id:
+            return {source.hf_hub_id: commit_of(source.hf_hub_id)}
+        return str(source.url).rsplit("/")[-1]
+
+    @cached_property
+    def network(self) -> Any:
+        import timm
+        import torch
+
+        name = str(self.architecture)
+        with downloading(str(self.path or name), local=self.path is not None):
+            if self.path is None:
+                network = timm.create_model(name, pretrained=True)
+            elif self.path.is_dir():
+                network = timm.create_model(f"local-dir:{self.path}", pretrained=True)
+            else:  # as a pretrained file rather than a checkpoint, so that timm converts foreign layouts
+                network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(self.path)})
+        return network.eval().to(self.device, getattr(torch, self.dtype))
+
+    @cached_property
+    def transform(self) -> Any:
+        from timm.data import create_transform, resolve_model_data_config
+
+        return create_transform(**resolve_model_data_config(self.network, use_test_size=self.test_size), is_training=False)
+
+    def __call__(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
+        import torch
+
+        scores = [np.zeros((0, self.network.num_classes), np.float32)]
+        for some in chunks(images, self.batch_size):
+            inputs = torch.stack([self.transform(picture(image)) for image in some])
+            with torch.inference_mode():
+                logits = self.network(inputs.to(self.device, getattr(torch, self.dtype)))
+            scores.append(logits.float().cpu().numpy())
+        return np.concatenate(scores)
