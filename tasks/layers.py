@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, file_sha256, fingerprint
 from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.models.hub import versions
 from icmbench.tasks.originals import OriginalFeatures
 
 if TYPE_CHECKING:
@@ -109,12 +110,9 @@ class LayerDifference(Task):
 
     @property
     def fingerprint(self) -> str:
-        from importlib.metadata import version
-
         weights = file_sha256(self.path) if self.path else self.weight_set if self.library == "torchvision" else None
         facts = {"library": self.library, "network": self.network_name, "weights": weights, "layers": self._asked}
-        libraries = {name: version(name) for name in sorted({"torch", self.library})}
-        return fingerprint(task=self.name, version=self.version, **facts, **libraries)
+        return fingerprint(task=self.name, version=self.version, **facts, **versions("torch", self.library))
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """`differences`: 1 - cosine similarity after each layer, float64, in the order of `layers`."""
