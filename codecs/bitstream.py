@@ -11,8 +11,8 @@
     stream check                             2 bytes: CRC-32 of all bytes before, its low half
 
 The stream check turns away foreign, truncated and altered bytes before anything is decoded; the symbol check tells a decoder
-whether it saw the symbols that the encoder saw, with the same weights. An encoder pads the payload with zero bytes, which coders ignore,
-to at least a byte for every PIXELS_PER_BYTE pixels: so a few bytes cannot claim a huge image. Integers are little-endian.
+whether it saw the symbols that the encoder saw, with the same weights. An encoder pads the payload with zero bytes, which coders
+ignore, to at least a byte for every PIXELS_PER_BYTE pixels: so a few bytes cannot claim a huge image. Integers are little-endian.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A float32 sum depends on its order, and the order on the thread count, the batch size and the kernels that the caller happened
 to choose. So the networks between the symbols run here and nowhere else: on the CPU, one image at a time, on two threads that
 belong to this module, each convolution cut into the same two halves by output channel, each half on one thread with oneDNN in
-strict float32. The caller's thread count, autocast, default types and flags neither matter nor change. Two runs on one machine are then bit-identical
-(`Float32`). Runs on different processors are not: those need `integer.FixedPoint`, where no order matters.
+strict float32. The caller's thread count, autocast, default types and flags neither matter nor change. Two runs on one machine are
+then bit-identical (`Float32`). Runs on different processors are not: those need `integer.FixedPoint`, where no order matters.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Float32:
     dtype = torch.float32
 
     def prepare(self, module: nn.Module) -> Net:
-        """The module as a function of one image's map (1, C, H, W), to be called within `run`. Weights are taken as they are now."""
+        """The module as a function of one image's map (1, C, H, W), to be called within `run`, with the weights as they are now."""
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             return HalvedConv(module)
         if isinstance(module, nn.Sequential):

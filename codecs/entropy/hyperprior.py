@@ -1,8 +1,8 @@
 """z and y of one image in one stream, verified by the encoder before it returns.
 
-    z --round--> symbols --+                  +--> z_hat --h_s--> hyper parameters --context--> scales, means
-                           +--> one stream ---+                                                     |
-    y --round around means-+                  +--> y_hat  <-----------------------------------------+
+z --round--> symbols --+                  +--> z_hat --h_s--> hyper parameters --context--> scales, means
+                       +--> one stream ---+                                                     |
+y --round around means-+                  +--> y_hat  <-----------------------------------------+
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class HyperpriorCoder:
             self._context = context.prepare(arithmetic)
 
     def compress(self, y: Tensor, z: Tensor) -> CodedLatents:
-        """y (1, C, H, W), z (1, D, h, w) of one image. CodecError if they cannot be coded or if decoding does not give them back."""
+        """y (1, C, H, W), z (1, D, h, w) of one image. CodecError if they cannot be coded, or decoding does not give them back."""
         return exact.run(lambda: self._compress(y.detach().cpu().float(), z.detach().cpu().float()))
 
     def decompress(self, payload: bytes, height: int, width: int) -> Latents:
@@ -113,7 +113,7 @@ class HyperpriorCoder:
         payload, z_bits = encoder.writer.finish_sized(1)
         decoded = self._decompress(payload, height, width)
         if decoded.checksum != encoder.writer.checksum or not torch.equal(decoded.y_hat, y_hat):
-            raise CodecError("decoding did not give back the coded symbols: the entropy networks are not repeatable here; try mode: portable")
+            raise CodecError("decoding did not give back the symbols: the entropy networks do not repeat here; use mode: portable")
         return CodedLatents(payload, z_bits, encoder.writer.checksum)
 
     def _decompress(self, payload: bytes, height: int, width: int) -> Latents:

@@ -3,9 +3,9 @@
 Activations are multiples of 2**-12 below 2**12, weights multiples of 2**-16 (fewer bits where a layer's weights are large).
 Carried in float64, every product and every partial sum of a convolution is then a multiple of 2**-28 below 2**25, so below 2**53
 units: exact, whatever the order, the blocking or the use of fused multiply-add. After each layer the sum is rounded to the grid,
-to even. Elementwise functions are looked up in a table of their 2**17 + 1 values between -16 and 16, and continue beyond as a constant or
-as the identity. Nothing else may happen between layers but sums, concatenations and re-orderings of grid values: `Product` and
-nn.LayerNorm have grid forms of their own, and a value off the grid is refused where it enters the next layer.
+to even. Elementwise functions are looked up in a table of their 2**17 + 1 values between -16 and 16, and continue beyond as a
+constant or as the identity. Nothing else may happen between layers but sums, concatenations and re-orderings of grid values:
+`Product` and nn.LayerNorm have grid forms of their own, and a value off the grid is refused where it enters the next layer.
 
 This is integer arithmetic in the sense of Ballé, Johnston and Minnen, "Integer Networks for Data Compression with Latent-Variable
 Models" (2019), with float64 as the carrier and without retraining.

@@ -29,8 +29,8 @@ PASSES = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
 class Quadtree4(nn.Module):
     """Four-pass context model over y (B, channels, H, W), channels divisible by 4.
 
-    adapters_in, context, adapters_out: channels -> any -> any -> 2 channels. residual: four nets 2 channels -> channels, that predict
-    the rounding error (StableCodec has them, CADC does not), or None.
+    adapters_in, context, adapters_out: channels -> any -> any -> 2 channels. residual: four nets, 2 channels -> channels, that
+    predict the rounding error (StableCodec has them, CADC does not), or None.
     """
 
     def __init__(

@@ -1,0 +1,120 @@
+"""ELIC against CompressAI on one photograph with the same weights: seconds, bytes, and how far the networks' outputs differ.
+
+    python tests/benchmarks/bench_elic.py PHOTO [--variant official] [--threads 2] [--repeats 5] [--portable]
+
+Needs compressai 1.2.8. The two run in turns; the best of the repeats counts, so a busy machine disturbs both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from icmbench.codecs import elic_model
+from icmbench.codecs.elic import Elic
+from icmbench.codecs.entropy.hyperprior import HyperpriorCoder
+
+
+def twin(variant: str, network: elic_model.ElicNetwork) -> Any:
+    """CompressAI's network of a variant with our weights."""
+    from compressai.models.sensetime import Elic2022Chandelier, Elic2022Official
+
+    other = (Elic2022Official if variant == "official" else Elic2022Chandelier)(network.n, network.m, list(network.context.slices))
+    other = other.eval()
+    ours = network.state_dict()
+    theirs = {key: other.state_dict()[key] for key in other.state_dict()}
+    for our_key, their_key in elic_model.renamed({key: key for key in theirs}).items():
+        if our_key in ours and ours[our_key].shape == theirs[their_key].shape:
+            theirs[their_key].copy_(ours[our_key])
+    other.update(force=True)
+    return other
+
+
+def best(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Least seconds of each, taken in turns."""
+    seconds = dict.fromkeys(runs, float("inf"))
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("--variant", default="official", choices=["official", "chandelier"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--portable", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+
+    theirs = twin(options.variant, elic_model.synthetic(elic_model.ElicNetwork(options.variant)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "elic.pth"
+        torch.save(theirs.state_dict(), path)
+        ours = Elic("synthetic", weights=path)
+        bf16 = Elic("synthetic", weights=path, dtype="bfloat16")
+        portable = Elic("synthetic", weights=path, mode="portable")
+
+    image = np.asarray(Image.open(options.photo).convert("RGB"))
+    height, width = (side // 64 * 64 for side in image.shape[:2])
+    image = np.ascontiguousarray(image[:height, :width])
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+    network = elic_model.ElicNetwork.from_state_dict(theirs.state_dict())
+    a, b = network(x), theirs(x)
+    y = theirs.g_a(x)
+    for name, p, q in (
+        ("x_hat", a["x_hat"], b["x_hat"]),
+        ("y", network.g_a(x), y),
+        *((f"likelihoods {part}", a["likelihoods"][part], b["likelihoods"][part]) for part in "yz"),
+    ):
+        difference = (p - q).abs()
+        print(f"{name}: max|a-b|/max|b| {difference.max() / q.abs().max():.1e}; {(difference > 1e-3 * q.abs().max()).sum()} ties")
+
+    coder = HyperpriorCoder(network.entropy_bottleneck, network.gaussian_conditional, network.h_s, network.context)
+    stream, bf16_stream, coded = ours.compress(image), bf16.compress(image), theirs.compress(x)
+    latents, z = coder.compress(y, network.h_a(y)), network.h_a(y)
+    runs: dict[str, Callable[[], Any]] = {
+        "CompressAI encode": lambda: theirs.compress(x),
+        "ours encode": lambda: ours.compress(image),
+        "ours encode bf16": lambda: bf16.compress(image),
+        "CompressAI decode": lambda: theirs.decompress(coded["strings"], coded["shape"]),
+        "ours decode": lambda: ours.decompress(stream),
+        "ours decode bf16": lambda: bf16.decompress(bf16_stream),
+        "CompressAI encode, entropy part": lambda: theirs.latent_codec.compress(y),
+        "ours encode, entropy part": lambda: coder.compress(y, network.h_a(y)),
+        "CompressAI decode, entropy part": lambda: theirs.latent_codec.decompress(coded["strings"], coded["shape"]),
+        "ours decode, entropy part": lambda: coder.decompress(latents.payload, *z.shape[-2:]),
+    }
+    if options.portable:
+        portable_stream = portable.compress(image)
+        runs["ours encode portable"] = lambda: portable.compress(image)
+        runs["ours decode portable"] = lambda: portable.decompress(portable_stream)
+        print(f"portable {len(portable_stream)} bytes")
+    seconds = best(runs, options.repeats)
+    for name, value in seconds.items():
+        base = seconds[
+            "CompressAI" + name.removeprefix("ours").removeprefix("CompressAI").removesuffix(" bf16").removesuffix(" portable")
+        ]
+        print(f"{name:34} {value:6.3f} s   {base / value:5.2f}x")
+    size = sum(len(strings[0]) for strings in coded["strings"])
+    print(f"payload {len(latents.payload)} against {size} bytes: {100 * len(latents.payload) / size - 100:+.2f}%")
+
+
+if __name__ == "__main__":
+    main()
