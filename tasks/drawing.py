@@ -30,6 +30,16 @@ def boxes(image: Image, corners: npt.NDArray[np.floating], labels: Sequence[str]
     return np.asarray(picture)
 
 
+def dots(image: Image, points: npt.NDArray[np.floating]) -> Image:
+    """The image with dots, (n, k, 2) as x, y; each object has its own colour."""
+    picture = Pillow.fromarray(np.ascontiguousarray(image))
+    draw, radius = ImageDraw.Draw(picture), max(2.0, min(image.shape[:2]) / 120)
+    for index, places in enumerate(points.tolist()):
+        for x, y in places:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour(index))
+    return np.asarray(picture)
+
+
 def _font(image: Image) -> ImageFont.FreeTypeFont:
     """Pillow's own font, one thirtieth of the shorter side."""
     return ImageFont.load_default(max(10.0, min(image.shape[:2]) / 30))  # type: ignore[return-value]

@@ -4,7 +4,8 @@
                        -> Matches -> weights of images -> cumulative TP and FP -> precision envelope at 101 recalls -> AP
 
 A match depends on its image alone, so `average_precision(matches, weights)` scores any resampling of the images without
-matching again, with the numbers that COCOeval would give for a list that repeats each image `weight` times.
+matching again, with the numbers that COCOeval would give for a list that repeats each image `weight` times (where detections
+of one image have equal scores, their order among the copies is a matter of taste).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects of all images, flat: `image`, `category` int (n,), `area` float64 (n,) in pixels."""
+    """Objects of all images, flat: `image`, `category` int (n,), `area` float64 (n,) in pixels. Category -1 takes no part."""
 
     image: Ints
     category: Ints
@@ -140,6 +141,7 @@ def _groups(objects: Objects, order: Ints) -> tuple[Ints, Ints]:
 def _best_first(detections: Detections, limit: int) -> Ints:
     """Indices by image, category, falling score; the `limit` best of each image and category."""
     order = np.lexsort((-detections.score, detections.category, detections.image))
+    order = order[detections.category[order] >= 0]
     starts, _ = _groups(detections, order)
     sizes = np.diff(np.append(starts, len(order)))
     rank = np.arange(len(order)) - np.repeat(starts, sizes)
@@ -148,7 +150,7 @@ def _best_first(detections: Detections, limit: int) -> Ints:
 
 def _edges(detections: Detections, labels: Labels, overlap: Overlap, kept: Ints) -> tuple[Ints, Ints, Floats]:
     """Pairs of a detection and a label that could match, by image, category and falling score of the detection."""
-    grouped = np.lexsort((labels.category, labels.image))
+    grouped = np.lexsort((labels.category, labels.image))  # stable: labels of a group stay in their order
     label_starts, label_keys = _groups(labels, grouped)
     starts, keys = _groups(detections, kept)
     ends, label_ends = np.append(starts[1:], len(kept)), np.append(label_starts[1:], len(grouped))
@@ -270,7 +272,9 @@ def mask_overlap(detections: list[Any], labels: list[Any], crowd: Bools) -> Over
     return lambda d, g: iou([detections[i] for i in d], [labels[i] for i in g], flags[g])
 
 
-COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000  # of the 17 person keypoints
+COCO_SIGMAS = (  # of the 17 person keypoints
+    np.array([0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89]) / 10
+)
 
 
 def keypoint_overlap(detections: Floats, labels: Floats, boxes: Floats, areas: Floats, sigmas: Floats = COCO_SIGMAS) -> Overlap:

@@ -192,7 +192,7 @@ def _instances(file: Annotations, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _keypoints(file: Annotations, rows: list[dict[str, Any]]) -> dict[str, Any]:
     points = len(file.categories[0].get("keypoints", ())) if file.categories else 0
-    return _instances(annotations, rows) | {
+    return _instances(file, rows) | {
         "keypoints": np.array([row["keypoints"] for row in rows], dtype=np.float64).reshape(len(rows), points, 3),
         "labelled": np.array([row["num_keypoints"] for row in rows], dtype=np.int64),
     }
