@@ -22,7 +22,6 @@ from icmbench.results.tables import LIMITED, mean_frame, rate_frame, signed
 from icmbench.results.writers import TITLES, details, means_table, overview, scores_table, write_tables
 
 TEXT = ("Codec", "Point", "Dataset", "Task", "Model", "Metric", "Unit", "Realisation", "Datasets")  # all else lines up on the right
-NOTES = ("Note", "Limited")
 LEADS = {
     "labels": "Task models on the reconstructions, scored against the datasets' labels.",
     "source": "Reconstructions compared with the images that were coded.",
@@ -113,7 +112,7 @@ def _table(frame: pd.DataFrame, main: Sequence[bool] = (), percent: Sequence[str
     """
     if not len(frame):
         return None
-    kinds = {**dict.fromkeys(TEXT, "text"), **dict.fromkeys(NOTES, "note"), **dict.fromkeys(percent, "percent")}
+    kinds = {**dict.fromkeys(TEXT, "text"), "Note": "note", "Limited": "mark", **dict.fromkeys(percent, "percent")}
     rows = [[str(cell) for cell in row] for row in frame.itertuples(index=False)]
     return {
         "columns": [(name, kinds.get(name, "number")) for name in frame.columns],

@@ -131,11 +131,13 @@ def scores_table(rows: pd.DataFrame) -> pd.DataFrame:
     table = rows[[*texts.values()]].set_axis([*texts], axis=1)
     table["Value"] = [number(value) for value in rows["value"]]
     table["Unit"] = rows["unit"]
-    table["bpp"] = ["" if codec == UNCOMPRESSED else number(bpp) for codec, bpp in zip(rows["codec"], rows["bpp"], strict=True)]
+    table["Limited"] = [LIMITED if limited else "" for limited in rows["limited"]]
+    table["bpp"] = [
+        "" if codec == UNCOMPRESSED else rate_text(bpp, "") for codec, bpp in zip(rows["codec"], rows["bpp"], strict=True)
+    ]
     for column in ("expected", "scored", "empty", "failed"):
         table[column.capitalize()] = [number(value) for value in rows[column]]
     table["Realisation"] = rows["realisation"]
-    table["Limited"] = [LIMITED if limited else "" for limited in rows["limited"]]
     return _filled(table)
 
 
