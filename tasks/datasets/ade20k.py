@@ -1,0 +1,97 @@
+"""ADE20K: SceneParse150's label maps, and the instance and panoptic sets that Mask2Former's scripts make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from icmbench.tasks.base import DatasetError, Target
+from icmbench.tasks.datasets.coco import Coco
+from icmbench.tasks.datasets.images import require
+
+CLASSES = 150
+ALIASES = {109: "pool"}  # what Mask2Former's list, and models trained with it, call the swimming pool
+MADE_BY = {"instances": "prepare_ade20k_ins_seg.py", "panoptic": "prepare_ade20k_pan_seg.py"}
+
+
+class Ade20k(Coco):
+    """ADE20K: semantic maps of 150 classes (SceneParse150), and its instance and panoptic sets where they have been prepared.
+
+    root: the folder ADEChallengeData2016. split: `validation` or `training`.
+    """
+
+    source: ClassVar[str] = (
+        "Download ADEChallengeData2016.zip (SceneParse150) from the MIT Scene Parsing Benchmark and unpack it: "
+        "ADEChallengeData2016/images/validation/*.jpg, annotations/validation/*.png, objectInfo150.txt."
+    )
+
+    def __init__(
+        self,
+        root: Path,
+        split: Literal["validation", "training"] = "validation",
+        preprocessing: str = "native",
+        limit: int | None = None,
+        name: str = "ade20k",
+    ) -> None:
+        self.root = Path(root)
+        self._maps = self.root / "annotations" / split
+        short = {"validation": "val", "training": "train"}[split]
+        self._prepared = {kind: self.root / f"ade20k_{kind.removesuffix('s')}_{short}.json" for kind in MADE_BY}
+        for path, what in ((self.root, "folder"), (self._maps, "annotations"), (self._classes_file, "list of classes")):
+            require(path, what, self.source)
+        there = {kind: path if path.exists() else None for kind, path in self._prepared.items()}
+        masks = self.root / f"ade20k_panoptic_{short}" if there["panoptic"] else None
+        super().__init__(
+            self.root / "images" / split,
+            instances=there["instances"],
+            panoptic=there["panoptic"],
+            panoptic_masks=masks,
+            preprocessing=preprocessing,
+            limit=limit,
+            name=name,
+        )
+
+    @property
+    def _classes_file(self) -> Path:
+        return self.root / "objectInfo150.txt"
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The 150 classes with their synonyms, in order of their sample value less one."""
+        rows = [line.split("\t") for line in self._classes_file.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        if [row[0].strip() for row in rows] != [str(number) for number in range(1, CLASSES + 1)]:
+            raise DatasetError(f"{self._classes_file}: not the table of classes 1 to {CLASSES}; give the one of SceneParse150")
+        names = [row[-1].strip() for row in rows]
+        return [f"{name}, {ALIASES[index]}" if index in ALIASES else name for index, name in enumerate(names)]
+
+    def annotated(self, kind: str) -> list[str]:
+        """Every image has a `semantic` map. Raises DatasetError for `instances` and `panoptic` that have not been prepared."""
+        if kind == "semantic":
+            self._refuse_moved(kind)
+            return list(self.ids)
+        if kind in MADE_BY and kind not in self._files:
+            raise DatasetError(
+                f"{self._prepared[kind]}: no such annotations; make them with Mask2Former's datasets/{MADE_BY[kind]}, after "
+                "unpacking annotations_instance.tar of the MIT Scene Parsing Benchmark (instance segmentation) into the same folder"
+            )
+        return super().annotated(kind)
+
+    def categories(self, kind: str) -> list[str]:
+        """Category names; of `semantic` the 150 classes with their synonyms."""
+        return list(self._names) if kind == "semantic" else super().categories(kind)
+
+    def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
+        """Kind `semantic`: `mask`, the path of the PNG, and `classes`, int64 (151,), the class of each sample: 0 is ignored (-1).
+        Kinds `instances` and `panoptic` as in `Coco.targets`."""
+        if kind != "semantic":
+            return super().targets(kind, ids)
+        self._refuse_moved(kind)
+        classes = np.arange(CLASSES + 1) - 1
+        return [{"mask": (self._maps / image_id).with_suffix(".png"), "classes": classes} for image_id in ids]
+
+    def _refuse_moved(self, kind: str) -> None:
+        super()._refuse_moved("panoptic" if kind == "semantic" else kind)
