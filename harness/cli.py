@@ -50,8 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", metavar="RUN", help="run folder, or an object store's URL (default: runs/<name>)")
         sub.add_argument("--limit", type=int, metavar="N", help="only the first N images of each dataset; marks every table")
 
-    def working(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the cores (default 1)")
+    def working(sub: argparse.ArgumentParser, workers: int = 1) -> None:
+        sub.add_argument(
+            "--workers", type=int, default=workers, metavar="N", help=f"processes that share the cores (default {workers})"
+        )
         sub.add_argument(
             "--executor", choices=["local", "ray"], default="local", help="where workers run (ray: RAY_ADDRESS, or local)"
         )
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "what of all this is usable on this machine, and why not")
     sub = command("demo", _demo, "four codecs, three tasks, on photographs and models from packages; under 5 minutes")
     sub.add_argument("--out", default="runs/demo", metavar="RUN")
-    working(sub)
+    working(sub, workers=2)
     return parser
 
 
@@ -130,10 +132,13 @@ def _how(options: argparse.Namespace) -> How:
 
 
 def _finish(result: RunResult) -> int:
-    from icmbench.harness.show import show_bdrate
+    from icmbench.harness.show import first_metrics, show_bdrate, show_scores
 
     if result.report is not None:
-        show_bdrate(result.bdrate)
+        if len(result.bdrate):
+            show_bdrate(first_metrics(result.bdrate))
+        else:
+            show_scores(result.scores)
         print(f"report: {result.report}")
     reasons: dict[str, list[str]] = {}
     for failure in result.outcome.failures:
@@ -157,12 +162,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from icmbench.harness.show import show_bdrate
+    from icmbench.harness.show import first_metrics, show_bdrate
     from icmbench.harness.tables import derive, recorded
 
     scores, anchor, title = recorded(options.run)
     bdrate, report = derive(options.run, scores, options.anchor or anchor, title)
-    show_bdrate(bdrate)
+    show_bdrate(first_metrics(bdrate))
     print(f"report: {report}")
     return 0
 
