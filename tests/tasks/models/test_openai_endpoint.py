@@ -223,7 +223,7 @@ def test_fingerprint_holds_what_decides_an_answer(server: Server) -> None:
         assert endpoint(server, **change).fingerprint != plain.fingerprint
 
 
-@pytest.mark.parametrize("size", [(480, 640), (427, 640), (28, 28), (10, 12), (31, 1200), (5000, 4000), (14, 42)])
+@pytest.mark.parametrize("size", [(480, 640), (427, 640), (28, 28), (10, 12), (31, 1200), (13, 300), (5000, 4000), (14, 42)])
 def test_the_resized_size_is_qwens(size: tuple[int, int]) -> None:
     library = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl").smart_resize
     for bounds in ((56 * 56, 28 * 28 * 16384), (256 * 28 * 28, 1280 * 28 * 28)):
