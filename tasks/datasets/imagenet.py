@@ -171,11 +171,12 @@ def _devkit_classes(file: Path) -> dict[int, int]:
 def _devkit_synsets(file: Path) -> dict[int, str]:
     """WordNet ids of the 1,000 leaf classes by ILSVRC2012_ID, from the devkit's meta.mat."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         synsets = loadmat(file, squeeze_me=True)["synsets"]
         names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+    except (MatReadError, OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
         raise DatasetError(f"{file}: not the devkit's meta.mat ({error}); it has the table `synsets`") from error
     leaves = {number: wnid for number, wnid in names.items() if number <= CLASSES}  # inner nodes of WordNet are numbered above
     if len(set(leaves.values())) != CLASSES:
