@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -204,17 +203,7 @@ def _timm_skeleton(name: str) -> torch.nn.Module:
 
 def _timm(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
     """timm tells weights apart by the tag of the name, so `weights` plays no part."""
-    import timm
-    from timm.models import load_checkpoint
+    from icmbench.tasks.models.timm_models import TimmClassifier
 
-    try:
-        network = timm.create_model(name, pretrained=path is None)
-        if path is not None:
-            load_checkpoint(network, str(path), weights_only=True)
-    except (OSError, RuntimeError, UnpicklingError) as error:  # no connection, no such file; a file of another network
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"cannot load the weights of timm's {name!r} ({reason}): connect once, or give a fitting `path`"
-        ) from error
-    config: Any = network.pretrained_cfg
-    return network.eval(), config["mean"], config["std"]
+    network = TimmClassifier(name, path).network
+    return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
