@@ -9,7 +9,7 @@ in COCO's order. A detection's area, which decides its size range, is that of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ class Keypoints(Detection):
     name = "keypoints"
     annotation = "keypoints"
     metrics = ap_metrics("all", "medium", "large")
-    areas: Mapping[str, tuple[float, float]] = {name: AREAS[name] for name in ("all", "medium", "large")}
+    areas: ClassVar[Mapping[str, tuple[float, float]]] = {name: AREAS[name] for name in ("all", "medium", "large")}
     limit = 20
 
     @property

@@ -155,7 +155,9 @@ def _edges(detections: Detections, labels: Labels, overlap: Overlap, kept: Ints)
     starts, keys = _groups(detections, kept)
     ends, label_ends = np.append(starts[1:], len(kept)), np.append(label_starts[1:], len(grouped))
     there = {key: k for k, key in enumerate(map(tuple, label_keys.tolist()))}
-    ds, gs, ious = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    ds: list[Ints] = [np.zeros(0, np.int64)]
+    gs: list[Ints] = [np.zeros(0, np.int64)]
+    ious: list[Floats] = [np.zeros(0)]
     for key, start, end in zip(map(tuple, keys.tolist()), starts.tolist(), ends.tolist()):
         if (k := there.get(key)) is not None:
             d, g = kept[start:end], grouped[label_starts[k] : label_ends[k]]
@@ -287,10 +289,10 @@ def keypoint_overlap(detections: Floats, labels: Floats, boxes: Floats, areas: F
 
     def overlap(d: Ints, g: Ints) -> Floats:
         points, wanted, box = detections[d][:, None, :, :2], labels[g][None], boxes[g][None, :, None]
-        visible = wanted[..., 2] > 0
+        visible: Bools = wanted[..., 2] > 0
         low, high = box[..., :2] - box[..., 2:], box[..., :2] + 2 * box[..., 2:]
         outside = np.maximum(0, low - points) + np.maximum(0, points - high)
-        some = visible.any(axis=-1, keepdims=True)
+        some: Bools = np.any(visible, axis=-1, keepdims=True)
         distance = np.where(some[..., None], points - wanted[..., :2], outside)
         error = (distance**2).sum(axis=-1) / scale / (areas[g][None, :, None] + np.spacing(1)) / 2
         used = visible | ~some

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image as Pillow
@@ -46,7 +46,7 @@ class Preprocessing:
         """Raises DatasetError where `text` is not in the syntax above."""
         if text == "native":
             return cls(text, ())
-        steps = []
+        steps: list[tuple[Any, tuple[int, ...]]] = []
         for part in text.split(","):
             match = re.fullmatch(r"(?:(short):([1-9]\d{0,4})|(resize|crop):([1-9]\d{0,4})x([1-9]\d{0,4}))", part.strip())
             if match is None:

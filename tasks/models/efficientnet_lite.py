@@ -69,7 +69,7 @@ class EfficientNetLite:
         """The network's input, float32 (3, size, size)."""
         whole = resize_short(picture(image), int(self.size / 0.875))
         pixels = np.asarray(centre_crop(whole, self.size, self.size), dtype=np.float32)
-        return (pixels.transpose(2, 0, 1) - 127) / 128
+        return (pixels.transpose(2, 0, 1) - np.float32(127)) / np.float32(128)
 
     def __call__(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
         import torch
