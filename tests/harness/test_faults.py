@@ -96,7 +96,7 @@ def test_two_runs_on_one_folder_at_once(tmp_path, experiment):
         _, errors = process.communicate()
         assert process.returncode in (0, 1) and "Traceback" not in errors
     final = run(load_experiment(path), tmp_path / "run")
-    assert not final.missing and not final.failures
+    assert not final.missing and not final.outcome.failures
     assert final.scores[final.scores.codec == "shaky"].realisation.nunique() == 1
 
 
