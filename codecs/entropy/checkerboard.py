@@ -215,7 +215,7 @@ _TAPS = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2
 
 @functools.lru_cache(maxsize=16)
 def _positions(height: int, width: int, parity: Parity) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indexes of anchors (a,), of the others (n,), and of the 12 anchors around each of those (n, 12); outside: height * width."""
+    """Flat indexes of anchors (a,), of the others (n,), and of the 12 anchors around those (n, 12); height * width is outside."""
     row, column = np.divmod(np.arange(height * width), width)
     is_anchor = (row + column) % 2 == (parity == "odd")
     others = np.flatnonzero(~is_anchor)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icmbench.codecs.entropy import winograd
+
 Net = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 _SPLIT = 32  # output channels from which a convolution is cut in two
@@ -62,16 +64,16 @@ if hasattr(os, "register_at_fork"):
 @contextlib.contextmanager
 def _strict_kernels() -> Iterator[None]:
     backend = torch.backends.mkldnn
-    conv = getattr(backend, "conv", None)  # since torch 2.9
-    precision = getattr(conv, "fp32_precision", None)
+    kinds = [getattr(backend, name) for name in ("conv", "matmul") if hasattr(backend, name)]  # since torch 2.9
+    before = [kind.fp32_precision for kind in kinds]
     with backend.flags(enabled=True, deterministic=True, allow_tf32=False), torch.no_grad():
-        if precision is not None:
-            conv.fp32_precision = "ieee"
         try:
+            for kind in kinds:
+                kind.fp32_precision = "ieee"
             yield
         finally:
-            if precision is not None:
-                conv.fp32_precision = precision
+            for kind, precision in zip(kinds, before):
+                kind.fp32_precision = precision
 
 
 def run(work: Callable[[], T]) -> T:
@@ -134,6 +136,26 @@ class HalvedConv:
         return torch.cat(both(lambda: self._half(x, 0), lambda: self._half(x, 1), worth), 1)
 
 
+class _Winograd:
+    """A large 5x5 convolution: two halves of the inputs are transformed, then two halves of the outputs are computed."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self._weights = winograd.WinogradWeights(conv, parts=2)
+        self._worth = conv.in_channels * conv.out_channels * 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        worth = self._worth * height * width > _WORTH_A_THREAD
+        first, second = x.contiguous(memory_format=torch.channels_last).chunk(2, 1)
+        parts = list(both(lambda: winograd.transform(first), lambda: winograd.transform(second), worth))
+        halves = both(
+            lambda: winograd.multiply(parts, self._weights, 0, height, width),
+            lambda: winograd.multiply(parts, self._weights, 1, height, width),
+            worth,
+        )
+        return torch.cat(halves, 1)
+
+
 class Float32:
     """The default arithmetic: the networks as they are, in float32. Bit-exact on one machine."""
 
@@ -142,6 +164,8 @@ class Float32:
 
     def prepare(self, module: nn.Module) -> Net:
         """The module as a function of one image's map (1, C, H, W), to be called within `run`, with the weights as they are now."""
+        if winograd.suits(module):
+            return _Winograd(module)
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             return HalvedConv(module)
         if isinstance(module, nn.Sequential):
