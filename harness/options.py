@@ -36,17 +36,18 @@ def bind(
         bound = model.model_validate(dict(options))
     except ValidationError as error:
         raise UserError(first_error(error, where)) from None
-    return {key: _resolve(getattr(bound, key), f"{where}.{key}", base) for key in options}
+    source = getattr(plugin, "source", "")  # what to download, from where, into which layout
+    return {key: _resolve(getattr(bound, key), f"{where}.{key}", base, source) for key in options}
 
 
 class _Options(Block):
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
 
-def _resolve(value: Any, where: str, base: Path) -> Any:
+def _resolve(value: Any, where: str, base: Path, source: str) -> Any:
     if not isinstance(value, Path):
         return value
     path = (base / value.expanduser()).absolute()
     if not path.exists():
-        raise UserError(f"{where}: no such file or folder: {path}")
+        raise UserError(f"{where}: no such file or folder: {path}{source and '. ' + source}")
     return path

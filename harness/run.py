@@ -18,7 +18,7 @@ from icmbench.harness.loop import Unit
 from icmbench.harness.progress import Bar
 from icmbench.harness.ray_executor import ray_cluster
 from icmbench.harness.scoring import score
-from icmbench.harness.store import Store
+from icmbench.harness.store import Store, writing
 from icmbench.harness.tables import derive
 
 
@@ -76,7 +76,7 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
     scores, missing = score(bench)
     scored = time.perf_counter()
     anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None
-    with store.workplace() as folder:
+    with store.workplace() as folder, writing(folder):
         scores.to_csv(folder / "scores.csv", index=False)
         bdrate, page = derive(folder, scores, anchor, experiment.name)
     report = store.full(page.relative_to(folder).as_posix())

@@ -51,17 +51,10 @@ class Store:
     def write(self, name: str, data: bytes, replace: bool = True) -> bool:
         """Put a whole file. With `replace=False` the first one written wins: False says that another was there."""
         target = self.full(name)
-        try:
+        with writing(target):
             if not isinstance(self.fs, LocalFileSystem):
                 return _put(self.fs, target, data, replace)
             return _write_local(Path(target), data, replace)
-        except OSError as error:
-            remedy = {
-                errno.ENOSPC: "free some disk space and run the same command again",
-                errno.EROFS: "choose a folder that can be written",
-                errno.EACCES: "choose a folder that can be written",
-            }.get(error.errno or 0, "what was written before is kept; run the same command again")
-            raise UserError(f"cannot write {target} ({error.strerror or error}): {remedy}") from error
 
     def read(self, name: str) -> bytes:
         data = self.fs.cat_file(self.full(name))
@@ -103,6 +96,20 @@ class Store:
                 match = _TEMPORARY.search(file)
                 if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
                     Path(folder, file).unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(target: str | Path) -> Iterator[None]:
+    """Turns what a file system says into one sentence with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "free some disk space and run the same command again",
+            errno.EROFS: "choose a folder that can be written",
+            errno.EACCES: "choose a folder that can be written",
+        }.get(error.errno or 0, "what was written before is kept; run the same command again")
+        raise UserError(f"cannot write {target} ({error.strerror or error}): {remedy}") from error
 
 
 def _put(fs: fsspec.AbstractFileSystem, target: str, data: bytes, replace: bool) -> bool:

@@ -1,5 +1,7 @@
 """The loop end to end: what is computed, what is not computed again, and what the scores say."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,7 @@ def test_scores_are_what_a_short_loop_gives(tmp_path, photos, experiment):
     assert not result.missing and not result.outcome.failures
     table = pd.read_csv(tmp_path / "run" / "scores.csv")
     assert list(table.columns) == COLUMNS
-    assert (tmp_path / "run" / "bdrate.csv").exists() and result.report.exists()
+    assert (tmp_path / "run" / "bdrate.csv").exists() and Path(result.report).exists()
 
     from harness_plugins import Shift
 
