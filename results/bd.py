@@ -45,8 +45,8 @@ class Change:
     to: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        point = f"{self.curve} ({self.rate:.4g}, {self.quality:.4g})"
-        return f"dropped {point}" if self.to is None else f"moved {point} to ({self.to[0]:.4g}, {self.to[1]:.4g})"
+        point = f"{self.curve} at rate {self.rate:.4g}, value {self.quality:.4g}"
+        return f"dropped {point}" if self.to is None else f"moved {point} to {self.to[0]:.4g}, {self.to[1]:.4g}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class BDResult:
     bd_quality: test minus anchor in the metric's unit at equal rate; None where undefined, see `quality_reason`.
     overlap: the shared quality interval over the anchor's, 0 to 1; None where a curve is not one.
     interval, rate_interval: the shared quality and rate intervals, low to high; None where there is none.
-    points_inside: number of points (anchor, test), after the envelope, within the shared quality interval.
+    points, points_inside: number of points (anchor, test) on the envelope, and of those within the shared quality interval.
     cross_checks: BD-rate in percent by the other methods on the same envelope; None where undefined.
     hint: the points that would widen a shared interval covering less than half of the anchor's.
     """
@@ -69,6 +69,7 @@ class BDResult:
     overlap: float | None = None
     interval: Interval | None = None
     rate_interval: Interval | None = None
+    points: tuple[int, int] = (0, 0)
     points_inside: tuple[int, int] = (0, 0)
     reason: str = ""
     quality_reason: str = ""
@@ -118,7 +119,7 @@ def bd_rate(
         return BDResult(**result, reason=str(undefined), quality_reason=str(undefined))
     try:
         a, b = (_rising(curve, envelope, words) for curve in curves)
-        result["changes"] = (*a.changes, *b.changes)
+        result |= {"changes": (*a.changes, *b.changes), "points": (len(a.x), len(b.x))}
         result |= _horizontal(a, b, method, words)
     except _Undefined as undefined:
         result |= {"reason": str(undefined), **undefined.known}

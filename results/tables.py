@@ -147,9 +147,9 @@ def _notes(key: Key, result: BDResult, curves: dict[str, pd.DataFrame]) -> Itera
     if result.bd_rate_percent is not None:
         checks = ", ".join(f"{method} {_check(value)}" for method, value in result.cross_checks.items())
         yield checks + (f" (spread {result.spread:.1f})" if result.spread is not None else "")
-    for codec, frame in curves.items():
-        if 0 < len(frame) < 4:
-            yield f"{codec} has {len(frame)} point{'s' * (len(frame) > 1)}"
+    for (codec, frame), points in zip(curves.items(), result.points, strict=True):
+        if 0 < points < 4:
+            yield f"{codec} has {points} point{'s' * (points > 1)} on its envelope"
         if (frame["realisations"] > 1).any():
             fewest, most = frame["realisations"].min(), frame["realisations"].max()
             yield f"{codec}: mean of {fewest if fewest == most else f'{fewest} to {most}'} realisations"

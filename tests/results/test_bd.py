@@ -84,7 +84,7 @@ class TestAwkwardCurves:
         pareto = bd_rate(ANCHOR, test)
         assert pareto.changes == (Change("test", pytest.approx(0.4), 33),)
         assert pareto.bd_rate_percent == bd_rate(ANCHOR, test[[0, 1, 3]]).bd_rate_percent and -40 < pareto.bd_rate_percent < 0
-        assert pareto.cross_checks["cubic"] is None  # three points are left
+        assert pareto.points == (4, 3) and pareto.cross_checks["cubic"] is None
         isotonic = bd_rate(ANCHOR, test, envelope="isotonic")
         middle = (pytest.approx(math.sqrt(0.08)), pytest.approx(34))
         assert [change.to for change in isotonic.changes] == [middle, middle]
@@ -97,7 +97,7 @@ class TestAwkwardCurves:
         test = curve(RATES, [30, 34, 38, 37])
         result = bd_rate(ANCHOR, test)
         assert -40 < result.bd_rate_percent < 0 and result.interval == (30, 38)
-        assert [str(change) for change in result.changes] == ["dropped test (0.8, 37)"]
+        assert [str(change) for change in result.changes] == ["dropped test at rate 0.8, value 37"]
         assert bd_rate(ANCHOR, test, envelope="error").bd_rate_percent is None
         assert bd_rate(ANCHOR, test, envelope="isotonic").interval == (30, pytest.approx(37.5))
 

@@ -70,10 +70,11 @@ def test_notes_tell_what_weakens_a_number(scores):
     row = only(bdrate_frame(scores, "jpeg"), codec="diffusion", task="yolox", metric="AP")
     for part in (
         "limited: not reportable",
-        "dropped jpeg (0.96, 20)",
+        "dropped jpeg at rate 0.96, value 20",
         "jpeg at quality=96: 3 of 79 images failed",
         "diffusion: mean of 3 realisations",
-        "diffusion has 3 points",
+        "diffusion has 3 points on its envelope",
+        "jpeg has 3 points on its envelope",
         "cubic n/a",
     ):
         assert part in row["note"]
