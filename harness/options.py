@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -37,7 +37,11 @@ def bind(
     except ValidationError as error:
         raise UserError(first_error(error, where)) from None
     source = getattr(plugin, "source", "")  # what to download, from where, into which layout
-    return {key: _resolve(getattr(bound, key), f"{where}.{key}", base, source) for key in options}
+    paths = {key for key, (hint, _) in fields.items() if hint is Path or Path in get_args(hint)}
+    return {
+        key: _resolve(getattr(bound, key), f"{where}.{key}", base, source) if key in paths else getattr(bound, key)
+        for key in options
+    }
 
 
 class _Options(Block):
@@ -45,9 +49,12 @@ class _Options(Block):
 
 
 def _resolve(value: Any, where: str, base: Path, source: str) -> Any:
-    if not isinstance(value, Path):
-        return value
-    path = (base / value.expanduser()).absolute()
+    """A path made absolute. Text, where the plug-in takes either, may be a name: then it stays as it is."""
+    if value is None:
+        return None
+    path = (base / Path(value).expanduser()).absolute()
+    if isinstance(value, str) and not path.exists():
+        return str(path) if "{" in value else value
     if not path.exists():
         raise UserError(f"{where}: no such file or folder: {path}{source and '. ' + source}")
     return path

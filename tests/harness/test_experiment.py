@@ -62,7 +62,11 @@ def test_a_missing_experiment_file_is_named(tmp_path):
 
 
 class Plugin:
-    def __init__(self, point: int, images: Path, strength: int = 1, mask: Path | None = None) -> None: ...
+    source = "Get it from its authors."
+
+    def __init__(
+        self, point: int, images: Path, strength: int = 1, mask: Path | None = None, weights: str | Path | None = None
+    ) -> None: ...
 
 
 def test_options_are_checked_against_the_signature(tmp_path):
@@ -71,7 +75,7 @@ def test_options_are_checked_against_the_signature(tmp_path):
     assert bound == {"images": tmp_path / "here", "strength": 3}
     for options, words in [
         ({"images": "here", "strenght": 1}, ["datasets.x", "'strenght'", "did you mean 'strength'?"]),
-        ({"images": "nowhere"}, ["datasets.x.images", str(tmp_path / "nowhere")]),
+        ({"images": "nowhere"}, ["datasets.x.images", str(tmp_path / "nowhere"), "Get it from its authors."]),
         ({"images": "here", "mask": "no.png"}, ["datasets.x.mask", "no.png"]),
         ({"images": "here", "strength": "much"}, ["datasets.x.strength", "integer"]),
         ({}, ["datasets.x.images", "required"]),
@@ -80,6 +84,18 @@ def test_options_are_checked_against_the_signature(tmp_path):
             bind(Plugin, options, "datasets.x", tmp_path, given=("point",))
         for word in words:
             assert word in str(error.value)
+
+
+def test_an_option_that_is_a_name_or_a_path(tmp_path):
+    (tmp_path / "w.pth").touch()
+    for given, bound in [
+        ("w.pth", tmp_path / "w.pth"),
+        ("some/model", "some/model"),
+        ("w-{point}.pth", str(tmp_path / "w-{point}.pth")),
+        (None, None),
+    ]:
+        options = {"images": ".", "weights": given}
+        assert bind(Plugin, options, "x", tmp_path, given=("point",))["weights"] == bound
 
 
 @pytest.mark.parametrize(
