@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,16 +64,17 @@ if hasattr(os, "register_at_fork"):
 @contextlib.contextmanager
 def _strict_kernels() -> Iterator[None]:
     backend = torch.backends.mkldnn
-    kinds = [getattr(backend, name) for name in ("conv", "matmul") if hasattr(backend, name)]  # since torch 2.9
-    before = [kind.fp32_precision for kind in kinds]
-    with backend.flags(enabled=True, deterministic=True, allow_tf32=False), torch.no_grad():
+    wanted: list[tuple[Any, str, Any]] = [(backend, "enabled", backend.is_available())]
+    wanted += [(getattr(backend, name), "fp32_precision", "ieee") for name in ("conv", "matmul") if hasattr(backend, name)]
+    before = [(holder, name, getattr(holder, name)) for holder, name, _ in wanted]  # per-operation precision: since torch 2.9
+    with torch.no_grad():
         try:
-            for kind in kinds:
-                kind.fp32_precision = "ieee"
+            for holder, name, value in wanted:
+                setattr(holder, name, value)
             yield
         finally:
-            for kind, precision in zip(kinds, before):
-                kind.fp32_precision = precision
+            for holder, name, value in before:
+                setattr(holder, name, value)
 
 
 def run(work: Callable[[], T]) -> T:

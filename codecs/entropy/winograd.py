@@ -45,6 +45,7 @@ def suits(conv: nn.Module) -> bool:
         isinstance(conv, nn.Conv2d)
         and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((5, 5), (1, 1), (2, 2), (1, 1))
         and (conv.groups, conv.padding_mode) == (1, "zeros")
+        and min(conv.in_channels, conv.out_channels) >= 16
         and conv.in_channels * conv.out_channels >= 3000
     )
 
