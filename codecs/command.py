@@ -16,23 +16,18 @@ For POSIX systems: a hanging program is ended by its process group.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-import signal
 import string
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image as Pillow
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.classical import check_image
+from icmbench.codecs.process import ProgramError, find_program, run_program, temporary_folder
 
 Value: TypeAlias = int | float | str
 Pixels: TypeAlias = Literal["ppm", "png", "bmp", "tif"]
@@ -41,7 +36,6 @@ _PILLOW = {"ppm": "PPM", "png": "PNG", "bmp": "BMP", "tif": "TIFF"}
 # Placeholders of the two command lines, each with a value to try it with: files, which must be used, and sizes.
 _ENCODE: dict[str, Value] = {"input": "file", "stream": "file", "width": 1, "height": 1}
 _DECODE: dict[str, Value] = {"stream": "file", "output": "file"}
-_TAIL_LINES, _TAIL_CHARACTERS = 20, 2000
 
 
 class Command:
@@ -115,14 +109,14 @@ class Command:
         check_image(image, self.name)
         height, width = image.shape[:2]
         base, slope = self._encode_seconds
-        with _temporary() as name:
+        with temporary_folder() as name:
             folder = Path(name)
             source, stream = folder / f"input.{self._input}", folder / f"stream.{self._suffix}"
             Pillow.fromarray(image).save(source, _PILLOW[self._input])
             values = {"input": str(source), "stream": str(stream), "width": width, "height": height}
             try:
                 self._encode.run(values, folder, base + slope * width * height / 1e6)
-            except _ProgramError as error:
+            except ProgramError as error:
                 raise CodecError(f"command: {error}, for an image of {width}x{height}{error.tail}") from None
             if not stream.is_file() or not stream.stat().st_size:
                 raise CodecError(f"command: the encoder {self._encode.program} ended well but wrote nothing to {{stream}}")
@@ -132,13 +126,13 @@ class Command:
         """The image that the decoder writes, uint8 (height, width, 3). BitstreamError if it fails, hangs or writes none."""
         if not data:
             raise BitstreamError("command: an empty stream")
-        with _temporary() as name:
+        with temporary_folder() as name:
             folder = Path(name)
             stream, target = folder / f"stream.{self._suffix}", folder / f"output.{self._output}"
             stream.write_bytes(data)
             try:
                 self._decode.run({"stream": str(stream), "output": str(target)}, folder, self._decode_seconds)
-            except _ProgramError as error:
+            except ProgramError as error:
                 raise BitstreamError(f"command: {error}, for a stream of {len(data)} bytes{error.tail}") from None
             if not target.is_file():
                 raise BitstreamError(f"command: the decoder {self._decode.program} ended well but wrote nothing to {{output}}")
@@ -152,14 +146,6 @@ class Command:
                 raise BitstreamError(f"command: the decoder {program} wrote no readable {self._output} file: {error}") from error
 
 
-class _ProgramError(Exception):
-    """A program failed; `tail` is the end of what it said, on lines of its own."""
-
-    def __init__(self, message: str, tail: str = "") -> None:
-        super().__init__(message)
-        self.tail = f":\n{tail}" if tail else ""
-
-
 class _CommandLine:
     """A checked command line: its program found, its placeholders known, its files hashed."""
 
@@ -168,14 +154,14 @@ class _CommandLine:
     ) -> None:
         if isinstance(line, str) or not line or not all(isinstance(argument, str) for argument in line):
             raise CodecError(f"command: {key} is a list of words, a program and its arguments, not {line!r}: quote numbers")
-        self.role = f"{key}r"
+        self.role: Literal["encoder", "decoder"] = "encoder" if key == "encode" else "decoder"
         self.parameters = parameters
         known = {**places, **parameters}
         self.placeholders = {name for argument in line for name in _placeholders(key, argument, known)}
         for place, example in places.items():
             if example == "file" and place not in self.placeholders:
                 raise CodecError(f"command: {key} does not use {{{place}}}: pixels and streams pass by files of these names")
-        self._program = _program(key, line[0], folder)
+        self._program = find_program(f"command: {key}", line[0], folder)
         self._arguments = list(line[1:])
         self.sha256 = {line[0]: file_sha256(self._program)}
         for number, argument in enumerate(self._arguments):
@@ -189,27 +175,10 @@ class _CommandLine:
         return Path(self._program).name
 
     def run(self, values: Mapping[str, Value], folder: Path, timeout: float) -> None:
-        """Run to the end or to the time-out. Raises _ProgramError; CodecError if the program cannot be started at all."""
+        """Run to the end or to the time-out. Raises ProgramError; CodecError if the program cannot be started at all."""
         known = {**self.parameters, **values}
         arguments = [self._program, *(argument.format_map(known) for argument in self._arguments)]
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-            try:
-                process = subprocess.Popen(
-                    arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
-                )
-            except OSError as error:
-                raise CodecError(f"command: the {self.role} {self._program} cannot be started: {error}") from error
-            try:
-                code = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                option = "timeout_seconds" if self.role == "encoder" else "decode_timeout_seconds"
-                message = f"the {self.role} {self.program} did not end within {timeout:.3g} s (raise {option} if it needs more)"
-                raise _ProgramError(message, _tail(stderr, stdout)) from None
-            finally:  # also on KeyboardInterrupt, and for children that outlive the program
-                _kill_group(process)
-            if code:
-                how = f"ended with code {code}" if code > 0 else f"was killed by signal {-code}"
-                raise _ProgramError(f"the {self.role} {self.program} {how}", _tail(stderr, stdout))
+        run_program("command", self.role, arguments, folder, timeout)
 
 
 def _parameters(point: Any) -> dict[str, Value]:
@@ -256,34 +225,5 @@ def _placeholders(key: str, argument: str, known: Mapping[str, Value]) -> list[s
     return names
 
 
-def _program(key: str, program: str, folder: Path) -> str:
-    found = shutil.which((folder / program).absolute() if "/" in program else program)
-    if found is None:
-        where = f"in {folder.absolute()}" if "/" in program else "on PATH"
-        raise CodecError(f"command: {key}: no program {program!r} {where}: build or install it, or give its full path")
-    return str(Path(found).absolute())
-
-
 def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def _temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="icmbench-", ignore_cleanup_errors=True)
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing left of it; on macOS, nothing but zombies
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _tail(*files: IO[bytes]) -> str:
-    """The end of the first file that is not empty."""
-    for file in files:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 4 * _TAIL_CHARACTERS))
-        text = file.read().decode(errors="replace").strip()
-        if text:
-            return "\n".join(text[-_TAIL_CHARACTERS:].splitlines()[-_TAIL_LINES:])
-    return ""

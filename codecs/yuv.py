@@ -1,0 +1,58 @@
+"""RGB images as 10-bit YCbCr planes and back, the input and output of the video coders.
+
+    uint8 RGB --full-range BT.709--> Y, Cb, Cr in 0..1 --(4:2:0: Cb and Cr halved)--> round(1023 x) --> planar uint16
+
+Computed in float64 without matrix products, whose sums differ between machines. At 4:4:4 every 8-bit colour comes back unchanged.
+At 4:2:0 chroma is resampled with Lanczos' three-lobed kernel both ways, its samples at the centre of four of luma's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+
+from icmbench.codecs.base import Image
+
+Subsampling: TypeAlias = Literal["4:4:4", "4:2:0"]
+
+DEPTH = 10
+PEAK = (1 << DEPTH) - 1
+_RED, _BLUE = 0.2126, 0.0722  # ITU-R BT.709-6, item 3.2
+_GREEN = 1 - _RED - _BLUE
+
+
+def to_samples(image: Image, subsampling: Subsampling = "4:4:4") -> npt.NDArray[np.uint16]:
+    """The planes Y, Cb and Cr of an image one after the other, flat, little-endian. Sides are even for 4:2:0."""
+    red, green, blue = (image[..., channel] / 255 for channel in range(3))
+    luma = _RED * red + _GREEN * green + _BLUE * blue
+    chroma = [(blue - luma) / (2 * (1 - _BLUE)) + 0.5, (red - luma) / (2 * (1 - _RED)) + 0.5]
+    if subsampling == "4:2:0":
+        height, width = luma.shape
+        chroma = [_resized(plane, width // 2, height // 2) for plane in chroma]
+    return np.concatenate([np.rint(plane * PEAK).clip(0, PEAK).astype("<u2").ravel() for plane in (luma, *chroma)])
+
+
+def from_samples(samples: npt.NDArray[np.uint16], width: int, height: int, subsampling: Subsampling = "4:4:4") -> Image:
+    """The image of such planes, uint8 (height, width, 3). ValueError where their number is another."""
+    part = (width // 2, height // 2) if subsampling == "4:2:0" else (width, height)
+    pixels, size = width * height, part[0] * part[1]
+    if samples.size != pixels + 2 * size:
+        raise ValueError(f"{samples.size} samples, where a {width}x{height} image has {pixels + 2 * size} at {subsampling}")
+    luma = samples[:pixels].reshape(height, width) / PEAK
+    planes = (samples[start : start + size].reshape(part[::-1]) / PEAK for start in (pixels, pixels + size))
+    cb, cr = ((_resized(plane, width, height) if subsampling == "4:2:0" else plane) - 0.5 for plane in planes)
+    red = luma + 2 * (1 - _RED) * cr
+    blue = luma + 2 * (1 - _BLUE) * cb
+    green = (luma - _RED * red - _BLUE * blue) / _GREEN
+    image = np.empty((height, width, 3), np.uint8)
+    for channel, plane in enumerate((red, green, blue)):
+        image[..., channel] = np.rint(plane * 255).clip(0, 255)
+    return image
+
+
+def _resized(plane: npt.NDArray[np.float64], width: int, height: int) -> npt.NDArray[np.float32]:
+    picture = Pillow.fromarray(plane.astype(np.float32))
+    return np.asarray(picture.resize((width, height), Pillow.Resampling.LANCZOS))
