@@ -25,8 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.diffusion import unet, weights
+from icmbench.codecs.diffusion.files import SD_CHECKPOINT, SD_FOLDERS
+from icmbench.codecs.diffusion.tiles import Tiles
 
-CHECKPOINT = "v2-1_512-ema-pruned.ckpt"  # the name under which Stable Diffusion 2.1-base is distributed as one file
 DOWNSCALE = 8  # pixels along a side of a latent position
 TOKENS = 77
 
@@ -76,7 +77,7 @@ PROFILES = {
         | {
             "block_out_channels": (32, 48, 64, 64),
             "cross_attention_dim": 32,
-            "attention_head_dim": (2, 3, 4, 4),
+            "attention_head_dim": 1,
             "norm_num_groups": 8,
         },
         text={
@@ -115,15 +116,21 @@ class DiffusionBackbone(nn.Module):
     def device(self) -> torch.device:
         return self.unet.device
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """pixels (N, 3, 8H, 8W) float32 in [0, 1] -> the posterior's mode, scaled: (N, 4, H, W) float32."""
-        posterior = self.vae.encode((2 * pixels - 1).to(self.device, self.dtype)).latent_dist
-        return posterior.mode().float() * self.profile.scaling
+    def encode(self, pixels: Tensor, tile: int = 0, overlap: int = 0) -> Tensor:
+        """pixels (N, 3, 8H, 8W) float32 in [0, 1] -> the posterior's mode, scaled: (N, 4, H, W) float32.
 
-    def decode(self, z: Tensor) -> Tensor:
-        """z (N, 4, H, W) -> pixels (N, 3, 8H, 8W) float32 in [0, 1]."""
-        pixels = self.vae.decode((z / self.profile.scaling).to(self.device, self.dtype)).sample
-        return ((pixels.float() + 1) / 2).clamp(0, 1)
+        tile, overlap: latents with a side beyond `tile` are made in tiles, 0 for never.
+        """
+        tiles = Tiles(pixels.shape[-2] // DOWNSCALE, pixels.shape[-1] // DOWNSCALE, tile, overlap)
+        parts = [(2 * part - 1).to(self.device, self.dtype) for part in tiles.cut(pixels, DOWNSCALE)]
+        return tiles.paste([self.vae.encode(part).latent_dist.mode().float() for part in parts]) * self.profile.scaling
+
+    def decode(self, z: Tensor, tile: int = 0, overlap: int = 0) -> Tensor:
+        """z (N, 4, H, W) -> pixels (N, 3, 8H, 8W) float32 in [0, 1]. tile, overlap: as for encode."""
+        tiles = Tiles(*z.shape[-2:], tile, overlap)
+        parts = [(part / self.profile.scaling).to(self.device, self.dtype) for part in tiles.cut(z)]
+        pixels = tiles.paste([self.vae.decode(part).sample.float() for part in parts], DOWNSCALE)
+        return ((pixels + 1) / 2).clamp(0, 1)
 
     def embed(self, prompts: Sequence[str] | Tensor) -> Tensor:
         """N prompts, or their token ids (N, 77) int64 -> context (N, 77, D) in the backbone's dtype. Longer prompts are cut."""
@@ -168,19 +175,19 @@ def _hashed_tokens(prompt: str, size: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=1)  # the rate points of a codec share it; another configuration takes its place
-def load(profile: str, source: str | None, dtype: torch.dtype, device: str, seed: int = 0) -> DiffusionBackbone:
+def load(profile: str, source: Path | None, dtype: torch.dtype, device: str, seed: int = 0) -> DiffusionBackbone:
     """The frozen backbone of a profile, in evaluation mode.
 
-    source: a diffusers folder, a single-file checkpoint of the original code, a hub repository in diffusers layout; or None: random
-    weights from `seed`. Raises CodecError where it cannot be had or does not fit.
+    source: a folder in diffusers layout, or a file: a checkpoint of the original code, or this project's. None: random weights from
+    `seed`. Raises CodecError where it cannot be read or does not fit.
     """
     if source is None:
         backbone = random(profile, seed)
-    elif Path(source).is_file():
-        backbone = _from_file(PROFILES[profile], Path(source))
     else:
-        backbone = _from_diffusers(PROFILES[profile], source)
-    return backbone.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False)
+        with init_empty_weights():
+            backbone = DiffusionBackbone(PROFILES[profile])
+        (_fill_from_folder if source.is_dir() else _fill_from_file)(backbone, source)
+    return backbone.to(device=torch.device(device), dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def random(profile: str, seed: int = 0) -> DiffusionBackbone:
@@ -190,39 +197,27 @@ def random(profile: str, seed: int = 0) -> DiffusionBackbone:
         return DiffusionBackbone(PROFILES[profile])
 
 
-def _from_file(profile: Profile, path: Path) -> DiffusionBackbone:
+def _fill_from_file(backbone: DiffusionBackbone, path: Path) -> None:
     state = weights.read_state(path)
-    with init_empty_weights():
-        backbone = DiffusionBackbone(profile)
     if any(key.startswith("unet.") for key in state):  # written by this project: the networks' own names
         weights.fill(backbone, state, path)
-        return backbone
-    for part in ("unet", "vae", "text"):
+        return
+    for part in SD_FOLDERS:
         weights.fill_part(getattr(backbone, part), part, state, path)
-    return backbone
 
 
-def _from_diffusers(profile: Profile, source: str) -> DiffusionBackbone:
-    with init_empty_weights():
-        backbone = DiffusionBackbone(profile)
-    try:
-        _check_prediction(source)
-        for name, folder in (("unet", "unet"), ("vae", "vae"), ("text", "text_encoder")):
-            own = getattr(backbone, name)
-            loaded = type(own).from_pretrained(source, subfolder=folder)
-            weights.fill(own, loaded.state_dict(), f"{source}/{folder}")
-    except (OSError, ValueError) as error:
-        if isinstance(error, CodecError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise CodecError(
-            f"Stable Diffusion cannot be had from {source!r} ({reason}): put {CHECKPOINT}, or a folder in diffusers layout "
-            "(unet/, vae/, text_encoder/), on disk and set `backbone` to its path"
-        ) from error
-    return backbone
-
-
-def _check_prediction(source: str) -> None:
-    config = Path(source) / "scheduler" / "scheduler_config.json"
+def _fill_from_folder(backbone: DiffusionBackbone, source: Path) -> None:
+    config = source / "scheduler" / "scheduler_config.json"
     if config.is_file() and json.loads(config.read_text()).get("prediction_type", "epsilon") != "epsilon":
         raise CodecError(f"{source} predicts velocity, not noise: name Stable Diffusion 2.1-base (512 pixels), not the 768 model")
+    for part, folder in SD_FOLDERS.items():
+        own = getattr(backbone, part)
+        try:
+            loaded = type(own).from_pretrained(source / folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise CodecError(
+                f"{source / folder} cannot be read ({reason}): name {SD_CHECKPOINT} or a folder with unet/, vae/ and text_encoder/ "
+                "in diffusers layout"
+            ) from error
+        weights.fill(own, loaded.state_dict(), source / folder)

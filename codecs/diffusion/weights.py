@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from icmbench.codecs.base import CodecError
@@ -31,31 +33,25 @@ class _Inert:
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
 
-    def __hash__(self) -> int:
-        return id(self)
-
-
-# What checkpoints of PyTorch Lightning 1.x and 2.x configured with OmegaConf are known to name.
-_STAND_INS = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.nodes.AnyNode",
-    "typing.Any",
-    "argparse.Namespace",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-)
+# What checkpoints of PyTorch Lightning 1.x and 2.x configured with OmegaConf are known to name, and what stands for it.
+_STAND_INS: list[tuple[type, str]] = [
+    (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (dict, "lightning_fabric.utilities.data.AttributeDict"),
+    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Inert, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
+    (_Inert, "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Inert, "omegaconf.dictconfig.DictConfig"),
+    (_Inert, "omegaconf.listconfig.ListConfig"),
+    (_Inert, "omegaconf.base.ContainerMetadata"),
+    (_Inert, "omegaconf.base.Metadata"),
+    (_Inert, "omegaconf.nodes.AnyNode"),
+    (_Inert, "typing.Any"),
+    (_Inert, "argparse.Namespace"),
+    (_Inert, "numpy.core.multiarray.scalar"),
+    (_Inert, "numpy._core.multiarray.scalar"),
+    (_Inert, "numpy.dtype"),
+]
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -68,14 +64,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise CodecError(f"there are no weights at {path}: put the file there or name another path")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
-        with torch.serialization.safe_globals([(_Inert, name) for name in _STAND_INS]):
+        with torch.serialization.safe_globals(list(_STAND_INS)):
             # Only files in the zip format of PyTorch 1.6 and later can be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+    except (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        # PyTorch's message first says how to give up safety, then the reason.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please")[0]
         raise CodecError(f"{path} cannot be read as weights ({reason}): fetch it again, or convert it to .safetensors") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -117,17 +112,3 @@ def fill_part(module: nn.Module, part: str, state: Mapping[str, Tensor], source:
     """Fill a module from a published checkpoint. part: "unet", "vae", "text", "control" or "latent"."""
     tensors, unknown = keys.PARTS[part](state)
     fill(module, tensors, source, unknown)
-
-
-def hub_file(repository: str, name: str, option: str) -> Path:
-    """A file of a hub repository, from the local cache if it is there. CodecError says what to put where if it cannot be had."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, name))
-    except Exception as error:  # the client raises a dozen types, from httpx's to its own
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise CodecError(
-            f"{name} of the hub repository {repository} cannot be had ({reason}): "
-            f"put that file on disk, under that name in a folder, and set `{option}` to the folder"
-        ) from error

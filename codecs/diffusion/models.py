@@ -1,0 +1,75 @@
+"""A codec's networks with their weights: the published checkpoints, this project's own files, or random ones."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from icmbench.codecs.base import CodecError
+from icmbench.codecs.diffusion import backbone, keys, weights
+from icmbench.codecs.diffusion.backbone import DiffusionBackbone
+from icmbench.codecs.diffusion.control import ControlModule
+from icmbench.codecs.diffusion.engine import Model
+from icmbench.codecs.diffusion.files import Files
+from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
+
+
+@functools.lru_cache(maxsize=8)  # points that take turns, as in a loop over images, stay loaded
+def diff_icmh(files: Files, point: float, dtype: str, device: str, seed: int = 0) -> Model:
+    """The Diff-ICMH model of one rate point; a warning where its weights are random. CodecError where a file does not fit."""
+    file, base_file = files.point(point), files.base()
+    base = backbone.load(files.profile, base_file, getattr(torch, dtype), device, seed)
+    if file is None:
+        warnings.warn(
+            f"{files.codec}: weights of profile {files.profile} are random: rates and pictures mean nothing", stacklevel=2
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Model(base, Lfgcm(**LFGCM[files.profile]), ControlModule(base.unet))
+    with init_empty_weights():
+        latent, control = Lfgcm(**LFGCM[files.profile]), ControlModule(base.unet)
+    state = weights.read_state(file)
+    if any(key.startswith("latent.") for key in state):
+        weights.fill(nn.ModuleDict({"latent": latent, "control": control}), state, file)
+    else:
+        if foreign := keys.foreign(state):
+            raise CodecError(
+                f"{file} holds {len(foreign)} keys of no known part, such as {foreign[0]}: name a Diff-ICMH checkpoint"
+            )
+        weights.fill_part(latent, "latent", state, file)
+        weights.fill_part(control, "control", state, file)
+        _check_frozen(base, state, file)
+    return Model(base, latent, control)
+
+
+def save(model: Model, path: Path) -> None:
+    """Write the weights of one rate point, frequency tables included, in this project's layout."""
+    from safetensors.torch import save_file
+
+    parts = nn.ModuleDict({"latent": model.latent, "control": model.control})
+    save_file({key: value.cpu().contiguous() for key, value in parts.state_dict().items()}, path)
+
+
+def _check_frozen(base: DiffusionBackbone, state: Mapping[str, Tensor], file: Path) -> None:
+    """A checkpoint may hold Stable Diffusion too. That was frozen, so it must be the one that was loaded: compares the first values
+    of each tensor."""
+    for part in ("unet", "vae", "text"):
+        theirs, unknown = keys.PARTS[part](state)
+        ours = getattr(base, part).state_dict()
+        wrong = [*unknown, *(key for key in theirs if key not in ours or not _agree(ours[key], theirs[key]))]
+        if wrong:
+            raise CodecError(
+                f"{file} was trained over another Stable Diffusion ({len(wrong)} tensors of its {part} differ, such as "
+                f"{wrong[0]}): set `backbone` to the one it was trained over"
+            )
+
+
+def _agree(ours: Tensor, theirs: Tensor, count: int = 16) -> bool:
+    a, b = ours.reshape(-1)[:count].cpu(), theirs.reshape(-1)[:count].cpu().to(ours.dtype)
+    return ours.shape == theirs.shape and torch.equal(a, b)
