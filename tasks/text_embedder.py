@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -52,7 +53,10 @@ class SentenceEmbedder:
     def network(self) -> Any:
         """Built and loaded at the first call."""
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         with downloading(str(self.path), local=True):
             return SentenceTransformer(str(self.path), device=self.device, local_files_only=True)
 
