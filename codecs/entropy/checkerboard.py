@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -106,8 +106,9 @@ class SCCTX(nn.Module):
         self.parameters_anchor = nn.ModuleList()
         for k, c in enumerate(slices):
             seen = sum(stop - start for start, stop in self.supports[k])
-            context = [nn.Conv2d(seen, first, 5, padding=2), activation(), nn.Conv2d(first, second, 5, padding=2), activation()]
-            self.channel_context.append(nn.Sequential(*context, nn.Conv2d(second, 2 * c, 5, padding=2)) if k else nn.Sequential())
+            widths = (seen, first, second, 2 * c) if k else ()
+            layers = [layer for a, b in pairwise(widths) for layer in (nn.Conv2d(a, b, 5, padding=2), activation())]
+            self.channel_context.append(nn.Sequential(*layers[:-1]))
             inputs = hyper_channels + (2 * c if k else 0)
             self.parameters_nonanchor.append(_pointwise(inputs + 2 * c, 2 * c, parameter_widths, activation))
             if separate:

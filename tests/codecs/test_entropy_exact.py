@@ -34,7 +34,8 @@ def a_net():
 
 
 def in_a_fresh_process(**environment):
-    done = subprocess.run([sys.executable, "-c", WORK], env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    command, variables = [sys.executable, "-c", WORK], {**os.environ, **environment}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 

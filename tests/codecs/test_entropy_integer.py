@@ -133,7 +133,7 @@ def test_leaving_the_grid_between_layers_is_refused():
 
 @pytest.mark.parametrize("layer", [nn.Softmax(1), nn.GELU(approximate="tanh"), nn.BatchNorm2d(4), nn.LayerNorm((2, 2))])
 def test_layers_without_a_grid_form_are_named(layer):
-    with pytest.raises(CodecError, match="has no (integer|grid) form"):
+    with pytest.raises(CodecError, match=r"has no (integer|grid) form"):
         FixedPoint().prepare(nn.Sequential(nn.Conv2d(4, 4, 1), layer))
 
 
