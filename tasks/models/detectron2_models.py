@@ -17,19 +17,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from icmbench.tasks.base import Image, file_sha256, fingerprint
+from icmbench.tasks.models.arrays import NUMPY
 from icmbench.tasks.models.batches import by_shape
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import downloading, versions
 from icmbench.tasks.models.masks import encode_masks
 
 Device = Literal["cpu", "cuda"]
-# All that the model zoo's pickled files hold besides text and numbers.
-ARRAYS = {
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *(("numpy", name) for name in ("ndarray", "dtype")),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-}
 
 
 class _Detectron2:
@@ -255,9 +249,9 @@ class _ArraysOnly(pickle.Unpickler):
     """The model zoo pickles its files; this reads arrays out of them and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ARRAYS:
+        if f"{module}.{name}" not in NUMPY:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")
-        return super().find_class(module.replace("numpy.core", "numpy._core") if np.__version__ >= "2" else module, name)
+        return NUMPY[f"{module}.{name}"]
 
 
 def _instances(found: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class OpenAIEndpoint:
     timeout: seconds for one answer. backoff: the first pause in seconds, which doubles.
     """
 
-    task: ClassVar[tuple[str, ...]] = ("referring", "openset")
+    task: ClassVar[tuple[str, ...]] = ("referring", "openset_marked")
     extra: ClassVar[str] = "endpoint"
     weights: ClassVar[str] = "none here: the server holds them"
 

@@ -30,7 +30,7 @@ class QwenVL(Pretrained):
     an answer, so that only 1 makes an answer independent of its company. It is part of the fingerprint.
     """
 
-    task: ClassVar[tuple[str, ...]] = ("referring", "openset")
+    task: ClassVar[tuple[str, ...]] = ("referring", "openset_marked")
     auto = ("AutoModelForImageTextToText",)
 
     def __init__(
