@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bdrate", _bdrate, "BD-rate table of a CSV: scores.csv, or columns codec, bpp and one a metric")
     sub.add_argument("curves", type=Path, metavar="CURVES.csv")
     sub.add_argument("--anchor", required=True)
+    sub.add_argument("--lower-is-better", nargs="*", default=[], metavar="METRIC", help="metrics of which less is better")
     sub = command("list", _list, "what can be named in an experiment file")
     sub.add_argument("kind", nargs="?", choices=["codecs", "tasks", "datasets", "models"])
     for name, function, about in (("encode", _encode, "an image to a stream"), ("decode", _decode, "a stream to an image")):
@@ -178,7 +179,7 @@ def _bdrate(options: argparse.Namespace) -> int:
 
     if not options.curves.is_file():
         raise UserError(f"{options.curves}: no such file")
-    show_bdrate(bdrate_from_csv(options.curves, options.anchor))
+    show_bdrate(bdrate_from_csv(options.curves, options.anchor, lower_is_better=options.lower_is_better))
     return 0
 
 
