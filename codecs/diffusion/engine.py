@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from icmbench.codecs.base import Image
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.diffusion import colour, sampling
+from icmbench.codecs.diffusion import colour, graphs, sampling
 from icmbench.codecs.diffusion.backbone import DiffusionBackbone
 from icmbench.codecs.diffusion.control import ControlModule
 from icmbench.codecs.diffusion.latent import Lfgcm
@@ -33,7 +33,7 @@ class Decoding:
     """How a stream becomes pixels. guidance: scale of classifier-free guidance, 1 for none.
 
     negative: the prompt that guidance leads away from. wavelet: correct colours by the decoded hint. tile, overlap: of latents, see
-    tiles.Tiles. batch: images sampled together. compiled: have torch compile each evaluation, which on CUDA also makes it a graph.
+    tiles.Tiles. batch: images sampled together. compiled: have torch compile the networks.
     """
 
     sampler: sampling.Sampler
@@ -99,6 +99,7 @@ class Model:
         return y_hat, z_hat
 
     @torch.no_grad()
+    @torch.backends.cudnn.flags(enabled=True, deterministic=True)  # the same seed, the same pixels
     def sample(self, y_hat: Tensor, z_hat: Tensor, decoding: Decoding, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Pixels (N, 3, H, W) float32 in [0, 1] of N latents of one size, each with its prompt and the seed of its noise."""
         backbone, size = self.backbone, (decoding.tile, decoding.overlap)
@@ -114,16 +115,11 @@ class Model:
             decoding.guidance,
             tile=decoding.tile,
             overlap=decoding.overlap,
-            run=_compiled(hint.is_cuda) if decoding.compiled else sampling.evaluate,
+            run=graphs.fast(sampling.evaluate, hint.is_cuda, decoding.compiled),
         )
         noise = sampling.draw_noise(seeds, decoding.sampler.draws, *hint.shape[-2:]).to(hint.device)
         pixels = backbone.decode(decoding.sampler(predict, backbone.abar, hint, noise), *size)
         return colour.wavelet(pixels, backbone.decode(hint, *size)) if decoding.wavelet else pixels
-
-
-@functools.cache
-def _compiled(cuda: bool) -> Callable[..., Tensor]:
-    return torch.compile(sampling.evaluate, mode="reduce-overhead" if cuda else "default", dynamic=False)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_what_is_coded_is_what_forward_sees(model, image_and_ref, mode):
     if mode == "default":  # the integer networks differ a little from what forward computes
         torch.testing.assert_close(decoded, hint, rtol=1e-4, atol=1e-4)
     bits = sum(-p.log2().sum().item() for p in likelihoods.values())
-    assert math.isclose(8 * len(coded.payload), bits, rel_tol=0.01, abs_tol=64)
+    assert math.isclose(8 * len(coded.payload), bits, rel_tol=0.05, abs_tol=64)
 
 
 DECODE = """
