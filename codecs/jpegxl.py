@@ -1,0 +1,102 @@
+"""JPEG XL through libjxl, which imagecodecs brings along: a bare lossy codestream.
+
+image --JxlEncoder, distance--> codestream --size, last byte needed?--> JxlDecoder --> image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, fingerprint
+from icmbench.codecs.classical import _check_pixels, _integer, _number, check_image
+
+_SIGNATURE = b"\xff\x0a"
+_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height
+
+
+class JpegXl:
+    """JPEG XL, lossy, through libjxl.
+
+    point: `distance`, 0.01 to 25 of libjxl's Butteraugli: 1 is visually lossless, 25 about 0.1 bit per pixel, the lowest rate.
+    effort: 1 (fast) to 10 (slow).
+    """
+
+    name = "jpegxl"
+    extra = "jpegxl"
+    version = 1  # raised by hand when bytes or pixels change for the same settings
+    default_points = (25, 15, 8, 4, 2, 1)
+
+    def __init__(self, point: float | Mapping[str, float], *, effort: int = 7) -> None:
+        distance = _number(point, self.name, "distance", 0.01, 25)
+        _integer(effort, self.name, "effort", 1, 10)
+        import imagecodecs
+
+        if not imagecodecs.JPEGXL.available:
+            raise CodecError("jpegxl: this imagecodecs was built without libjxl: install its own wheel")
+        self._codec = imagecodecs
+        self.point = RatePoint(f"distance={distance:g}", -distance, {"distance": distance})
+        self._settings = {"distance": distance, "effort": effort}
+        self.fingerprint = fingerprint(
+            codec=self.name,
+            version=self.version,
+            settings=self._settings,
+            imagecodecs=imagecodecs.__version__,
+            library=imagecodecs.jpegxl_version(),
+        )
+
+    def compress(self, image: Image) -> bytes:
+        """A self-contained codestream; the same image gives the same bytes. CodecError where libjxl refuses the image."""
+        check_image(image, self.name)
+        height, width = image.shape[:2]
+        try:
+            _check_pixels(width, height)
+            return self._codec.jpegxl_encode(image, numthreads=1, usecontainer=False, **self._settings)
+        except (ValueError, self._codec.JpegxlError) as error:
+            raise CodecError(f"jpegxl: an image of {width}x{height} pixels cannot be encoded: {error}") from error
+
+    def decompress(self, data: bytes) -> Image:
+        """The image, uint8 (height, width, 3). Raises BitstreamError, never anything else, on bad bytes."""
+        try:
+            width, height = picture_size(data)
+            _check_pixels(width, height)
+            if self._decodes(data[:-1]):  # libjxl ignores what follows the end of a codestream
+                raise ValueError("bytes follow its end")
+            image = self._codec.jpegxl_decode(data, numthreads=1)
+            if image.shape != (height, width, 3) or image.dtype != np.uint8:
+                raise ValueError(f"its picture is {image.dtype} of shape {image.shape}, not one of 8-bit RGB")
+        except Exception as error:  # imagecodecs raises half a dozen types on bad bytes, MemoryError among them
+            raise BitstreamError(f"jpegxl: not a whole JPEG XL codestream ({len(data)} bytes): {error}") from error
+        return np.ascontiguousarray(image)
+
+    def _decodes(self, data: bytes) -> bool:
+        try:
+            self._codec.jpegxl_decode(data, numthreads=1)
+        except (RuntimeError, ValueError):
+            return False
+        return True
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height that a bare codestream announces (ISO/IEC 18181-1, SizeHeader). ValueError where it is none."""
+    if data[:2] != _SIGNATURE or len(data) < 12:
+        raise ValueError("it does not begin with the signature of a bare codestream")
+    bits = int.from_bytes(data[2:12], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    small = take(1)
+
+    def side() -> int:
+        return 8 * (1 + take(5)) if small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    height = side()
+    ratio = take(3)
+    if not ratio:
+        return side(), height
+    width, divisor = _RATIOS[ratio - 1]
+    return height * width // divisor, height
