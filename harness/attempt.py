@@ -8,9 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from icmbench.codecs.base import BitstreamError, CodecError
-from icmbench.harness.errors import UserError
-from icmbench.tasks.base import DatasetError
+from icmbench.codecs.base import CodecError
 
 T = TypeVar("T")
 
@@ -52,7 +50,7 @@ def free_memory() -> None:
 
 def reason(error: BaseException) -> str:
     """One sentence for errors that speak for themselves; the place in the code too for all others."""
-    if isinstance(error, (UserError, DatasetError, CodecError, BitstreamError)):
+    if type(error).__module__.startswith("icmbench."):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"

@@ -66,9 +66,8 @@ class Bench:
                 options = {key: value for key, value in block.model.items() if key != "name"}
                 given["model"] = self._build("models", block.model["name"], options, f"{where}.model")
                 serves = given["model"].task
-                wanted = getattr(plugins.load("tasks", block.name, where), "model_task", "") or block.name
-                if wanted not in ([serves] if isinstance(serves, str) else serves):
-                    raise UserError(f"{where}.model: {block.model['name']!r} is a model for {serves}, not for {wanted}")
+                if block.name not in ([serves] if isinstance(serves, str) else serves):
+                    raise UserError(f"{where}.model: {block.model['name']!r} is a model for {serves}, not for {block.name}")
             task: Task = self._build("tasks", block.name, block.set, where, given)
             if not task.ids:
                 raise UserError(f"{where}: dataset {block.dataset!r} was given no {task.annotation!r} annotations to score against")

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,13 +134,13 @@ def _how(options: argparse.Namespace) -> How:
 
 
 def _finish(result: RunResult) -> int:
-    from icmbench.harness.show import first_metrics, show_bdrate, show_scores
+    from icmbench.harness.show import show_bdrate, show_scores
 
-    if result.report is not None:
+    if result.heading is not None:
         if len(result.bdrate):
-            show_bdrate(first_metrics(result.bdrate))
+            show_bdrate(result.heading.only_primary(result.bdrate))
         else:
-            show_scores(result.scores)
+            show_scores(result.heading.only_primary(result.scores))
         print(f"report: {result.report}")
     reasons: dict[str, list[str]] = {}
     for failure in result.outcome.failures:
@@ -163,12 +164,14 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from icmbench.harness.show import first_metrics, show_bdrate
+    from icmbench.harness.show import show_bdrate
     from icmbench.harness.tables import derive, recorded
 
-    scores, anchor, title = recorded(options.run)
-    bdrate, report = derive(options.run, scores, options.anchor or anchor, title)
-    show_bdrate(first_metrics(bdrate))
+    scores, heading = recorded(options.run)
+    if options.anchor:
+        heading = replace(heading, anchor=options.anchor)
+    bdrate, report = derive(options.run, scores, heading)
+    show_bdrate(heading.only_primary(bdrate))
     print(f"report: {report}")
     return 0
 

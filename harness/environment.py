@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from icmbench.harness.bench import Bench
+from icmbench.harness.scoring import primary_metrics
 
 
 def environment(bench: Bench) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def environment(bench: Bench) -> dict[str, Any]:
         "hardware": hardware(),
         "codecs": {series.name: _facts(series.codec.fingerprint) for series in bench.series if series.codec is not None},
         "tasks": {label: _facts(task.fingerprint) for label, task in bench.tasks.items()},
+        "primary": primary_metrics(bench),
         "datasets": {
             name: {"images": len(dataset.ids), "preprocessing": dataset.preprocessing, "limit": dataset.limit}
             for name, dataset in bench.datasets.items()

@@ -17,9 +17,9 @@ from icmbench.harness.experiment import Experiment
 from icmbench.harness.loop import Unit
 from icmbench.harness.progress import Bar
 from icmbench.harness.ray_executor import ray_cluster
-from icmbench.harness.scoring import score
+from icmbench.harness.scoring import primary_metrics, score
 from icmbench.harness.store import Store, writing
-from icmbench.harness.tables import derive
+from icmbench.harness.tables import Heading, derive
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class RunResult:
     bdrate: pd.DataFrame = field(default_factory=pd.DataFrame)
     report: str | None = None
     missing: list[str] = field(default_factory=list)
+    heading: Heading | None = None
 
 
 def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path | None = None) -> RunResult:
@@ -75,13 +76,14 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
         return RunResult(outcome, {"loop": worked - started})
     scores, missing = score(bench)
     scored = time.perf_counter()
-    anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None
+    anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None  # it may be among the missing
+    heading = Heading(experiment.name, anchor, primary_metrics(bench))
     with store.workplace() as folder, writing(folder):
         scores.to_csv(folder / "scores.csv", index=False)
-        bdrate, page = derive(folder, scores, anchor, experiment.name)
+        bdrate, page = derive(folder, scores, heading)
     report = store.full(page.relative_to(folder).as_posix())
     seconds = {"loop": worked - started, "scoring": scored - worked, "report": time.perf_counter() - scored}
-    return RunResult(outcome, seconds, scores, bdrate, report, missing)
+    return RunResult(outcome, seconds, scores, bdrate, report, missing, heading)
 
 
 def _compute(bench: Bench, units: list[Unit], how: How) -> Outcome:

@@ -63,6 +63,11 @@ def score(bench: Bench) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows, columns=COLUMNS), missing
 
 
+def primary_metrics(bench: Bench) -> dict[str, str]:
+    """By task label, the metric that stands for the task: the one it marks, else its first."""
+    return {label: next((m for m in task.metrics if m.primary), task.metrics[0]).name for label, task in bench.tasks.items()}
+
+
 def absent_cells(bench: Bench, label: str, series: Series) -> list[str]:
     """Names of the cells of one task and series whose files are not there."""
     return [
@@ -130,7 +135,7 @@ def _rows(bench: Bench, label: str, task: Task, series: Series, evidence: Eviden
         "dataset": block.dataset,
         "task": label,
         "model": block.model["name"] if block.model else "",
-        "reference": "source" if task.needs_originals and task.annotation is None else task.reference,
+        "reference": "source" if task.annotation is None else task.reference,
         "realisation": _realisation(series, evidence),
         "expected": len(task.ids),
         "scored": len(evidence.ids),

@@ -9,11 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 
-def first_metrics(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the metric that each task names first."""
-    return frame[frame["metric"] == frame.groupby(["dataset", "task", "model"], sort=False)["metric"].transform("first")]
-
-
 def show_bdrate(frame: pd.DataFrame) -> None:
     """The BD table: savings are negative; where a number is undefined stands the reason."""
     title = f"BD-rate against {frame['anchor'].iloc[0]}" if len(frame) else "BD-rate"
@@ -33,13 +28,13 @@ def show_bdrate(frame: pd.DataFrame) -> None:
 
 
 def show_scores(frame: pd.DataFrame) -> None:
-    """The first metric of each task at every point, where there is no BD table to show."""
+    """Scores at every point, where there is no BD table to show."""
     table = Table(title="Scores")
     for column in ("codec", "point", "dataset", "task", "metric"):
         table.add_column(column)
     for column in ("bpp", "value"):
         table.add_column(column, justify="right")
-    for row in first_metrics(frame).to_dict("records"):
+    for row in frame.to_dict("records"):
         names = (row[column] for column in ("codec", "point", "dataset", "task", "metric"))
         table.add_row(*names, _number(row["bpp"], ".4f"), _number(row["value"], ".2f"))
     Console().print(table)

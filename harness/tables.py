@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -14,17 +16,32 @@ from icmbench.results.tables import bdrate_frame
 from icmbench.results.writers import write_csv
 
 
-def derive(folder: Path, scores: pd.DataFrame, anchor: str | None, title: str) -> tuple[pd.DataFrame, Path]:
+@dataclass(frozen=True)
+class Heading:
+    """What the tables of a run need to know beside its scores. primary: by task label, the metric that stands for it."""
+
+    title: str
+    anchor: str | None
+    primary: Mapping[str, str]
+
+    def only_primary(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of each task's primary metric."""
+        return frame[frame["metric"] == frame["task"].map(self.primary)]
+
+
+def derive(folder: Path, scores: pd.DataFrame, heading: Heading) -> tuple[pd.DataFrame, Path]:
     """Write bdrate.csv and report/; return the BD frame and the path of the report. Raises ScoresError for an unknown anchor."""
-    bdrate = bdrate_frame(scores, anchor)
+    bdrate = bdrate_frame(scores, heading.anchor)
     write_csv(bdrate, folder / "bdrate.csv")
-    return bdrate, write_report(folder, scores, bdrate, {"title": title})
+    return bdrate, write_report(folder, scores, bdrate, {"title": heading.title, "primary": dict(heading.primary)})
 
 
-def recorded(folder: Path) -> tuple[pd.DataFrame, str | None, str]:
-    """Scores, anchor and name of a finished run."""
+def recorded(folder: Path) -> tuple[pd.DataFrame, Heading]:
+    """Scores and heading of a finished run."""
     try:
-        experiment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["experiment"]
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        experiment = environment["experiment"]
+        heading = Heading(experiment["name"], experiment["anchor"], environment["primary"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
-    return read_scores(folder / "scores.csv"), experiment["anchor"], experiment["name"]
+    return read_scores(folder / "scores.csv"), heading

@@ -93,7 +93,6 @@ class Task(ABC):
     version: ClassVar[int] = 1
     annotation: ClassVar[str | None] = None
     needs_originals: ClassVar[bool] = False  # predict() is given the original images too
-    model_task: ClassVar[str] = ""  # what its models call the task, where that is not its own name
 
     def __init__(self, dataset: Dataset, model: Any = None, reference: Reference = "labels") -> None:
         self.dataset = dataset

@@ -132,6 +132,7 @@ class MeanColour(Task):
     """Whether the mean colour stays within a step of the reference; its context is a step size, computed once."""
 
     name = "mean-colour"
+    annotation = "colour"
     metrics = (MetricSpec("within", "%", primary=True, ceiling=100.0),)
     schema = pa.schema([("colour", pa.list_(pa.float64()))])
 
