@@ -13,6 +13,7 @@ positions they code, in place, on rows (positions x channels).
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
@@ -230,14 +231,18 @@ def _positions(height: int, width: int, parity: Parity) -> tuple[Tensor, Tensor,
 def _gathered(conv: nn.Conv2d) -> nn.Conv2d:
     """The 5x5 spatial context as a 1x1 convolution over the 12 gathered anchors; its other 13 taps only ever see zeros."""
     weight = torch.stack([conv.weight.detach()[:, :, dy + 2, dx + 2] for dy, dx in _TAPS], 1)
-    flat = nn.utils.skip_init(nn.Conv2d, weight[0].numel(), conv.out_channels, 1)
-    flat.weight.data, flat.bias.data = weight.flatten(1)[:, :, None, None], conv.bias.detach()
-    return flat
+    return _pointwise_like(conv, weight.flatten(1)[:, :, None, None])
 
 
 def _without_first(net: nn.Sequential, channels: int) -> nn.Sequential:
     """A pointwise net whose first input channels are zero."""
     head, *tail = net
-    cut = nn.utils.skip_init(nn.Conv2d, head.in_channels - channels, head.out_channels, 1)
-    cut.weight.data, cut.bias.data = head.weight.detach()[:, channels:], head.bias.detach()
-    return nn.Sequential(cut, *tail)
+    return nn.Sequential(_pointwise_like(head, head.weight.detach()[:, channels:]), *tail)
+
+
+def _pointwise_like(conv: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
+    """A 1x1 convolution with a bias of another; unlike a new layer, it draws no random numbers."""
+    made = copy.copy(conv)
+    made._parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": conv.bias}
+    made.in_channels, made.kernel_size, made.padding = weight.shape[1], (1, 1), (0, 0)
+    return made

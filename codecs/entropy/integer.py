@@ -14,6 +14,7 @@ Models" (2019), with float64 as the carrier and without retraining.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 
@@ -78,7 +79,8 @@ class _GridLayer:
 
 
 class _GridTable:
-    def __init__(self, function: Callable[[float], float], beyond: str) -> None:
+    def __init__(self, kind: type[nn.Module]) -> None:
+        function, beyond = _TABLED[kind]
         steps = _REACH << GRID
         self.values = to_grid(torch.tensor([function(i / (1 << GRID)) for i in range(-steps, steps + 1)], dtype=torch.float64))
         self._identity = beyond == "identity"
@@ -87,6 +89,11 @@ class _GridTable:
         inside = x.clamp(-_REACH, _REACH)
         looked_up = self.values[((inside + _REACH) * 2.0**GRID).long()]
         return torch.where(x > _REACH, x, looked_up) if self._identity else looked_up
+
+
+@functools.cache
+def _table(kind: type[nn.Module]) -> _GridTable:
+    return _GridTable(kind)
 
 
 class _GridNorm:
@@ -132,7 +139,7 @@ class FixedPoint:
         if isinstance(module, Product):
             return lambda a, b: to_grid(_require_grid(a) * _require_grid(b))
         if type(module) in _TABLED and getattr(module, "approximate", "none") == "none":
-            return _GridTable(*_TABLED[type(module)])
+            return _table(type(module))
         if has_own_parameters(module) or not module._modules:
             raise CodecError(f"{type(module).__name__} has no integer form; use mode: default or one of the layers that have one")
         return rebuilt(module, self.prepare)

@@ -156,7 +156,7 @@ class EntropyBottleneck(_Coded):
     def forward(self, z: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """z (B, C, H, W) -> z with noise (training) or rounded, and its likelihoods, of the same shape."""
         noisy = self.training if training is None else training
-        outputs = add_noise(z) if noisy else self.quantise(z)
+        outputs = add_noise(z) if noisy else (z - self.medians).round() + self.medians
         return outputs, self.likelihood(outputs)
 
     def quantise(self, z: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class GaussianConditional(_Coded):
     def forward(self, y: Tensor, scales: Tensor, means: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """y -> y with noise (training) or rounded around its mean, and its likelihoods, of the same shape."""
         noisy = self.training if training is None else training
-        outputs = add_noise(y) if noisy else round_ste(y - means) + means
+        outputs = add_noise(y) if noisy else (y - means).round() + means
         return outputs, self.likelihood(outputs, scales, means)
 
     def update(self) -> None:
