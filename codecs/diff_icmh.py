@@ -95,7 +95,7 @@ class DiffIcmh:
             profile=profile,
             weights=[file_sha256(path) for path in self._files.needed(point)] or "random",
             sampling=[sampler, steps, cfg, seed, colour, tile, overlap],
-            text=[self._guide.checksum, repr(tags), repr(tagger)],
+            text=self._guide.facts,
             compute=[mode, self._dtype, self._device.partition(":")[0], version("torch"), version("diffusers")],
         )
 

@@ -30,7 +30,7 @@ class TagGuide:
 
     vocabulary: tags by index; an index takes as many bits as the largest needs. Empty: no image has text.
     given: tags for all images, or by image id. tagger: recognises the tags of images that were given none.
-    `checksum` is that of the vocabulary, on which encoder and decoder must agree.
+    `checksum` is that of the vocabulary, on which encoder and decoder must agree; `facts` all that decides an image's tags.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class TagGuide:
             self._given = {image_id: self.indexes(tags) for image_id, tags in given.items()}
         else:
             self._given = self.indexes(given)
+        named = getattr(tagger, "fingerprint", None) or getattr(tagger, "__qualname__", type(tagger).__qualname__)
+        self.facts = [self.checksum, zlib.crc32(json.dumps(self._given, sort_keys=True).encode()), named if tagger else None]
 
     @classmethod
     def from_files(

@@ -55,7 +55,7 @@ _STAND_INS: list[tuple[type, str]] = [
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file or a PyTorch checkpoint (its "state_dict" if it has one), on the CPU.
+    """All tensors of a .safetensors file or a PyTorch checkpoint (its "state_dict" or "model" if it has one), on the CPU.
 
     Large files are mapped, not copied. Raises CodecError where the file is absent or is no such thing.
     """
@@ -72,7 +72,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         # PyTorch's message first says how to give up safety, then the reason.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please")[0]
         raise CodecError(f"{path} cannot be read as weights ({reason}): fetch it again, or convert it to .safetensors") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    state = content.get("state_dict", content.get("model", content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CodecError(f"{path} holds no dictionary of tensors: name a checkpoint with a 'state_dict'")
     return dict(state)
