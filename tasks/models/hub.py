@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def commit_of(repository: str, revision: str | None = None) -> str:
 def folder_sha256(folder: Path) -> dict[str, str]:
     """SHA-256 of a model folder's own files by name; documentation and subfolders are left out."""
     return {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in DATA_FILES}
+
+
+def require(*packages: str) -> None:
+    """Raises ModuleNotFoundError, as an import would, for the first package that is not installed; imports nothing.
+
+    Adapters that import late call it when they are built, so that a missing package is named before any work is done.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.arrays import NUMPY
 from icmbench.tasks.models.batches import by_shape
 from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.models.hub import versions
+from icmbench.tasks.models.hub import require, versions
 
 
 class MMSegmenter:
@@ -43,6 +43,7 @@ class MMSegmenter:
         device: Literal["cpu", "cuda"] = "cpu",
         batch_size: int = 4,
     ) -> None:
+        require("torch", "mmengine", "mmcv", "mmseg")
         if (zoo is None) == (config is None):
             raise ModelError("give either `zoo` (a configuration's name) or `config` (a file)")
         self.path, self.zoo, self.file = path, zoo, config

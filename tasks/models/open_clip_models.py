@@ -13,7 +13,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.batches import chunks, picture, unit_rows
 from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, versions
+from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, require, versions
 
 PRECISION = {"float32": "fp32", "float16": "pure_fp16", "bfloat16": "pure_bf16"}
 
@@ -42,6 +42,7 @@ class OpenClip:
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         batch_size: int = 32,
     ) -> None:
+        require("torch", "open_clip")
         is_folder = path is not None and path.is_dir()
         if (architecture is None) != is_folder:
             raise ModelError("give `architecture`, or a folder with open_clip_config.json as `path`")

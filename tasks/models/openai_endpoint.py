@@ -17,6 +17,7 @@ from icmbench.tasks.base import Image, fingerprint
 from icmbench.tasks.models.batches import picture
 from icmbench.tasks.models.coordinates import BoxConvention, smart_resize
 from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.models.hub import require
 
 BUSY = (408, 409, 429, 500, 502, 503, 504)  # worth another try
 CONNECT_SECONDS = 10.0
@@ -63,6 +64,7 @@ class OpenAIEndpoint:
         retries: int = 6,
         backoff: float = 1.0,
     ) -> None:
+        require("urllib3")
         if urlsplit(url).scheme not in ("http", "https"):
             raise ModelError(f"url: {url!r} is no http or https address, such as http://localhost:8000/v1")
         self.url = f"{url.rstrip('/')}/chat/completions"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from icmbench.tasks.base import Image
 from icmbench.tasks.models.batches import picture
 from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.models.hub import Checkpoint, versions
+from icmbench.tasks.models.hub import Checkpoint, require, versions
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -30,6 +30,7 @@ class Pretrained:
     def __init__(
         self, checkpoint: str | None, path: Path | None, revision: str | None, device: Device, dtype: Dtype, batch_size: int
     ) -> None:
+        require("torch", "torchvision", "transformers")
         self.checkpoint = Checkpoint(checkpoint, path, revision)
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
 

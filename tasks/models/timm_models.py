@@ -13,7 +13,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.batches import chunks, picture
 from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, versions
+from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, require, versions
 
 
 class TimmClassifier:
@@ -39,6 +39,7 @@ class TimmClassifier:
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         batch_size: int = 32,
     ) -> None:
+        require("torch", "timm")
         is_folder = path is not None and path.is_dir()
         if (architecture is None) != is_folder:
             raise ModelError("give `architecture`, or a folder with timm's config.json as `path`")

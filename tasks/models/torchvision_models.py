@@ -19,7 +19,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.batches import by_shape, chunks, picture
 from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.models.hub import versions
+from icmbench.tasks.models.hub import require, versions
 from icmbench.tasks.models.masks import encode_masks
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class _Torchvision:
         batch_size: int,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        require("torch", "torchvision")
         self.architecture, self.weight_set, self.path = architecture, weight_set, path
         self.device, self.dtype, self.batch_size, self.settings = device, dtype, batch_size, dict(settings or {})
 
