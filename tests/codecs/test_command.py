@@ -327,6 +327,15 @@ def test_a_child_left_behind_is_killed_when_the_program_ends(script, tmp_path, i
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_kills_the_program(script, tmp_path, image):
     pid = tmp_path / "pid"
     codec = Command(1, timeout_seconds=60, **encoder([*script("hang", HANG), str(pid)]))
