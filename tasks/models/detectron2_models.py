@@ -12,18 +12,17 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.arrays import NUMPY
 from icmbench.tasks.models.batches import by_shape
+from icmbench.tasks.models.devices import Device
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import downloading, versions
 from icmbench.tasks.models.masks import encode_masks
-
-Device = Literal["cpu", "cuda"]
 
 
 class _Detectron2:

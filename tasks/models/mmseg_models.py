@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.arrays import NUMPY
 from icmbench.tasks.models.batches import by_shape
+from icmbench.tasks.models.devices import Device
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import require, versions
 
@@ -40,7 +41,7 @@ class MMSegmenter:
         path: Path,
         zoo: str | None = None,
         config: Path | None = None,
-        device: Literal["cpu", "cuda"] = "cpu",
+        device: Device = "cpu",
         batch_size: int = 4,
     ) -> None:
         require("torch", "mmengine", "mmcv", "mmseg")

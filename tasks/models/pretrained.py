@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from icmbench.tasks.base import Image
 from icmbench.tasks.models.batches import picture
+from icmbench.tasks.models.devices import Device, Dtype
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import Checkpoint, require, versions
-
-Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 class Pretrained:
@@ -28,7 +26,13 @@ class Pretrained:
     auto: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, checkpoint: str | None, path: Path | None, revision: str | None, device: Device, dtype: Dtype, batch_size: int
+        self,
+        checkpoint: str | None = None,
+        path: Path | None = None,
+        revision: str | None = None,
+        device: Device = "cpu",
+        dtype: Dtype = "float32",
+        batch_size: int = 8,
     ) -> None:
         require("torch", "torchvision", "transformers")
         self.checkpoint = Checkpoint(checkpoint, path, revision)

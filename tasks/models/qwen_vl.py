@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from icmbench.tasks.base import Image, fingerprint
 from icmbench.tasks.models.batches import chunks, picture
 from icmbench.tasks.models.coordinates import BoxConvention, smart_resize
+from icmbench.tasks.models.devices import Device, Dtype
 from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.models.pretrained import Device, Dtype, Pretrained
+from icmbench.tasks.models.pretrained import Pretrained
 
 # How each generation was taught to write boxes; the next one's may differ again.
 CONVENTIONS: dict[str, BoxConvention] = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.batches import chunks, picture
+from icmbench.tasks.models.devices import Device, Dtype
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, require, versions
 
@@ -35,8 +36,8 @@ class TimmClassifier:
         architecture: str | None = None,
         path: Path | None = None,
         test_size: bool = False,
-        device: Literal["cpu", "cuda"] = "cpu",
-        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        device: Device = "cpu",
+        dtype: Dtype = "float32",
         batch_size: int = 32,
     ) -> None:
         require("torch", "timm")

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.models.batches import by_shape, chunks, picture
+from icmbench.tasks.models.devices import Device, Dtype
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import require, versions
 from icmbench.tasks.models.masks import encode_masks
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     import torch
     from torchvision.models import WeightsEnum
 
-Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "float16", "bfloat16"]
 SERVES = {"maskrcnn": ("detection", "instance_segmentation"), "keypointrcnn": ("keypoints",)}
 
 

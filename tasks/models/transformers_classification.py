@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Image, fingerprint
 from icmbench.tasks.models.batches import by_shape
-from icmbench.tasks.models.pretrained import Device, Dtype, Pretrained
+from icmbench.tasks.models.pretrained import Pretrained
 
 
 class TransformersClassifier(Pretrained):
@@ -22,17 +21,6 @@ class TransformersClassifier(Pretrained):
 
     task: ClassVar[str] = "classification"
     auto = ("AutoModelForImageClassification",)
-
-    def __init__(
-        self,
-        checkpoint: str | None = None,
-        path: Path | None = None,
-        revision: str | None = None,
-        device: Device = "cpu",
-        dtype: Dtype = "float32",
-        batch_size: int = 32,
-    ) -> None:
-        super().__init__(checkpoint, path, revision, device, dtype, batch_size)
 
     @property
     def fingerprint(self) -> str:

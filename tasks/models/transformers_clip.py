@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Image, fingerprint
 from icmbench.tasks.models.batches import by_shape, chunks, unit_rows
-from icmbench.tasks.models.pretrained import Device, Dtype, Pretrained
+from icmbench.tasks.models.pretrained import Pretrained
 
 
 class TransformersClip(Pretrained):
@@ -24,17 +23,6 @@ class TransformersClip(Pretrained):
 
     task: ClassVar[str] = "retrieval"
     auto = ("AutoModelForZeroShotImageClassification",)
-
-    def __init__(
-        self,
-        checkpoint: str | None = None,
-        path: Path | None = None,
-        revision: str | None = None,
-        device: Device = "cpu",
-        dtype: Dtype = "float32",
-        batch_size: int = 32,
-    ) -> None:
-        super().__init__(checkpoint, path, revision, device, dtype, batch_size)
 
     @property
     def fingerprint(self) -> str:

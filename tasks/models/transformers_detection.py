@@ -10,7 +10,8 @@ import numpy as np
 
 from icmbench.tasks.base import Image, fingerprint
 from icmbench.tasks.models.batches import by_shape
-from icmbench.tasks.models.pretrained import Device, Dtype, Pretrained
+from icmbench.tasks.models.devices import Device, Dtype
+from icmbench.tasks.models.pretrained import Pretrained
 
 # Checkpoints converted from Darknet-style label files call six COCO categories by their Pascal VOC names.
 COCO_NAMES = {

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Image, fingerprint
 from icmbench.tasks.models.batches import by_shape
+from icmbench.tasks.models.devices import Device, Dtype
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.masks import encode_masks
-from icmbench.tasks.models.pretrained import Device, Dtype, Pretrained
+from icmbench.tasks.models.pretrained import Pretrained
 
 # What is stuff in the panoptic label sets that checkpoints are trained on, by their number of categories.
 # fmt: off
@@ -37,17 +38,6 @@ class TransformersSemantic(Pretrained):
 
     task: ClassVar[str] = "semantic_segmentation"
     auto = ("AutoModelForSemanticSegmentation", "AutoModelForUniversalSegmentation")
-
-    def __init__(
-        self,
-        checkpoint: str | None = None,
-        path: Path | None = None,
-        revision: str | None = None,
-        device: Device = "cpu",
-        dtype: Dtype = "float32",
-        batch_size: int = 4,
-    ) -> None:
-        super().__init__(checkpoint, path, revision, device, dtype, batch_size)
 
     @property
     def fingerprint(self) -> str:
