@@ -47,7 +47,7 @@ class DiffIcmh:
     name = "diff-icmh"
     version = 1
     extra = "diffusion"
-    weights = "RuoyuFeng/Diff-ICMH (Apache-2.0) over Stable Diffusion 2.1-base (OpenRAIL++-M), both on the hub; tiny: none needed"
+    weights = "RuoyuFeng/Diff-ICMH on the hub, over Stable Diffusion 2.1-base (CreativeML Open RAIL++-M); profile tiny: none needed"
     default_points = LAMBDAS
     deterministic = False  # pixels may differ between devices and batch sizes
 

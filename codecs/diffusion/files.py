@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from icmbench.codecs.base import CodecError
+from icmbench.codecs.base import CodecError, file_sha256
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 BACKBONE = "backbone.safetensors"
 # Stable Diffusion 2.1-base as one file, and a hub repository that has it.
 SD_CHECKPOINT = "v2-1_512-ema-pruned.ckpt"
 SD_REPOSITORY = "Manojb/stable-diffusion-2-1-base"
+SD_SHA256 = "88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36"
 SD_FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder"}  # part: folder of the diffusers layout
 
 
@@ -90,7 +91,7 @@ class Files:
             if folder is not None and (folder / BACKBONE).is_file():
                 return folder / BACKBONE
         if self.profile == "sd21":
-            return _hub_file(SD_REPOSITORY, SD_CHECKPOINT, "backbone")
+            return _checked(_hub_file(SD_REPOSITORY, SD_CHECKPOINT, "backbone"), SD_SHA256)
         if self.weights is None:
             return None
         raise CodecError(f"{self.codec} finds no backbone for profile {self.profile}: put {BACKBONE} beside its weights")
@@ -110,6 +111,12 @@ def _weight_files(source: Path) -> list[Path]:
             f"{source} holds no {', '.join(SD_FOLDERS.values())} in diffusers layout: name such a folder or a checkpoint"
         )
     return found
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    if file_sha256(path) != sha256:
+        raise CodecError(f"{path} is not the file that was published (SHA-256 {sha256}): delete it and fetch it again")
+    return path
 
 
 def _hub_file(repository: str, name: str, option: str) -> Path:

@@ -1,0 +1,39 @@
+"""CUDA graphs and compiled networks give what the plain evaluation gives. Needs the hardware, or minutes."""
+
+import os
+
+import pytest
+import torch
+
+from icmbench.codecs.diffusion import graphs, sampling
+
+
+def run(model, evaluate, device: str) -> list[torch.Tensor]:
+    """Two predictions at different inputs, by one Guided."""
+    generator = torch.Generator().manual_seed(0)
+    hint, first, second = (torch.randn(2, 4, 8, 8, generator=generator).to(device) for _ in range(3))
+    contexts = model.backbone.embed(["cat", "dog", ""])
+    with torch.no_grad():
+        predict = sampling.Guided(model.backbone, model.control, hint, contexts[:2], contexts[2:], 5.0, run=evaluate)
+        return [predict(first, 900).clone(), predict(second, 100).clone(), predict(first, 900).clone()]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_graph_equals_plain(weights_folder, recwarn):
+    from icmbench.codecs.diffusion import models
+    from icmbench.codecs.diffusion.files import Files
+
+    model = models.diff_icmh(Files("diff-icmh", "tiny", weights_folder, None), 2, "float32", "cuda")
+    plain = run(model, sampling.evaluate, "cuda")
+    captured = run(model, graphs.fast(sampling.evaluate, True, False), "cuda")
+    assert not [warning for warning in recwarn if "CUDA graph" in str(warning.message)]
+    for ours, theirs in zip(captured, plain):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not os.environ.get("ICMBENCH_SLOW"), reason="compiles for minutes; set ICMBENCH_SLOW=1")
+def test_compiled_equals_plain(model):
+    plain = run(model, sampling.evaluate, "cpu")
+    compiled = run(model, graphs.fast(sampling.evaluate, False, True), "cpu")
+    for ours, theirs in zip(compiled, plain):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
