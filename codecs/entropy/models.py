@@ -199,7 +199,7 @@ class EntropyBottleneck(_Coded):
 
 
 class GaussianConditional(_Coded):
-    """Gaussians whose mean and scale a network predicts; for coding, the scale is rounded up to one of 64.
+    """Gaussians whose mean and scale a network predicts; for coding, the scale falls into one of 64 bins.
 
     Minnen et al. 2018. `scale_table` (64,) float32 is stored with the tables that were made for it.
     """
@@ -225,8 +225,10 @@ class GaussianConditional(_Coded):
         return outputs, self.likelihood(outputs, scales, means)
 
     def update(self) -> None:
-        """Makes the tables of `scale_table`."""
-        self._store(tables.gaussian(self.scale_table.double().cpu().numpy()))
+        """Makes the tables: row i stands for scales between two entries of `scale_table`, and holds their geometric mean."""
+        scales = self.scale_table.double().cpu().numpy()
+        middles = np.sqrt(scales[1:-1] * scales[:-2])
+        self._store(tables.gaussian(np.concatenate([scales[:1], middles, scales[-1:]])))
 
     def rows(self, scales: Tensor) -> npt.NDArray[np.uint8]:
         """Table row of each symbol, flattened: the smallest scale of the table that is no smaller. Exact for any float type."""

@@ -23,8 +23,8 @@ from icmbench.codecs.elic_model import ElicNetwork  # noqa: E402
 NARROW = {"n": 16, "m": 24, "slices": (2, 2, 4, 8, 8), "context_widths": (20, 12), "parameter_width": 30}
 SIZES = [(1, 1), (1, 64), (64, 1), (63, 65), (64, 64), (65, 130), (128, 192), (577, 33)]
 GOLDEN = (
-    "2103011711fc210bb96090c4d25d6189de1078e452e19c50bc31557d52828bb12e259807a98490ea2a99a8d1f75f7e16a77b"
-    "64c06eed3cef9a8d3a979ea33a3d30459e43b135"
+    "2103011711ced20b122595db832f96c1100f7a02d1f8eabdd71d8a52e4e2a7ba40db6e7fa21f88dad299654ce5cb793d2b8e"
+    "3c76f0583ebdcc963a2bd39e40654df94d"
 )
 GOLDEN_LATENTS = 1817352198
 
