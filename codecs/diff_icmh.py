@@ -86,7 +86,13 @@ class DiffIcmh:
         self._model_number = 1 + LAMBDAS.index(point) + 8 * SAMPLERS.index(sampler) + 16 * PROFILES.index(profile)
         self._overrides = Overrides(steps=steps, guidance=round(cfg * 256) / 256)
         self._profile, self._seed, self._mode = profile, seed, mode
-        self._limits = {"wavelet": colour == "wavelet", "tile": tile, "overlap": overlap, "batch": batch, "compiled": compile}
+        self._limits: dict[str, Any] = {
+            "wavelet": colour == "wavelet",
+            "tile": tile,
+            "overlap": overlap,
+            "batch": batch,
+            "compiled": compile,
+        }
         self.point = RatePoint(f"lambda={point:g}", -float(point), {"lambda": point})
         self.fingerprint = fingerprint(
             codec=self.name,

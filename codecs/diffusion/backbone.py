@@ -103,9 +103,9 @@ class DiffusionBackbone(nn.Module):
     def __init__(self, profile: Profile) -> None:
         super().__init__()
         self.profile = profile
-        self.vae = AutoencoderKL(**profile.vae, scaling_factor=profile.scaling)
-        self.unet = UNet2DConditionModel(**profile.unet)
-        self.text = CLIPTextModel(CLIPTextConfig(**profile.text, max_position_embeddings=TOKENS, pad_token_id=0))
+        self.vae: Any = AutoencoderKL(**profile.vae, scaling_factor=profile.scaling)
+        self.unet: Any = UNet2DConditionModel(**profile.unet)
+        self.text: Any = CLIPTextModel(CLIPTextConfig(**profile.text, max_position_embeddings=TOKENS, pad_token_id=0))
         self.abar = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
 
     @property
@@ -127,7 +127,7 @@ class DiffusionBackbone(nn.Module):
 
     def decode(self, z: Tensor, tile: int = 0, overlap: int = 0) -> Tensor:
         """z (N, 4, H, W) -> pixels (N, 3, 8H, 8W) float32 in [0, 1]. tile, overlap: as for encode."""
-        tiles = Tiles(*z.shape[-2:], tile, overlap)
+        tiles = Tiles(z.shape[-2], z.shape[-1], tile, overlap)
         parts = [(part / self.profile.scaling).to(self.device, self.dtype) for part in tiles.cut(z)]
         pixels = tiles.paste([self.vae.decode(part).sample.float() for part in parts], DOWNSCALE)
         return ((pixels + 1) / 2).clamp(0, 1)
@@ -187,7 +187,8 @@ def load(profile: str, source: Path | None, dtype: torch.dtype, device: str, see
         with init_empty_weights():
             backbone = DiffusionBackbone(PROFILES[profile])
         (_fill_from_folder if source.is_dir() else _fill_from_file)(backbone, source)
-    return backbone.to(device=torch.device(device), dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    backbone = backbone.to(torch.device(device), dtype).eval().requires_grad_(False)
+    return nn.utils.convert_conv2d_weight_memory_format(backbone, torch.channels_last)
 
 
 def random(profile: str, seed: int = 0) -> DiffusionBackbone:

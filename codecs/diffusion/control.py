@@ -13,9 +13,10 @@ width, concatenated to the control's state.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -35,7 +36,7 @@ class ControlModule(nn.Module):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: walk.UNet,
         *,
         ratio: float = 1.0,
         head_dim: int = HEAD_DIM,
@@ -72,7 +73,8 @@ class ControlModule(nn.Module):
 
         self.in_channels = config.in_channels
         self.time_embed = TimestepEmbedding(base[0], time_dim)
-        self.blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(self.in_channels + hint_channels, widths[0], 3, padding=1)])])
+        first = nn.Conv2d(self.in_channels + hint_channels, widths[0], 3, padding=1)
+        self.blocks: Any = nn.ModuleList([nn.ModuleList([first])])
         states, returned = [widths[0]], [base[0]]  # widths after each sub-block: the control's, the base's
         for level, down in enumerate(unet.down_blocks):
             for _ in down.resnets:
@@ -88,7 +90,7 @@ class ControlModule(nn.Module):
                 states.append(widths[level])
                 returned.append(base[level])
         inside = states[-1] + feedback * returned[-1]
-        self.middle = nn.ModuleList([resnet(inside, widths[-1]), attention(widths[-1]), resnet(widths[-1], widths[-1])])
+        self.middle: Any = nn.ModuleList([resnet(inside, widths[-1]), attention(widths[-1]), resnet(widths[-1], widths[-1])])
         # What reaches decoder sub-block i is the middle's output, then the output of decoder sub-block i - 1.
         reached = [base[-1], *(layers[0].out_channels for layers in walk.decoder_blocks(unet))]
         self.encoder_out = nn.ModuleList(_zero_conv(inside, outside) for inside, outside in zip(states, returned))
@@ -97,7 +99,7 @@ class ControlModule(nn.Module):
         self.encoder_in = nn.ModuleList(_zero_conv(width, width) for width in returned) if feedback else None
 
     @torch.no_grad()
-    def copy_base(self, unet: UNet2DConditionModel) -> None:
+    def copy_base(self, unet: walk.UNet) -> None:
         """Start from the base's weights, as the authors' training does: cropped to the leading channels where this module is
         narrower, repeated along the input channels where it is wider (so the input convolution sees [W, W], not halved)."""
         ours = [*self.blocks, self.middle, [self.time_embed]]
@@ -151,7 +153,7 @@ class _Walk:
 def _zero_conv(inside: int, outside: int) -> nn.Conv2d:
     conv = nn.Conv2d(inside, outside, 1)
     nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.get_parameter("bias"))
     return conv
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from icmbench.codecs.base import Image
 from icmbench.codecs.bitstream import Container
@@ -57,8 +57,8 @@ class Model:
             latent.update()
         self.backbone = backbone
         self.latent = latent.to(backbone.device).float().eval().requires_grad_(False)
-        self.control = control.to(device=backbone.device, dtype=backbone.dtype, memory_format=torch.channels_last)
-        self.control.eval().requires_grad_(False)
+        control = control.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
+        self.control = nn.utils.convert_conv2d_weight_memory_format(control, torch.channels_last)
 
     @functools.cached_property
     def digest(self) -> int:
@@ -92,9 +92,9 @@ class Model:
 
     def latents(self, container: Container, data: bytes, check: int = 0) -> tuple[Tensor, Tensor]:
         """y_hat and z_hat of a stream, (1, C, H, W) on the CPU. BitstreamError unless they are what the encoder saw."""
-        sides = (_up(side, self.latent.pad) for side in (container.height, container.width))
+        height, width = (_up(side, self.latent.pad) for side in (container.height, container.width))
         mode = "portable" if container.portable else "default"
-        y_hat, z_hat, checksum = self.latent.decompress(container.payload, *sides, mode)
+        y_hat, z_hat, checksum = self.latent.decompress(container.payload, height, width, mode)
         container.verify(data, checksum ^ self.digest ^ check)
         return y_hat, z_hat
 

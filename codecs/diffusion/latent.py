@@ -282,5 +282,5 @@ class Lfgcm(nn.Module):
 
     def hint(self, y_hat: Tensor, z_hat: Tensor) -> Tensor:
         """The decoded VAE latents (B, 4, H/8, W/8) of a batch of latents."""
-        device = self.f_c[0].weight.device
+        device = next(self.parameters()).device
         return self.decoder(y_hat.to(device), self.f_c(z_hat.to(device)))

@@ -129,7 +129,7 @@ class Guided:
         run: Callable[..., Tensor] = evaluate,
     ) -> None:
         self._backbone, self._control, self._scale, self._run = backbone, control, scale, run
-        self._tiles = Tiles(*hint.shape[-2:], tile, overlap)
+        self._tiles = Tiles(hint.shape[-2], hint.shape[-1], tile, overlap)
         contexts = [positive] if negative is None or scale == 1 else [negative, positive]
         self._copies = len(contexts)
         # Order of a batch: tile by tile; in each negative, then positive; in each image by image.

@@ -9,14 +9,15 @@ The numbering is the one of the original Stable Diffusion code: `input_blocks`, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+
+UNet: TypeAlias = Any  # diffusers' UNet2DConditionModel, whose parts are not typed
 
 
 class Injector(Protocol):
@@ -32,7 +33,7 @@ class Injector(Protocol):
         """Before decoder sub-block `index`, ahead of the skip connection."""
 
 
-def encoder_blocks(unet: UNet2DConditionModel) -> list[list[nn.Module]]:
+def encoder_blocks(unet: UNet) -> list[list[nn.Module]]:
     """The layers of each encoder sub-block: the input convolution; resnet and attention; or a downsampler."""
     blocks: list[list[nn.Module]] = [[unet.conv_in]]
     for down in unet.down_blocks:
@@ -41,13 +42,13 @@ def encoder_blocks(unet: UNet2DConditionModel) -> list[list[nn.Module]]:
     return blocks
 
 
-def middle_block(unet: UNet2DConditionModel) -> list[nn.Module]:
+def middle_block(unet: UNet) -> list[nn.Module]:
     """resnet, attention, resnet."""
     middle = unet.mid_block
     return [middle.resnets[0], middle.attentions[0], middle.resnets[1]]
 
 
-def decoder_blocks(unet: UNet2DConditionModel) -> list[list[nn.Module]]:
+def decoder_blocks(unet: UNet) -> list[list[nn.Module]]:
     """The layers of each decoder sub-block; an upsampler belongs to the last sub-block of its level."""
     blocks: list[list[nn.Module]] = []
     for up in unet.up_blocks:
@@ -56,12 +57,12 @@ def decoder_blocks(unet: UNet2DConditionModel) -> list[list[nn.Module]]:
     return blocks
 
 
-def _paired(level: nn.Module) -> list[list[nn.Module]]:
+def _paired(level: Any) -> list[list[nn.Module]]:
     attentions: Sequence[nn.Module] = getattr(level, "attentions", ())
     return [[resnet, *attentions[i : i + 1]] for i, resnet in enumerate(level.resnets)]
 
 
-def run_block(layers: Sequence[nn.Module], h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+def run_block(layers: Iterable[nn.Module], h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
     """h (N, C, H, W) through the layers of one sub-block; emb (N, E) the embedded time, context (N, T, D) the text."""
     for layer in layers:
         if isinstance(layer, ResnetBlock2D):
@@ -73,9 +74,7 @@ def run_block(layers: Sequence[nn.Module], h: Tensor, emb: Tensor, context: Tens
     return h
 
 
-def encode(
-    unet: UNet2DConditionModel, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None
-) -> tuple[Tensor, list[Tensor]]:
+def encode(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None) -> tuple[Tensor, list[Tensor]]:
     """x (N, 4, H, W), the dtype of the UNet -> the middle block's output and the encoder's skips."""
     h, skips = x, []
     for index, layers in enumerate(encoder_blocks(unet)):
@@ -87,7 +86,7 @@ def encode(
     return (h if inject is None else inject.middle(h)), skips
 
 
-def predict(unet: UNet2DConditionModel, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None) -> Tensor:
+def predict(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None) -> Tensor:
     """The UNet's output (N, 4, H, W) at x, embedded time and text; with no injector, what the UNet alone computes."""
     h, skips = encode(unet, x, emb, context, inject)
     for index, layers in enumerate(decoder_blocks(unet)):
@@ -97,6 +96,6 @@ def predict(unet: UNet2DConditionModel, x: Tensor, emb: Tensor, context: Tensor,
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(h)))
 
 
-def embed_time(unet: UNet2DConditionModel, t: Tensor) -> Tensor:
+def embed_time(unet: UNet, t: Tensor) -> Tensor:
     """t (N,) integers -> (N, C) sinusoids, float32, for the time embeddings of the UNet and of the control."""
     return unet.time_proj(t)
