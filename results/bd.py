@@ -101,11 +101,12 @@ def bd_rate(
     *,
     metric: str = "quality",
     names: tuple[str, str] = ("anchor", "test"),
+    cross_checks: bool = True,
 ) -> BDResult:
     """BD-rate and BD-quality of `test` against `anchor`.
 
     anchor, test: arrays of shape (n, 2), float, columns (rate, quality), in any order; rate > 0 in any unit that both share.
-    metric, names: used in the reasons only.
+    metric, names: used in the reasons only. cross_checks: whether the other methods are tried too.
     Raises ValueError for another shape, method or envelope; data that leave a delta undefined give None and a reason.
     """
     if method not in get_args(Method) or envelope not in get_args(Envelope):
@@ -120,7 +121,7 @@ def bd_rate(
     try:
         a, b = (_rising(curve, envelope, words) for curve in curves)
         result |= {"changes": (*a.changes, *b.changes), "points": (len(a.x), len(b.x))}
-        result |= _horizontal(a, b, method, words)
+        result |= _horizontal(a, b, method, words, cross_checks)
     except _Undefined as undefined:
         result |= {"reason": str(undefined), **undefined.known}
     try:
@@ -268,7 +269,7 @@ def _distinct(curve: _Curve, envelope: Envelope) -> _Curve:
     return replace(curve, x=np.unique(curve.x), y=np.bincount(block, curve.y) / counts)
 
 
-def _horizontal(anchor: _Curve, test: _Curve, method: Method, words: _Words) -> dict[str, Any]:
+def _horizontal(anchor: _Curve, test: _Curve, method: Method, words: _Words, cross_checks: bool) -> dict[str, Any]:
     """The BD-rate fields of a result, from curves that rise."""
     for curve in (anchor, test):
         if len(curve.x) < MIN_POINTS[method]:
@@ -285,7 +286,8 @@ def _horizontal(anchor: _Curve, test: _Curve, method: Method, words: _Words) -> 
             f"(add a point of {lower.name} with {words.better(upper.y[0])}, or of {upper.name} with {words.worse(lower.y[-1])})",
             overlap=0.0,
         )
-    percents = {m: _percent(anchor, test, m, low, high) for m in get_args(Method)}
+    methods = get_args(Method) if cross_checks else (method,)
+    percents = {m: _percent(anchor, test, m, low, high) for m in methods}
     if percents[method] is None:
         raise _Undefined(f"{method} gives no finite number on these points")
     overlap = float((high - low) / (anchor.y[-1] - anchor.y[0]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from icmbench.results.bd import BDResult, Envelope, Method, bd_rate, mean_bd_rate, rate_at
+from icmbench.results.bootstrap import bd_intervals
 from icmbench.results.scores import Key, ScoresError, ceiling, codecs, curve, keys, nearest, normalise, read_scores
 
 BDRATE = [
@@ -23,18 +25,28 @@ LIMITED = "limited: not reportable"
 AGREEMENT = "agreement with the predictions on the originals, not accuracy"
 
 
-def bdrate_frame(scores: pd.DataFrame, anchor: str | None, method: Method = "pchip", envelope: Envelope = "pareto") -> pd.DataFrame:
+def bdrate_frame(
+    scores: pd.DataFrame,
+    anchor: str | None,
+    method: Method = "pchip",
+    envelope: Envelope = "pareto",
+    replicates: Mapping[str, pd.DataFrame] | None = None,
+    executor: Executor | None = None,
+) -> pd.DataFrame:
     """BD-rate and BD-quality of every codec but the anchor, a row for each dataset, task, model, metric and reference.
 
     Columns `BDRATE`: those of bdrate.csv, then `reference`, which tells labels from agreement ("original"). Points of several
     realisations are averaged first. `note` holds what is needed to judge the number: the reason where there is none,
     points dropped or moved, the spread of the other interpolations, failed images, the mark of a limited run.
+    replicates: of each task, by its label, as of `bootstrap.replicates`; `low` and `high` are the 95% interval of BD-rate over
+    images, and the note has that of BD-quality and the share of undefined replicates. executor: as of `bd_intervals`.
     An anchor of None gives no rows. Raises ScoresError for an anchor that is not in the scores.
     """
     scores = normalise(scores)
     if anchor is not None and anchor not in codecs(scores):
         raise ScoresError(f"anchor: {nearest('codec', anchor, codecs(scores))}")
     records = []
+    intervals = _intervals(scores, anchor, method, envelope, replicates or {}, executor)
     for key in keys(scores) if anchor is not None else []:
         rows = key.rows(scores)
         base = curve(rows, str(anchor))
@@ -45,6 +57,7 @@ def bdrate_frame(scores: pd.DataFrame, anchor: str | None, method: Method = "pch
             higher = bool(rows["higher_is_better"].iloc[0])
             anchor_points, test_points = (frame[["bpp", "value"]].to_numpy() for frame in (base, points))
             names = (str(anchor), codec)
+            bars = intervals.get((key.task, codec, key.metric))
             result = bd_rate(anchor_points, test_points, method, envelope, higher, metric=key.metric, names=names)
             records.append(
                 {
@@ -54,9 +67,9 @@ def bdrate_frame(scores: pd.DataFrame, anchor: str | None, method: Method = "pch
                     "bd_rate_percent": _nan(result.bd_rate_percent),
                     "bd_quality": _nan(result.bd_quality),
                     "overlap": _nan(result.overlap),
-                    "low": math.nan,
-                    "high": math.nan,
-                    "note": "; ".join(_notes(key, result, {str(anchor): base, codec: points})),
+                    "low": math.nan if bars is None else bars["low"],
+                    "high": math.nan if bars is None else bars["high"],
+                    "note": "; ".join((*_notes(key, result, {str(anchor): base, codec: points}), *_interval_note(bars))),
                 }
             )
     return pd.DataFrame(records, columns=BDRATE)
@@ -155,6 +168,37 @@ def _notes(key: Key, result: BDResult, curves: dict[str, pd.DataFrame]) -> Itera
             yield f"{codec}: mean of {fewest if fewest == most else f'{fewest} to {most}'} realisations"
         for row in frame[frame["failed"] > 0].itertuples():
             yield f"{codec} at {row.point}: {row.failed:.0f} of {row.expected:.0f} images failed"
+
+
+def _intervals(
+    scores: pd.DataFrame,
+    anchor: str | None,
+    method: Method,
+    envelope: Envelope,
+    replicates: Mapping[str, pd.DataFrame],
+    executor: Executor | None,
+) -> dict[tuple[str, str, str], pd.Series]:
+    """Rows of `bd_intervals` by task, codec and metric."""
+    found = {}
+    for task, frame in replicates.items() if anchor is not None else ():
+        mine = scores[scores["task"] == task]
+        less = mine.loc[~mine["higher_is_better"], "metric"].unique().tolist()
+        for _, row in bd_intervals(frame, str(anchor), less, method, envelope, executor=executor).iterrows():
+            found[task, str(row["codec"]), str(row["metric"])] = row
+    return found
+
+
+def _interval_note(bars: pd.Series | None) -> Iterator[str]:
+    if bars is None:
+        return
+    yield f"95% interval of {bars['replicates']:,} paired replicates, {_share(bars['undefined'])} undefined"
+    if not math.isnan(bars["quality_low"]):
+        missing = f", {_share(bars['quality_undefined'])} undefined" if bars["quality_undefined"] else ""
+        yield f"BD-quality {signed(bars['quality_low'], 3)} to {signed(bars['quality_high'], 3)}{missing}"
+
+
+def _share(share: float) -> str:
+    return "none" if share == 0 else "under 0.1%" if share < 0.001 else f"{share:.1%}"
 
 
 def _check(percent: float | None) -> str:
