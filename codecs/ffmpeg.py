@@ -2,12 +2,12 @@
 
     image --pad, BT.709--> planar u16le --ffmpeg -c:v ENCODER--> byte stream + trailer --ffmpeg--> planar u16le --crop--> image
 
-    trailer: a byte for each padded side, right then bottom, how many samples; then 2 bytes, little-endian:
-             14 bits of CRC-32 over all bytes before, 1 bit "padded at the right", 1 bit "padded at the bottom"
+    trailer: a byte for each padded side, right then bottom, how many samples; then 2 bytes (HEVC: 4), little-endian:
+             14 (30) bits of CRC-32 over all bytes before, 1 bit "padded at the right", 1 bit "padded at the bottom"
 
-Without its trailer a stream plays anywhere. The trailer is there because ffmpeg's HEVC decoder conceals what is missing, so that a
-cut stream would decode, and because VVC at 4:2:0 knows even sizes only. It counts in the rate, as header. Encoders get one thread
-and no wavefronts: else their bytes would depend on the machine.
+Without its trailer a stream plays anywhere. The trailer is there because VVC at 4:2:0 knows even sizes only, and because no decoder
+notices all damage: those of VVC and AV1 notice a cut, but ffmpeg's for HEVC conceals it, so that its check alone has to be sure. It
+counts in the rate, as header. Encoders get one thread and no wavefronts: else their bytes would depend on the machine.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import subprocess
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.classical import _integer, check_image
-from icmbench.codecs.process import ProgramError, run_program, temporary_folder
+from icmbench.codecs.process import ProgramError, find_program, run_program, temporary_folder
 from icmbench.codecs.yuv import Subsampling, from_samples, to_samples
 
 Point: TypeAlias = int | Mapping[str, int]
+VvencPreset: TypeAlias = Literal["faster", "fast", "medium", "slow", "slower"]
+X265Preset: TypeAlias = Literal["ultrafast", "veryfast", "fast", "medium", "slow", "slower", "veryslow", "placebo"]
 
 
 class _Ffmpeg:
@@ -42,6 +44,7 @@ class _Ffmpeg:
     parameter: ClassVar[str]
     subsampling: ClassVar[Subsampling]
     least_side: ClassVar[int]  # smaller pictures are refused by the encoder
+    check_bytes: ClassVar[int] = 2
     point: RatePoint
     fingerprint: str
 
@@ -91,9 +94,12 @@ class _Ffmpeg:
                 run_program(self.name, "encoder", arguments, folder, base + slope * width * height / 1e6)
             except ProgramError as error:
                 raise CodecError(f"{self.name}: {error}, for an image of {width}x{height}{error.tail}") from None
-            body = (folder / "out.bin").read_bytes()
+            stream = folder / "out.bin"
+            if not stream.is_file() or not stream.stat().st_size:
+                raise CodecError(f"{self.name}: the encoder {Path(self._ffmpeg).name} ended well but wrote no stream")
+            body = stream.read_bytes()
         body += bytes(side for side in (right, bottom) if side)
-        return body + (_check(body) << 2 | bool(right) << 1 | bool(bottom)).to_bytes(2, "little")
+        return body + (self._check(body) << 2 | bool(right) << 1 | bool(bottom)).to_bytes(self.check_bytes, "little")
 
     def decompress(self, data: bytes) -> Image:
         """The image, uint8 (height, width, 3). BitstreamError, never anything else, on bad bytes."""
@@ -126,12 +132,15 @@ class _Ffmpeg:
         even = side % 2 if self.subsampling == "4:2:0" else 0
         return max(even, self.least_side - side)
 
+    def _check(self, body: bytes) -> int:
+        return zlib.crc32(body) & (1 << 8 * self.check_bytes - 2) - 1
+
     def _split(self, data: bytes) -> tuple[bytes, int, int]:
         """The coder's own stream, and how much it is padded at the right and at the bottom."""
-        trailer = int.from_bytes(data[-2:], "little")
-        body, padded = data[:-2], (trailer >> 1 & 1, trailer & 1)
+        body, trailer = data[: -self.check_bytes], int.from_bytes(data[-self.check_bytes :], "little")
+        padded = (trailer >> 1 & 1, trailer & 1)
         stream = body[: len(body) - sum(padded)]
-        if not stream or _check(body) != trailer >> 2:
+        if not stream or self._check(body) != trailer >> 2:
             raise BitstreamError(f"{self.name}: not a whole stream of this codec ({len(data)} bytes): its check does not match")
         sizes = iter(body[len(stream) :])
         right, bottom = (next(sizes) if flag else 0 for flag in padded)
@@ -157,12 +166,13 @@ class Vvenc(_Ffmpeg):
         self,
         point: Point,
         *,
-        preset: Literal["faster", "fast", "medium", "slow", "slower"] = "medium",
+        preset: VvencPreset = "medium",
         timeout_seconds: float = 60,
         timeout_seconds_per_megapixel: float = 1200,
         decode_timeout_seconds: float = 300,
     ) -> None:
         qp = _integer(point, self.name, "qp", 0, 63)
+        _known(self.name, preset, get_args(VvencPreset))
         # One picture a second and an intra period of one second: each picture is coded alone, with the headers of still pictures.
         settings = ("-preset", preset, "-qp", str(qp), "-qpa", "0", "-period", "1")
         self._setup(qp, settings, (timeout_seconds, timeout_seconds_per_megapixel, decode_timeout_seconds))
@@ -181,18 +191,20 @@ class X265(_Ffmpeg):
     parameter = "qp"
     subsampling = "4:4:4"
     least_side = 16
+    check_bytes = 4
     default_points = (32, 36, 40, 44, 48, 51)
 
     def __init__(
         self,
         point: Point,
         *,
-        preset: Literal["ultrafast", "veryfast", "fast", "medium", "slow", "slower", "veryslow", "placebo"] = "slow",
+        preset: X265Preset = "slow",
         timeout_seconds: float = 60,
         timeout_seconds_per_megapixel: float = 600,
         decode_timeout_seconds: float = 300,
     ) -> None:
         qp = _integer(point, self.name, "qp", 0, 51)
+        _known(self.name, preset, get_args(X265Preset))
         parameters = f"qp={qp}:keyint=1:info=0:pools=none:frame-threads=1:wpp=0:log-level=error"
         settings = ("-preset", preset, "-x265-params", parameters)
         self._setup(qp, settings, (timeout_seconds, timeout_seconds_per_megapixel, decode_timeout_seconds))
@@ -228,8 +240,9 @@ class Av1(_Ffmpeg):
         self._setup(crf, settings, (timeout_seconds, timeout_seconds_per_megapixel, decode_timeout_seconds))
 
 
-def _check(body: bytes) -> int:
-    return zlib.crc32(body) & 0x3FFF
+def _known(codec: str, preset: str, presets: tuple[str, ...]) -> None:
+    if preset not in presets:
+        raise CodecError(f"{codec}: preset is one of {', '.join(presets)}, not {preset!r}")
 
 
 def _read_y4m(path: Path, subsampling: Subsampling) -> tuple[np.ndarray, int, int]:
@@ -246,9 +259,10 @@ def _program(codec: str) -> str:
     import imageio_ffmpeg
 
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        program = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
         raise CodecError(f"{codec}: imageio-ffmpeg has no ffmpeg for this machine: {error}") from error
+    return find_program(f"{codec}: imageio-ffmpeg", program)
 
 
 @functools.cache

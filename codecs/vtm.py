@@ -146,7 +146,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
         if min(width, height) < 1:
             raise ValueError(f"a picture of {width}x{height}")
         _check_pixels(width, height)
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise BitstreamError(f"vtm: not a whole VVC stream ({len(data)} bytes): {error}") from None
     return width, height
 
@@ -187,12 +187,14 @@ def _skip_profile(bits: _Bits, sublayers: int) -> None:
 
 
 class _Bits:
-    """Bits off the front, most significant first. IndexError where they end."""
+    """Bits off the front, most significant first. ValueError where they end."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 
     def take(self, count: int) -> int:
+        if self._at + count > 8 * len(self._data):
+            raise ValueError("its sequence parameter set is cut")
         value = 0
         for position in range(self._at, self._at + count):
             value = value << 1 | self._data[position >> 3] >> (7 - position % 8) & 1
