@@ -22,7 +22,7 @@ from icmbench.codecs.bitstream import Container
 from icmbench.codecs.classical import _integer, check_image
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 QUALITIES = {
     "bmshj2018-factorized": 8,
@@ -148,7 +148,7 @@ def _tensor(image: Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
 
 
-def _build(model: str, state: Mapping[str, Any], source: str) -> nn.Module:
+def _build(model: str, state: Mapping[str, Any], source: str) -> Any:
     """The network that a state dict describes, its frequency tables made where the state dict has none."""
     from compressai.zoo import image, image_vbr, load_state_dict
 
@@ -194,7 +194,7 @@ def _downloaded(model: str, metric: str, quality: int) -> Mapping[str, Any]:
         ) from error
 
 
-def _digest(network: nn.Module) -> str:
+def _digest(network: Any) -> str:
     """SHA-256 of the weights and tables, whatever file they came from."""
     digest = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):

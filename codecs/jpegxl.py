@@ -37,11 +37,11 @@ class JpegXl:
             raise CodecError("jpegxl: this imagecodecs was built without libjxl: install its own wheel")
         self._codec = imagecodecs
         self.point = RatePoint(f"distance={distance:g}", -distance, {"distance": distance})
-        self._settings = {"distance": distance, "effort": effort}
+        self._distance, self._effort = distance, effort
         self.fingerprint = fingerprint(
             codec=self.name,
             version=self.version,
-            settings=self._settings,
+            settings={"distance": distance, "effort": effort},
             imagecodecs=imagecodecs.__version__,
             library=imagecodecs.jpegxl_version(),
         )
@@ -52,9 +52,12 @@ class JpegXl:
         height, width = image.shape[:2]
         try:
             _check_pixels(width, height)
-            return self._codec.jpegxl_encode(image, numthreads=1, usecontainer=False, **self._settings)
+            stream = self._codec.jpegxl_encode(
+                image, distance=self._distance, effort=self._effort, usecontainer=False, numthreads=1
+            )
         except (ValueError, self._codec.JpegxlError) as error:
             raise CodecError(f"jpegxl: an image of {width}x{height} pixels cannot be encoded: {error}") from error
+        return bytes(stream)
 
     def decompress(self, data: bytes) -> Image:
         """The image, uint8 (height, width, 3). Raises BitstreamError, never anything else, on bad bytes."""

@@ -102,7 +102,7 @@ class Vtm:
         with temporary_folder() as name:
             folder = Path(name)
             to_samples(image).tofile(folder / "in.yuv")
-            arguments = [
+            arguments: list[str | Path] = [
                 *(self._encoder, "-c", self._config, "-i", "in.yuv", "-b", "out.bin", "-o", os.devnull),
                 *("-q", str(self.point.parameters["qp"]), f"--SourceWidth={width}", f"--SourceHeight={height}", *_SETTINGS),
             ]

@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 from icmbench.codecs.base import Image
 
 Subsampling: TypeAlias = Literal["4:4:4", "4:2:0"]
+Plane: TypeAlias = npt.NDArray[np.floating]
 
 DEPTH = 10
 PEAK = (1 << DEPTH) - 1
@@ -28,7 +29,7 @@ def to_samples(image: Image, subsampling: Subsampling = "4:4:4") -> npt.NDArray[
     """The planes Y, Cb and Cr of an image one after the other, flat, little-endian. Sides are even for 4:2:0."""
     red, green, blue = (image[..., channel] / 255 for channel in range(3))
     luma = _RED * red + _GREEN * green + _BLUE * blue
-    chroma = [(blue - luma) / (2 * (1 - _BLUE)) + 0.5, (red - luma) / (2 * (1 - _RED)) + 0.5]
+    chroma: list[Plane] = [(blue - luma) / (2 * (1 - _BLUE)) + 0.5, (red - luma) / (2 * (1 - _RED)) + 0.5]
     if subsampling == "4:2:0":
         height, width = luma.shape
         chroma = [_resized(plane, width // 2, height // 2) for plane in chroma]
@@ -53,6 +54,6 @@ def from_samples(samples: npt.NDArray[np.uint16], width: int, height: int, subsa
     return image
 
 
-def _resized(plane: npt.NDArray[np.float64], width: int, height: int) -> npt.NDArray[np.float32]:
+def _resized(plane: Plane, width: int, height: int) -> Plane:
     picture = Pillow.fromarray(plane.astype(np.float32))
     return np.asarray(picture.resize((width, height), Pillow.Resampling.LANCZOS))
