@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from icmbench.harness import plugins
-from icmbench.harness.errors import UserError, unknown
+from icmbench.harness.attempt import reason
+from icmbench.harness.errors import UserError
 from icmbench.harness.experiment import UNCOMPRESSED, Experiment
 from icmbench.harness.options import bind
 from icmbench.harness.shards import SOURCES, STREAMS, Block, Series, Sources, digest, pixel_sha256, stream_name
@@ -47,8 +48,11 @@ class Bench:
         for name, block in self.experiment.datasets.items():
             where = f"datasets.{name}"
             options = {key: value for key, value in block.items() if key != "kind"}
+            own = options.get("limit")
+            if own is not None and (not isinstance(own, int) or isinstance(own, bool) or own < 1):
+                raise UserError(f"{where}.limit: a number of images, at least 1, not {own!r}")
             if self.experiment.limit is not None:
-                options["limit"] = min(self.experiment.limit, options.get("limit") or self.experiment.limit)
+                options["limit"] = min(self.experiment.limit, own or self.experiment.limit)
             dataset = self._build("datasets", block["kind"], options, where, given={"name": name})
             if not dataset.ids:
                 raise UserError(f"{where}: the dataset has no images")
@@ -69,6 +73,8 @@ class Bench:
                 if block.name not in ([serves] if isinstance(serves, str) else serves):
                     raise UserError(f"{where}.model: {block.model['name']!r} is a model for {serves}, not for {block.name}")
             task: Task = self._build("tasks", block.name, block.set, where, given)
+            if block.reference == "original" and type(task).pseudo_targets is Task.pseudo_targets:
+                raise UserError(f"{where}: task {block.name!r} has no pseudo-labels; remove `reference: original`")
             if not task.ids:
                 raise UserError(f"{where}: dataset {block.dataset!r} was given no {task.annotation!r} annotations to score against")
             built[block.label] = task
@@ -92,6 +98,9 @@ class Bench:
                 for seed in seeds:
                     given = {"point": point} | ({} if seed is None else {"seed": seed})
                     codec = self._build("codecs", block.name, block.set, f"{where}.set", given)
+                    lacking = [key for key in ("name", "point", "fingerprint", "compress", "decompress") if not hasattr(codec, key)]
+                    if lacking:
+                        raise UserError(f"{where}: codec {block.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
                     own.append(Series(block.label, codec.point.label, seed, codec))
             names = [series.name for series in own]
             twice = next((name for name in names if names.count(name) > 1), None)
@@ -108,6 +117,10 @@ class Bench:
         if label not in self._scored:
             self._scored[label] = frozenset(self.tasks[label].ids)
         return [image_id for image_id in block.ids if image_id in self._scored[label]]
+
+    def shares_originals(self, dataset: str) -> bool:
+        """Whether a task on a dataset keeps features of the originals from one codec to the next."""
+        return any(self.tasks[label].keeps_originals for label in self.task_labels(dataset))
 
     def tolerated(self, label: str) -> float:
         """How many of a task's images may fail."""
@@ -135,11 +148,19 @@ class Bench:
         given = given or {}
         bound = bind(plugin, options, where, self.experiment.folder, tuple(given))
         accepted = inspect.signature(plugin).parameters
-        missing = [key for key in given if key in ("model",) and key not in accepted]
-        if missing:
-            raise UserError(f"{where}: {name!r} {unknown('key', missing[0], accepted)}")
-        with plugins.explained(name, plugin):
-            return plugin(**{key: value for key, value in given.items() if key in accepted}, **bound)
+        if "model" in given and "model" not in accepted:
+            raise UserError(f"{where}: {name!r} takes no model; remove the key")
+        if "model" in accepted and accepted["model"].default is inspect.Parameter.empty and "model" not in given:
+            raise UserError(f"{where}: {name!r} needs a `model`; `icmbench list models` names them")
+        if given.get("reference") == "original" and "reference" not in accepted:
+            raise UserError(f"{where}: {name!r} compares with the source by itself; remove `reference`")
+        if "folder" in accepted and kind == "codecs":
+            bound.setdefault("folder", self.experiment.folder)  # where relative programs and files start
+        try:
+            with plugins.explained(name, plugin):
+                return plugin(**{key: value for key, value in given.items() if key in accepted}, **bound)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{where}: {name!r} cannot be made: {reason(error)}") from error
 
     # --- blocks and their pixels
 
@@ -153,7 +174,7 @@ class Bench:
         if key in self._pixels:
             self._pixels.move_to_end(key)
             return self._pixels[key]
-        image = self.datasets[dataset].read(image_id)
+        image = read_only(self.datasets[dataset].read(image_id))
         self._pixels[key] = image
         self._pixel_bytes += image.nbytes
         while self._pixel_bytes > CACHE_BYTES and len(self._pixels) > 1:
@@ -213,6 +234,13 @@ class Bench:
             columns = [column for column in STREAMS.names if column != "data"]
             self._streams[name] = self.store.read_table(name, columns).to_pandas().set_index("id")
         return self._streams[name]
+
+
+def read_only(image: Image) -> Image:
+    """The same pixels, which no codec or task can change for those that come after it."""
+    view = image.view()
+    view.setflags(write=False)
+    return view
 
 
 def stat_or_none(path: Path) -> tuple[int, int] | None:

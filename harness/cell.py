@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 
 from icmbench.codecs.base import CodecError, compress_all, decompress_all
 from icmbench.harness.attempt import attempt, reason
-from icmbench.harness.bench import Bench
+from icmbench.harness.bench import Bench, read_only
 from icmbench.harness.errors import UserError
 from icmbench.harness.shards import (
     PREDICTION,
@@ -50,6 +50,13 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     codec_images: int = 0  # compressed or decompressed
     model_images: int = 0  # shown to a task
+    renewed: list[str] = field(default_factory=list)  # cells whose realisation was replaced by another
+
+    def add(self, other: Outcome) -> None:
+        self.failures += other.failures
+        self.codec_images += other.codec_images
+        self.model_images += other.model_images
+        self.renewed += other.renewed
 
 
 class Cell:
@@ -65,10 +72,11 @@ class Cell:
         self.stream_file = stream_name(block, sources, series)
         self.stored = self._stored()
         self.todo = self._missing()
-        self.renew = series.codec is not None and not self.stored  # the stream shard is to be written
-        if self.stored and (self.todo or keep) and not series.deterministic and not self._kept():
+        self.renew = series.codec is not None and not self.stored and bool(self.tasks)  # the stream shard is to be written
+        self.again = False  # a realisation that is there is to be replaced
+        if self.stored and (self.todo or not self.done) and not series.deterministic and not self._whole():
             # Decoding again gives another realisation: every task must see the same one.
-            self.todo, self.renew = set(self.tasks), True
+            self.todo, self.renew, self.again = set(self.tasks), True, True
 
     @property
     def done(self) -> bool:
@@ -114,12 +122,19 @@ class Cell:
     def _kept(self) -> bool:
         return all(row["error"] or self.bench.store.exists(self._picture(i)) for i, row in self.stored.items())
 
+    def _whole(self) -> bool:
+        """Whether every picture is there and holds the recorded pixels."""
+        return all(row["error"] or self._load_kept(i) is not None for i, row in self.stored.items())
+
     def _load_kept(self, image_id: str) -> Image | None:
         name = self._picture(image_id)
         if not self.stored or not self.bench.store.exists(name):
             return None
-        with Pillow.open(io.BytesIO(self.bench.store.read(name)), formats=["PNG"]) as picture:
-            image = np.asarray(picture)
+        try:
+            with Pillow.open(io.BytesIO(self.bench.store.read(name)), formats=["PNG"]) as picture:
+                image = read_only(np.asarray(picture))
+        except (OSError, SyntaxError, ValueError):
+            return None  # damaged: as good as absent
         return image if pixel_sha256(image) == self.stored[image_id]["sha256"] else None
 
     def _save_kept(self, image_id: str, image: Image) -> None:
@@ -182,7 +197,7 @@ class Cell:
             decoded = decompress_all(self.series.codec, [data[i] for i in some])  # type: ignore[arg-type]
             for image_id, image in zip(some, decoded, strict=False):
                 _check_pixels(image_id, image, originals[image_id])
-            return decoded
+            return [read_only(image) for image in decoded]
 
         start = time.perf_counter()
         decoded = attempt(decode, range(len(codable)), self.tolerant) if codable else {}
@@ -214,8 +229,9 @@ class Cell:
             some = [ids[k] for k in indices]
             streams = compress_all(self.series.codec, [originals[i] for i in some], some)  # type: ignore[arg-type]
             for image_id, data in zip(some, streams, strict=False):
-                if not isinstance(data, bytes):
-                    raise CodecError(f"compress gave {type(data).__name__} for {image_id!r}, not bytes")
+                if not isinstance(data, bytes) or not data:
+                    what = "no bytes" if data == b"" else type(data).__name__
+                    raise CodecError(f"compress gave {what} for {image_id!r}; a stream is bytes, at least one")
             return streams
 
         start = time.perf_counter()
@@ -244,9 +260,11 @@ class Cell:
 
     def _measure(self, data: bytes) -> dict[str, Any]:
         codec: Any = self.series.codec
-        size = codec.stream_bytes(data) if hasattr(codec, "stream_bytes") else len(data)
-        parts = json.dumps(codec.rate_breakdown(data)) if hasattr(codec, "rate_breakdown") else None
-        return {"data": data, "bytes": size, "parts": parts}
+        size = int(codec.stream_bytes(data)) if hasattr(codec, "stream_bytes") else len(data)
+        parts = {part: int(bits) for part, bits in codec.rate_breakdown(data).items()} if hasattr(codec, "rate_breakdown") else None
+        if parts is not None and sum(parts.values()) != 8 * size:
+            raise CodecError(f"rate_breakdown sums to {sum(parts.values())} bits of a stream of {8 * size}")
+        return {"data": data, "bytes": size, "parts": None if parts is None else json.dumps(parts)}
 
     def write(self) -> None:
         """Streams first: they are what took longest, and predictions are keyed by what they decoded to."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from icmbench.harness.errors import UserError
 
+LOSSLESS = (".png", ".ppm", ".bmp", ".tif", ".tiff")
+
 if TYPE_CHECKING:
     from icmbench.harness.run import How, RunResult
 
@@ -19,8 +23,14 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: done, every cell is there. 1: some are missing. 2: bad input, said in one sentence."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to end a job: workers are stopped as by Ctrl-C
     try:
-        return int(options.command(options))
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `icmbench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
@@ -149,7 +159,9 @@ def _finish(result: RunResult) -> int:
         print(f"icmbench: {cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {why}", file=sys.stderr)
     if result.missing:
         print(f"icmbench: {len(result.missing)} cells are missing:", *result.missing, sep="\n  ", file=sys.stderr)
-    return 1 if result.missing or (result.outcome.failures and result.report is None) else 0
+    for cell in result.outcome.renewed:
+        print(f"icmbench: {cell}: its pixels were not kept, so all its tasks were computed anew on other ones", file=sys.stderr)
+    return 1 if result.missing or (result.outcome.failures and not result.tolerated) else 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -215,8 +227,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _codec(options: argparse.Namespace, name: str) -> Any:
-    import yaml
-
     from icmbench.harness import plugins
     from icmbench.harness.options import bind
 
@@ -225,9 +235,9 @@ def _codec(options: argparse.Namespace, name: str) -> Any:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: write KEY=VALUE")
-        settings[key] = yaml.safe_load(value)
+        settings[key] = _yaml(value, f"--set {text}")
     plugin = plugins.load("codecs", name, "--codec")
-    points = [yaml.safe_load(options.point)] if options.point is not None else getattr(plugin, "default_points", None)
+    points = [_yaml(options.point, "--point")] if options.point is not None else getattr(plugin, "default_points", None)
     if not points:
         raise UserError(f"--point: codec {name!r} has no default rate points; name one")
     bound = bind(plugin, settings, "--set", Path.cwd(), given=("point",))
@@ -235,14 +245,25 @@ def _codec(options: argparse.Namespace, name: str) -> Any:
         return plugin(point=points[0], **bound)
 
 
+def _yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{where}: not a YAML value") from None
+
+
 def _encode(options: argparse.Namespace) -> int:
     from icmbench.codecs.base import compress_all
+    from icmbench.harness.store import writing
     from icmbench.tasks.datasets.images import read_image
 
     image = read_image(options.input)
     codec = _codec(options, options.codec)
     data = compress_all(codec, [image], [options.input.name])[0]
-    options.output.write_bytes(data)
+    with writing(options.output):
+        options.output.write_bytes(data)
     print(f"{len(data)} bytes, {8 * len(data) / (image.shape[0] * image.shape[1]):.4f} bpp")
     return 0
 
@@ -255,6 +276,8 @@ def _decode(options: argparse.Namespace) -> int:
 
     if not options.input.is_file():
         raise UserError(f"{options.input}: no such file")
+    if options.output.suffix.lower() not in LOSSLESS:
+        raise UserError(f"{options.output}: write a lossless picture, one of {', '.join(LOSSLESS)}")
     data = options.input.read_bytes()
     name = options.codec
     if name is None:

@@ -63,6 +63,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # or else it is a stranger's repository around this package
         return {"commit": git("rev-parse", "HEAD").strip(), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 
 import pebble
@@ -48,8 +51,12 @@ def process_pool(bench: Bench, units: Sequence[Unit], keep: bool, progress: Prog
                 running[pool.schedule(_run, (unit, keep), timeout=None if limit is None else limit * unit.images)] = unit
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 unit = running.pop(future)
+                outcome = _outcome(bench, future, unit)
+                if outcome is None:  # which of its series did it? the others are to go on
+                    waiting += [Unit(unit.block, (k,)) for k in unit.series]
+                    continue
                 progress(unit.images)
-                yield _outcome(bench, future, unit)
+                yield outcome
     finally:
         pool.stop()
         pool.join()
@@ -60,14 +67,17 @@ def process_pool(bench: Bench, units: Sequence[Unit], keep: bool, progress: Prog
                 os.environ[name] = value
 
 
-def _outcome(bench: Bench, future: Future[Outcome], unit: Unit) -> Outcome:
+def _outcome(bench: Bench, future: Future[Outcome], unit: Unit) -> Outcome | None:
+    """What became of a unit; None where its process was lost and it holds several series."""
     try:
         return future.result()
     except TimeoutError:
         why = f"took longer than the experiment's timeout of {bench.experiment.timeout:g} s an image"
     except pebble.ProcessExpired as error:
         why = f"its worker process died ({error}): run the same command again"
-    return lost(bench, unit, why)
+    except BrokenProcessPool:
+        raise UserError("worker processes cannot start: call run() of a script below `if __name__ == '__main__':`") from None
+    return lost(bench, unit, why) if len(unit.series) == 1 else None
 
 
 def lost(bench: Bench, unit: Unit, why: str) -> Outcome:
@@ -76,14 +86,15 @@ def lost(bench: Bench, unit: Unit, why: str) -> Outcome:
 
 
 def make_units(bench: Bench, workers: int) -> list[Unit]:
-    """All cells as units. A block stays with one worker for all series where a task wants the originals' features or
+    """All cells as units. A block stays with one worker for all series where a task keeps features of the originals or
     nothing is gained by splitting; else its series are dealt out so that every worker has work."""
     units = []
     for dataset in bench.datasets:
         blocks = bench.blocks(dataset)
         indices = tuple(range(len(bench.series)))
-        together = any(bench.tasks[label].needs_originals for label in bench.task_labels(dataset))
-        split = 1 if together or workers == 1 else max(1, -(-4 * workers // len(blocks)))
+        if not bench.task_labels(dataset):
+            continue
+        split = 1 if bench.shares_originals(dataset) or workers == 1 else max(1, -(-4 * workers // len(blocks)))
         size = -(-len(indices) // min(split, len(indices)))
         units += [Unit(block, indices[i : i + size]) for block in blocks for i in range(0, len(indices), size)]
     if not units:
@@ -97,6 +108,14 @@ _bench: Bench | None = None
 def _start_worker(bench: Bench) -> None:
     global _bench
     _bench = bench
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _die_with(parent: int) -> None:
+    """A worker whose parent was killed must not go on computing beside the next run."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _run(unit: Unit, keep: bool) -> Outcome:

@@ -21,7 +21,7 @@ class CodecBlock(Block):
 
     name: str
     label: str = ""
-    points: list[Any] | None = None
+    points: list[Any] | None = Field(None, min_length=1)
     set: dict[str, Any] = Field(default_factory=dict)
     seeds: list[int] | None = None
 
@@ -44,8 +44,8 @@ class TaskBlock(Block):
 
     @model_validator(mode="after")
     def _label(self) -> TaskBlock:
-        if self.model is not None and "name" not in self.model:
-            raise ValueError("model needs a `name`")
+        if self.model is not None and not isinstance(self.model.get("name"), str):
+            raise ValueError("model needs a `name`, a text")
         if not self.label:
             object.__setattr__(self, "label", self.name)
         return self
@@ -74,7 +74,7 @@ class Experiment(Block):
     @field_validator("fail_on_error")
     @classmethod
     def _policy(cls, value: bool | int | float) -> bool | int | float:
-        if value is False or value < 0:
+        if value is False or not 0 <= value < math.inf:
             raise ValueError("write true, a count of images, or a share below 1")
         return value
 
@@ -82,8 +82,8 @@ class Experiment(Block):
     @classmethod
     def _kinds(cls, datasets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, block in datasets.items():
-            if "kind" not in block:
-                raise ValueError(f"{name} needs a `kind`")
+            if not isinstance(block.get("kind"), str):
+                raise ValueError(f"{name} needs a `kind`, a name")
         return datasets
 
     @model_validator(mode="after")
@@ -100,6 +100,17 @@ class Experiment(Block):
         if self.anchor is not None and self.anchor not in (c.label for c in self.codecs):
             raise ValueError(f"anchor: {unknown('codec', self.anchor, [c.label for c in self.codecs])}")
         return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _expanded(value: Any, known: dict[int, float]) -> float:
@@ -119,8 +130,10 @@ def load_experiment(path: Path) -> Experiment:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot read the experiment file ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)  # a SafeLoader
         size = _expanded(data, {})
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -131,6 +144,6 @@ def load_experiment(path: Path) -> Experiment:
     if "folder" in data:
         raise UserError(f"{path}: unknown key 'folder'; paths start at the experiment file's folder by themselves")
     try:
-        return Experiment(**data, folder=path.parent.absolute())
+        return Experiment.model_validate({**data, "folder": path.parent.absolute()})
     except ValidationError as error:
         raise UserError(first_error(error, str(path))) from None

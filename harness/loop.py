@@ -1,9 +1,11 @@
 """The loop: one block of images through every codec at every point, each reconstruction shown to every task.
 
-    for chunk of the block:                read the originals once
-        for cell (codec at a point):       compress -> bytes -> decompress, once
+    for cell (codec at a point):           of a block of images
+        for chunk of the block:            compress -> bytes -> decompress, once
             for task:                      predict
-    write each cell's streams, then its predictions
+        write the cell's streams, then its predictions
+
+Where a task keeps features of the originals, all cells take a chunk before the next one, so that they are computed once.
 
 A cell whose files are there does nothing. A failure drops its cell (or one task or image of it) and nothing else.
 """
@@ -47,8 +49,17 @@ def run_unit(bench: Bench, unit: Unit, keep: bool, progress: Progress) -> Outcom
     active = [cell for cell in cells if not cell.done]
     progress(len(block.ids) * (len(cells) - len(active)))
     readable = [image_id for image_id in block.ids if image_id not in sources.errors]
+    groups = [active] if bench.shares_originals(block.dataset) else [[cell] for cell in active]
+    for group in groups:
+        _work(bench, block, readable, group, outcome, progress)
+    return outcome
+
+
+def _work(bench: Bench, block: Block, readable: list[str], cells: list[Cell], outcome: Outcome, progress: Progress) -> None:
+    """Some cells of a block, chunk by chunk, then written."""
+    active = list(cells)
     size = bench.experiment.batch_size
-    for start in range(0, len(readable) if active else 0, size):
+    for start in range(0, len(readable), size):
         ids = readable[start : start + size]
         for cell in list(active):
             try:
@@ -61,7 +72,7 @@ def run_unit(bench: Bench, unit: Unit, keep: bool, progress: Progress) -> Outcom
     for cell in active:
         try:
             cell.write()
+            outcome.renewed += [cell.name] if cell.again else []
         except Exception as error:
             outcome.failures += failures_of([cell.name], error)
-        progress(len(sources.errors))
-    return outcome
+        progress(len(block.ids) - len(readable))

@@ -20,7 +20,10 @@ def bind(
 
     `given` names parameters that the harness passes itself. Relative paths start at `base`, the experiment file's folder.
     """
-    hints = get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
+    try:
+        hints = get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
+    except NameError:  # types that the plug-in imports for type checkers only: its own constructor is left to check
+        hints = {}
     fields: dict[str, Any] = {}
     open_ended = False
     for parameter in inspect.signature(plugin).parameters.values():

@@ -13,6 +13,7 @@ from icmbench.harness import executors
 from icmbench.harness.bench import Bench
 from icmbench.harness.cell import Outcome
 from icmbench.harness.environment import environment
+from icmbench.harness.errors import UserError
 from icmbench.harness.experiment import Experiment
 from icmbench.harness.loop import Unit
 from icmbench.harness.progress import Bar
@@ -49,6 +50,7 @@ class RunResult:
     report: str | None = None
     missing: list[str] = field(default_factory=list)
     heading: Heading | None = None
+    tolerated: bool = False  # by the experiment's policy, the failures in `outcome`
 
 
 def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path | None = None) -> RunResult:
@@ -60,6 +62,8 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
     started = time.perf_counter()
     store = Store(out)
     store.sweep()
+    if source is not None and store.exists("experiment.yaml") and not store.exists("environment.json"):
+        raise UserError(f"{store.full('experiment.yaml')} is no run's copy and would be overwritten; choose another --out")
     bench = Bench(experiment, store)
     parts = how.shard[1] if how.shard else 1
     units = executors.make_units(bench, how.workers * parts)
@@ -67,9 +71,9 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
         units = units[how.shard[0] - 1 :: parts]
     for label in bench.tasks:
         bench.prepare(label)
+    store.write_json("environment.json", environment(bench))
     if source is not None:
         store.write("experiment.yaml", source.read_bytes())
-    store.write_json("environment.json", environment(bench))
     outcome = _compute(bench, units, how)
     worked = time.perf_counter()
     if how.shard:
@@ -83,7 +87,7 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
         bdrate, page = derive(folder, scores, heading)
     report = store.full(page.relative_to(folder).as_posix())
     seconds = {"loop": worked - started, "scoring": scored - worked, "report": time.perf_counter() - scored}
-    return RunResult(outcome, seconds, scores, bdrate, report, missing, heading)
+    return RunResult(outcome, seconds, scores, bdrate, report, missing, heading, experiment.fail_on_error is not True)
 
 
 def _compute(bench: Bench, units: list[Unit], how: How) -> Outcome:
@@ -96,7 +100,5 @@ def _compute(bench: Bench, units: list[Unit], how: How) -> Outcome:
         else:
             outcomes = executors.process_pool(bench, units, how.keep, bar.advance, how.workers)
         for outcome in outcomes:
-            total.failures += outcome.failures
-            total.codec_images += outcome.codec_images
-            total.model_images += outcome.model_images
+            total.add(outcome)
     return total

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from icmbench.harness.attempt import reason
 from icmbench.harness.bench import Bench
 from icmbench.harness.shards import PREDICTION, Block, Series, cell_name, digest, prediction_name
 from icmbench.harness.store import from_table
@@ -51,16 +52,25 @@ def score(bench: Bench) -> tuple[pd.DataFrame, list[str]]:
                 f"{label}: {len(failed)} of {len(task.ids)} images failed, {sorted(failed)[0]!r} first; see fail_on_error"
             )
             continue
-        targets: list[Any] | None = None
-        for series in complete:
-            evidence = gather(bench, label, series, failed)
-            if series.codec is None and task.reference == "original":
-                targets = task.pseudo_targets(evidence.predictions)
-            elif targets is None and task.reference == "labels":
-                targets = task.targets(evidence.ids)
-            if targets is not None:
-                rows += _rows(bench, label, task, series, evidence, targets)
+        try:
+            rows += _task_rows(bench, label, task, complete, failed)
+        except Exception as error:  # one task's labels or metric must not cost the others their tables
+            missing.append(f"{label}: cannot be scored: {reason(error)}")
     return pd.DataFrame(rows, columns=COLUMNS), missing
+
+
+def _task_rows(bench: Bench, label: str, task: Task, complete: list[Series], failed: set[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    targets: list[Any] | None = None
+    for series in complete:
+        evidence = gather(bench, label, series, failed)
+        if series.codec is None and task.reference == "original":
+            targets = task.pseudo_targets(evidence.predictions)
+        elif targets is None and task.reference == "labels":
+            targets = task.targets(evidence.ids)
+        if targets is not None:
+            rows += _rows(bench, label, task, series, evidence, targets)
+    return rows
 
 
 def primary_metrics(bench: Bench) -> dict[str, str]:
@@ -136,7 +146,7 @@ def _rows(bench: Bench, label: str, task: Task, series: Series, evidence: Eviden
         "task": label,
         "model": block.model["name"] if block.model else "",
         "reference": "source" if task.annotation is None else task.reference,
-        "realisation": _realisation(series, evidence),
+        "realisation": _realisation(bench, block.dataset, series),
         "expected": len(task.ids),
         "scored": len(evidence.ids),
         "empty": sum(task.is_empty(prediction) for prediction in evidence.predictions),
@@ -156,11 +166,12 @@ def _rows(bench: Bench, label: str, task: Task, series: Series, evidence: Eviden
         }
 
 
-def _realisation(series: Series, evidence: Evidence) -> str:
+def _realisation(bench: Bench, dataset: str, series: Series) -> str:
     """Empty where pixels follow from bytes; else the seed and, where decoding is not deterministic, a digest of the pixels."""
     parts = [] if series.seed is None else [f"seed={series.seed}"]
-    if not series.deterministic and evidence.streams is not None:
-        parts.append(digest(list(evidence.streams["sha256"]))[:8])
+    if not series.deterministic:
+        frames = (bench.streams(block, series) for block in bench.blocks(dataset))
+        parts.append(digest([str(pixels) for frame in frames if frame is not None for pixels in frame["sha256"]])[:8])
     return " ".join(parts)
 
 

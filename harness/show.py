@@ -21,10 +21,7 @@ def show_bdrate(frame: pd.DataFrame) -> None:
     for row in frame.to_dict("records"):
         numbers = (_number(row["bd_rate_percent"], "+.1f"), _number(row["bd_quality"], "+.2f"), _number(row["overlap"], ".0%"))
         table.add_row(row["codec"], row["dataset"], row["task"], row["metric"], *numbers, str(row["note"] or ""))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a log is not a narrow window
-    console.print(table)
+    _print(table)
 
 
 def show_scores(frame: pd.DataFrame) -> None:
@@ -37,7 +34,7 @@ def show_scores(frame: pd.DataFrame) -> None:
     for row in frame.to_dict("records"):
         names = (row[column] for column in ("codec", "point", "dataset", "task", "metric"))
         table.add_row(*names, _number(row["bpp"], ".4f"), _number(row["value"], ".2f"))
-    Console().print(table)
+    _print(table)
 
 
 def show_plan(frame: pd.DataFrame) -> None:
@@ -54,7 +51,14 @@ def show_plan(frame: pd.DataFrame) -> None:
     known = frame["seconds"].sum()
     unknown = int(frame["seconds"].isna().sum())
     table.caption = f"about {duration(known)} on one worker" + (f"; {unknown} rows not measured yet" if unknown else "")
-    Console().print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a log is not a narrow window
+    console.print(table)
 
 
 def duration(seconds: float) -> str:

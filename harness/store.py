@@ -62,14 +62,15 @@ class Store:
 
     def write_table(self, name: str, table: pa.Table, replace: bool = True) -> bool:
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         return self.write(name, buffer.getvalue(), replace)
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        data = self.read(name)
         try:
-            with self.fs.open(self.full(name), "rb") as file:
-                return pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
-        except pa.ArrowException as error:
+            file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+            return file.read(columns=list(columns) if columns is not None else None)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise UserError(f"{self.full(name)} is damaged ({error}): delete it and run the same command again") from error
 
     def write_json(self, name: str, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -44,4 +44,7 @@ def recorded(folder: Path) -> tuple[pd.DataFrame, Heading]:
         heading = Heading(experiment["name"], experiment["anchor"], environment["primary"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
-    return read_scores(folder / "scores.csv"), heading
+    scores = read_scores(folder / "scores.csv")
+    return scores, heading if heading.anchor in set(scores["codec"]) else replace(
+        heading, anchor=None
+    )  # it may be among the missing

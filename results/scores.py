@@ -139,7 +139,8 @@ def curve(scores: pd.DataFrame, codec: str) -> pd.DataFrame:
             }
         )
     columns = ["point", "bpp", "value", "low", "high", "realisations", "expected", "scored", "failed", "limited"]
-    return pd.DataFrame(records, columns=columns).sort_values("bpp", kind="stable", ignore_index=True)
+    frame = pd.DataFrame(records, columns=columns).sort_values("bpp", kind="stable", ignore_index=True)
+    return frame.astype(dict.fromkeys(("bpp", "value", "low", "high"), float))  # also where there is no record
 
 
 def ceiling(scores: pd.DataFrame) -> float | None:

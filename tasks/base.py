@@ -93,6 +93,7 @@ class Task(ABC):
     version: ClassVar[int] = 1
     annotation: ClassVar[str | None] = None
     needs_originals: ClassVar[bool] = False  # predict() is given the original images too
+    keeps_originals: ClassVar[bool] = False  # predict() keeps features of the originals for the next codec of the same images
 
     def __init__(self, dataset: Dataset, model: Any = None, reference: Reference = "labels") -> None:
         self.dataset = dataset

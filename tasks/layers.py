@@ -39,6 +39,7 @@ class LayerDifference(Task):
 
     name = "layers"
     needs_originals = True
+    keeps_originals = True
     extra: ClassVar[str] = "torchvision"
     weights: ClassVar[str] = (
         "torchvision's ResNet-50 IMAGENET1K_V1 (BSD-3 code; trained on ImageNet), or any of its or timm's; `path`"

@@ -37,6 +37,7 @@ class PerceptualDistance(Task):
     originals' features is kept for the next codec's turn, on the device."""
 
     needs_originals = True
+    keeps_originals = True
     extra: ClassVar[str] = "perceptual"
 
     def __init__(self, dataset: Dataset, device: Device, keep_mib: int) -> None:

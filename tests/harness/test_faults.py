@@ -3,15 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
 
 from icmbench.harness.attempt import attempt
+from icmbench.harness.errors import UserError
 from icmbench.harness.experiment import load_experiment
 from icmbench.harness.run import How, run
-
-MEAN_COLOUR = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "averager"}, "reference": "original"}]
 
 
 def test_a_tolerated_failure_leaves_every_codec_s_score(tmp_path, experiment, photos, calls, monkeypatch):
@@ -53,10 +53,10 @@ def test_a_stricter_policy_tries_again(tmp_path, experiment, calls, monkeypatch)
 @pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "worker process died")])
 def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment, codec, words):
     codecs = [{"name": codec, "points": [4]}, {"name": "shift", "points": [4]}]
-    result = run(load_experiment(experiment(codecs=codecs, tasks=MEAN_COLOUR, timeout=1)), tmp_path / "run", How(workers=2))
+    result = run(load_experiment(experiment(codecs=codecs, timeout=1)), tmp_path / "run", How(workers=2))
     assert {failure.cell for failure in result.outcome.failures} == {f"photos / {codec} bits=4 / block 0"}
     assert words in result.outcome.failures[0].reason
-    assert result.missing == [f"photos / {codec} bits=4 / block 0 / mean-colour"]
+    assert result.missing == [f"photos / {codec} bits=4 / block 0 / {task}" for task in ("mean-colour", "distance")]
     assert "shift" in set(result.scores.codec)
 
 
@@ -119,3 +119,58 @@ def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path, experiment, 
         assert calls().get("compress shift", 0) < 50
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_task_cannot_change_the_pixels_for_the_next(tmp_path, experiment):
+    tasks = [{"name": "vandal", "dataset": "photos"}, {"name": "distance", "dataset": "photos"}]
+    result = run(load_experiment(experiment(codecs=[{"name": "shift", "points": [4]}], tasks=tasks)), tmp_path / "run")
+    assert {failure.cell.split(" / ")[-1] for failure in result.outcome.failures} == {"vandal"}
+    assert "read-only" in result.outcome.failures[0].reason
+    assert result.scores.value.between(5, 10).all() and set(result.scores.task) == {"distance"}
+
+
+def test_a_task_that_fails_for_one_codec_leaves_a_report(tmp_path, experiment, icmbench):
+    codecs = [{"name": "shift", "points": [4, 2]}, {"name": "jpeg", "points": [20, 50]}]
+    tasks = [{"name": "distance", "dataset": "photos"}, {"name": "choosy", "dataset": "photos"}]
+    done = icmbench("run", experiment(codecs=codecs, tasks=tasks), "--out", tmp_path / "run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "photos / jpeg quality=20 / block 0 / choosy" in done.stderr
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_a_task_that_cannot_be_scored_costs_the_others_nothing(tmp_path, experiment):
+    tasks = [{"name": "unscorable", "dataset": "photos"}, {"name": "distance", "dataset": "photos"}]
+    result = run(load_experiment(experiment(tasks=tasks)), tmp_path / "run")
+    assert set(result.scores.task) == {"distance"}
+    assert any(cell.startswith("unscorable: cannot be scored: ZeroDivisionError") for cell in result.missing)
+
+
+def test_a_flipped_byte_is_noticed(tmp_path, experiment):
+    path = experiment(codecs=[{"name": "shift", "points": [4]}])
+    run(load_experiment(path), tmp_path / "run")
+    shard = next((tmp_path / "run" / "predictions").rglob("*.parquet"))
+    whole = shard.read_bytes()
+    for place in range(4, len(whole) - 8, 97):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            scores = run(load_experiment(path), tmp_path / "run").scores
+        except UserError as error:
+            assert "damaged" in str(error)
+        else:
+            assert set(scores.codec) == {"uncompressed", "shift"}  # a byte that no value depends on
+
+
+def test_workers_do_not_outlive_their_parent(tmp_path, experiment):
+    import psutil
+
+    path = experiment(codecs=[{"name": "stuck", "points": [4]}], anchor=None)
+    command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
+    parent = subprocess.Popen(command, env=dict(os.environ))
+    deadline = time.monotonic() + 60
+    while len(children := psutil.Process(parent.pid).children(recursive=True)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)  # until the workers have started watching
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert children and not alive

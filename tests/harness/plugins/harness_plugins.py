@@ -171,3 +171,33 @@ class Distance(Task):
 
     def aggregate(self, statistics, weights=None):
         return {"distance": float(np.average(statistics, weights=weights))}
+
+
+class Vandal(Distance):
+    """Writes into the pictures that it is shown."""
+
+    name = "vandal"
+
+    def predict(self, images, ids, originals=None):
+        images[0][...] = 0
+        return super().predict(images, ids, originals)
+
+
+class Choosy(Distance):
+    """Does not like the colours of JPEG."""
+
+    name = "choosy"
+
+    def predict(self, images, ids, originals=None):
+        if any((image % 4).any() for image in images):
+            raise ArithmeticError("what colours")
+        return super().predict(images, ids, originals)
+
+
+class Unscorable(Distance):
+    """Predicts, but cannot be scored."""
+
+    name = "unscorable"
+
+    def aggregate(self, statistics, weights=None):
+        return {"distance": 1 / 0}
