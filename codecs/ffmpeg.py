@@ -71,7 +71,7 @@ class _Ffmpeg:
         try:
             known = _encoders(_program(cls.name))
         except CodecError as error:
-            return str(error)
+            return str(error).removeprefix(f"{cls.name}: ")
         return None if cls.encoder in known else f"the ffmpeg of this machine was built without {cls.encoder}"
 
     def compress(self, image: Image) -> bytes:

@@ -92,7 +92,7 @@ class Vtm:
         try:
             cls(cls.default_points[0])
         except CodecError as error:
-            return str(error)
+            return str(error).removeprefix(f"{cls.name}: ")
         return None
 
     def compress(self, image: Image) -> bytes:
