@@ -226,8 +226,35 @@ def test_an_encoder_whose_networks_do_not_repeat_says_so(monkeypatch):
         return original(self, x) * (1 + 1e-3 * (next(calls) > 20))
 
     monkeypatch.setattr(exact.HalvedConv, "__call__", drifting)
-    with pytest.raises((CodecError, BitstreamError)):
+    with pytest.raises(CodecError, match="do not repeat"):
         coder.compress(*latents(channels, (2, 2)))
+
+
+def test_the_encoder_reads_every_stream_back(monkeypatch):
+    coder, _, channels = codec("official")
+    original, sizes = SymbolWriter.finish_sized, [(2, 2), (2, 2), (1, 3)]
+    coder.compress(*latents(channels, sizes[0]))
+
+    def faulty(self, split):
+        data, bits = original(self, split)
+        return bytes([data[0] ^ 1]) + data[1:], bits
+
+    monkeypatch.setattr(SymbolWriter, "finish_sized", faulty)
+    for size in sizes:
+        with pytest.raises(CodecError, match="did not give back"):
+            coder.compress(*latents(channels, size))
+
+
+def test_networks_run_twice_for_the_first_image_of_a_size_and_once_for_the_next(monkeypatch):
+    coder, _, channels = codec("official")
+    calls, original = [], exact.HalvedConv.__call__
+    monkeypatch.setattr(exact.HalvedConv, "__call__", lambda self, x: (calls.append(1), original(self, x))[1])
+    counts = []
+    for size in ((2, 2), (2, 2), (2, 3), (2, 2)):
+        calls.clear()
+        coder.compress(*latents(channels, size, seed=len(counts)))
+        counts.append(len(calls))
+    assert counts == [2 * counts[1], counts[1], 2 * counts[1], counts[1]]
 
 
 def test_an_unknown_mode_and_missing_tables_are_named():
