@@ -145,7 +145,7 @@ def _padding(width: int, height: int) -> tuple[tuple[int, ...], tuple[int, ...]]
 def _tensor(image: Image) -> Tensor:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.tensor(image).permute(2, 0, 1)[None].float() / 255
 
 
 def _build(model: str, state: Mapping[str, Any], source: str) -> Any:
