@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LAMBDAS = (2, 4, 8, 16, 32)
 PROFILES = ("sd21", "tiny")
 SAMPLERS = ("ddpm", "ddim")
-STEPS, GUIDANCE = 50, 5.0  # of a stream that does not say otherwise
+STEPS, GUIDANCE = {"sd21": 50, "tiny": 20}, 5.0  # of a stream that does not say otherwise
 MAX_STEPS = 1000
 PUBLISHED = Published("RuoyuFeng/Diff-ICMH", "difficmh_models/CNscale1.0_1_1_{point}_2_WTagGCM_bs16x1_lr0.00005_cfg7.0/model.ckpt")
 
@@ -35,12 +35,13 @@ class DiffIcmh:
     profile: "sd21" is the published model, "tiny" a small one of the same shape.
     weights: a folder with the weights of the points, or the file of this point; by default the package's or the hub's; or "random".
     backbone: Stable Diffusion 2.1-base: a checkpoint file, a folder in diffusers layout or a hub repository.
-    steps, sampler, cfg, seed: of the sampling; "ddpm" is the published code's sampler, "ddim" the paper's; cfg 1 is no guidance.
+    steps, sampler, cfg, seed: of the sampling. steps: 50, and 20 for tiny, by default. sampler: "ddpm" as in the published code, or
+        "ddim" as in the paper. cfg: scale of the guidance by tags, 1 for none.
     tags: tags for all images, or a JSON file {image id: [tag, ...]}. tagger: a folder with RAM++'s weights and tag lists, or a
         callable from image to vocabulary indexes. vocabulary: one tag a line; RAM++'s for the published weights.
     colour: "wavelet" takes the low frequencies from the decoded hint. mode: "portable" streams decode on any processor.
     dtype, device: of all but the entropy coder; by default bfloat16 on a CUDA device if there is one, else float32 on the CPU.
-    tile, overlap: latents (8 pixels a position) with a longer side are sampled in tiles. batch: images sampled together.
+    tile, overlap: latents (8 pixels a position) with a longer side are sampled in tiles; 0 for never. batch: images sampled together.
     compile: have torch compile the networks, which pays off from some ten images of one size on.
     """
 
@@ -58,7 +59,7 @@ class DiffIcmh:
         profile: Literal["sd21", "tiny"] = "sd21",
         weights: Literal["random"] | Path | None = None,
         backbone: str | None = None,
-        steps: int = STEPS,
+        steps: int | None = None,
         sampler: Literal["ddpm", "ddim"] = "ddpm",
         cfg: float = GUIDANCE,
         seed: int = 0,
@@ -76,9 +77,10 @@ class DiffIcmh:
     ) -> None:
         if point not in LAMBDAS or profile not in PROFILES or sampler not in SAMPLERS:
             raise CodecError(f"diff-icmh has lambda {LAMBDAS}, profile {PROFILES} and sampler {SAMPLERS}: choose from these")
-        if not 1 <= steps <= MAX_STEPS or not 1 <= cfg < 256 or batch < 1 or tile % 8 or not 0 <= overlap < tile:
+        steps = STEPS[profile] if steps is None else steps
+        if not 1 <= steps <= MAX_STEPS or not 1 <= cfg < 256 or batch < 1 or tile % 8 or not 0 <= overlap < (tile or 1 << 16):
             raise CodecError(
-                "diff-icmh takes steps 1 to 1000, cfg 1 to 255, batch from 1, a tile of a multiple of 8 beyond its overlap"
+                "diff-icmh takes steps 1 to 1000, cfg 1 to 255, batch from 1, tile a multiple of 8 beyond overlap, or 0"
             )
         self._device, self._dtype = run_on(device, dtype)
         self._files = Files(self.name, profile, weights, backbone, PUBLISHED)
@@ -109,7 +111,7 @@ class DiffIcmh:
         """A whole stream of a uint8 RGB image of any size. image_id: whose tags to say, where a file holds them. CodecError."""
         check_image(image, self.name)
         text = self._guide.encode(image, image_id)
-        usual = (self._overrides.steps, self._overrides.guidance) == (STEPS, GUIDANCE)
+        usual = (self._overrides.steps, self._overrides.guidance) == (STEPS[self._profile], GUIDANCE)
         frame = Container(
             codec=self.name,
             model=self._model_number,
@@ -146,7 +148,7 @@ class DiffIcmh:
         if container.codec != self.name:
             raise BitstreamError(f"the stream was made by {container.codec}, not by {self.name}")
         number, profile = container.model & 7, container.model >> 4
-        steps = container.overrides.steps if container.overrides else STEPS
+        steps = container.overrides.steps if container.overrides else 0
         if not 1 <= number <= len(LAMBDAS) or profile >= len(PROFILES) or steps > MAX_STEPS:
             raise BitstreamError("the stream names a model or a number of steps that this version does not have")
         if PROFILES[profile] != self._profile:
@@ -170,6 +172,6 @@ class DiffIcmh:
         from icmbench.codecs.diffusion import engine, models, sampling
 
         overrides = container.overrides or Overrides()
-        sampler = sampling.SAMPLERS[SAMPLERS[container.model >> 3 & 1]](overrides.steps or STEPS)
+        sampler = sampling.SAMPLERS[SAMPLERS[container.model >> 3 & 1]](overrides.steps or STEPS[self._profile])
         model = models.diff_icmh(self._files, LAMBDAS[(container.model & 7) - 1], self._dtype, self._device)
         return model, engine.Decoding(sampler, overrides.guidance or GUIDANCE, **self._limits)
