@@ -41,7 +41,7 @@ class DiffIcmh:
         callable from image to vocabulary indexes. vocabulary: one tag a line; RAM++'s for the published weights.
     colour: "wavelet" takes the low frequencies from the decoded hint. mode: "portable" streams decode on any processor.
     dtype, device: of all but the entropy coder; by default bfloat16 on a CUDA device if there is one, else float32 on the CPU.
-    tile, overlap: latents (8 pixels a position) with a longer side are sampled in tiles; 0 for never. batch: images sampled together.
+    tile, overlap: latents (8 pixels a position) with a longer side are sampled in tiles, 0 for never. batch: images at a time.
     compile: have torch compile the networks, which pays off from some ten images of one size on.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from icmbench.codecs.base import CodecError
@@ -50,10 +51,16 @@ def diff_icmh(files: Files, point: float, dtype: str, device: str, seed: int = 0
 
 def save(model: Model, path: Path) -> None:
     """Write the weights of one rate point, frequency tables included, in this project's layout."""
-    from safetensors.torch import save_file
+    _write(nn.ModuleDict({"latent": model.latent, "control": model.control}), path)
 
-    parts = nn.ModuleDict({"latent": model.latent, "control": model.control})
-    save_file({key: value.cpu().contiguous() for key, value in parts.state_dict().items()}, path)
+
+def save_backbone(base: DiffusionBackbone, path: Path) -> None:
+    """Write a backbone in this project's layout, to lie beside the weights of the points."""
+    _write(base, path)
+
+
+def _write(module: nn.Module, path: Path) -> None:
+    save_file({key: value.cpu().contiguous() for key, value in module.state_dict().items()}, path)
 
 
 def _check_frozen(base: DiffusionBackbone, state: Mapping[str, Tensor], file: Path) -> None:

@@ -49,15 +49,13 @@ def model(backbone):
 @pytest.fixture(scope="session")
 def weights_folder(model, tmp_path_factory) -> Path:
     """The model and its backbone as files, for all lambdas."""
-    from safetensors.torch import save_file
-
     from icmbench.codecs.diffusion import models
 
     folder = tmp_path_factory.mktemp("weights")
     models.save(model, folder / "diff-icmh-lambda2.safetensors")
     for point in (4, 8, 16, 32):
         os.link(folder / "diff-icmh-lambda2.safetensors", folder / f"diff-icmh-lambda{point}.safetensors")
-    save_file({key: value.contiguous() for key, value in model.backbone.state_dict().items()}, folder / "backbone.safetensors")
+    models.save_backbone(model.backbone, folder / "backbone.safetensors")
     return folder
 
 

@@ -150,7 +150,7 @@ def test_half_precision_decodes_the_same_streams(tiny, dtype, picture):
 
 
 def test_round_trip_is_fast_enough(tiny, photo, tmp_path):
-    """256x256 with tags and guidance: under 3 s on a quiet machine. Counts this process's seconds, as others may be busy beside it."""
+    """256x256 with tags and guidance: under 3 s on a quiet machine. Counts processor time, as others may be busy beside it."""
     (tmp_path / "words.txt").write_text("door\nhouse")
     codec = tiny(steps=None, vocabulary=tmp_path / "words.txt", tags=["door", "house"])
     codec.decompress(codec.compress(photo[:64, :64]))
