@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("input", type=Path, metavar="IN")
         sub.add_argument("output", type=Path, metavar="OUT")
     command("doctor", _doctor, "what of all this is usable on this machine, and why not")
-    sub = command("demo", _demo, "four codecs, three tasks, on photographs and models from packages; under 5 minutes")
+    sub = command("demo", _demo, "five codecs, three tasks, on photographs and models from packages; under 5 minutes")
     sub.add_argument("--out", default="runs/demo", metavar="RUN")
     working(sub, workers=2)
     return parser

@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,11 @@ class _Detectron2:
 
     extra: ClassVar[str] = "detectron2"
     weights: ClassVar[str] = "detectron2's model zoo (CC BY-SA 3.0), downloaded by name, or `path` to a .pkl or .pth"
+
+    @classmethod
+    def usable(cls) -> str | None:
+        """Why it cannot be used here; None where it can. No registry has detectron2, so the extra alone does not tell."""
+        return None if find_spec("detectron2") else "needs detectron2, built from source as its own instructions say"
 
     def __init__(
         self,
