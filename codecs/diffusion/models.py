@@ -21,7 +21,7 @@ from icmbench.codecs.diffusion.files import Files
 from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
 
 
-@functools.lru_cache(maxsize=8)  # points that take turns, as in a loop over images, stay loaded
+@functools.lru_cache(maxsize=5)  # as many as there are lambdas: points that take turns stay loaded
 def diff_icmh(files: Files, point: float, dtype: str, device: str, seed: int = 0) -> Model:
     """The Diff-ICMH model of one rate point; a warning where its weights are random. CodecError where a file does not fit."""
     file, base_file = files.point(point), files.base()
