@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -86,12 +86,13 @@ class _AttentionUnit(nn.Module):
     def __init__(self, channels: int, overwrite: bool) -> None:
         super().__init__()
         half = channels // 2
-        mix = nn.Conv2d(half, half, 3, padding=1)
-        self.conv = nn.Sequential(nn.Conv2d(channels, half, 1), nn.ReLU(), mix, nn.ReLU(), nn.Conv2d(half, channels, 1))
+        reduce, mix, expand = nn.Conv2d(channels, half, 1), nn.Conv2d(half, half, 3, padding=1), nn.Conv2d(half, channels, 1)
+        self.conv = nn.Sequential(reduce, nn.ReLU(), mix, nn.ReLU(), expand)
         self._overwrite = overwrite
 
     def forward(self, x: Tensor) -> Tensor:
-        return _residual(x, self.conv[0], self.conv[2], self.conv[4], final_relu=True, overwrite=self._overwrite)
+        reduce, _, mix, _, expand = cast(list[nn.Conv2d], list(self.conv))
+        return _residual(x, reduce, mix, expand, final_relu=True, overwrite=self._overwrite)
 
 
 class Attention(nn.Module):
@@ -190,9 +191,8 @@ class ElicNetwork(nn.Module):
         state = renamed(state_dict)
         try:
             n, m = state["g_a.0.weight"].shape[0], state["h_a.0.weight"].shape[1]
-            spatial = [
-                state[f"context.spatial_context.{k}.weight"].shape[1] for k in range(_count(state, "context.spatial_context"))
-            ]
+            spatial = [key for key in state if re.fullmatch(r"context\.spatial_context\.\d+\.weight", key)]
+            slices = [state[f"context.spatial_context.{k}.weight"].shape[1] for k in range(len(spatial))]
             widths = tuple(state[f"context.channel_context.1.{i}.weight"].shape[0] for i in (0, 2))
             found: Variant = "official" if state["h_s.4.weight"].shape[1] == 2 * n else "chandelier"
             second = state["context.parameters_nonanchor.0.2.weight"].shape[0]
@@ -200,7 +200,7 @@ class ElicNetwork(nn.Module):
             raise CodecError(f"the weights are no ELIC: {error} is missing") from error
         if variant not in (None, found):
             raise CodecError(f"the weights are of the {found} variant; use variant: {found}")
-        network = cls(found, n, m, spatial, (widths[0], widths[1]), second)
+        network = cls(found, n, m, slices, (widths[0], widths[1]), second)
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
@@ -210,7 +210,7 @@ class ElicNetwork(nn.Module):
         return network.eval()
 
 
-_RENAMES = [
+_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"latent_codec\.hyper\.(h_a|h_s|entropy_bottleneck)\.", r"\1."),  # CompressAI
     (r"latent_codec\.y\.channel_context\.y(\d+)\.", r"context.channel_context.\1."),
     (r"latent_codec\.y\.latent_codec\.y(\d+)\.context_prediction\.", r"context.spatial_context.\1."),
@@ -235,10 +235,6 @@ def renamed(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not _DROPPED.fullmatch(key):
             state[key] = value
     return state
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key[len(prefix) + 1 :].split(".")[0] for key in state if key.startswith(prefix + ".")})
 
 
 def load(path: str | Path, variant: Variant | None = None) -> ElicNetwork:
@@ -290,9 +286,9 @@ def synthetic(network: ElicNetwork, seed: int = 0) -> ElicNetwork:
     for net, width in zip(network.context.parameters_nonanchor, network.context.slices):
         spread = torch.linspace(0.25, 1.2, width)
         official = network.context.order == "scales_means"
-        net[-1].bias.data[:width] += spread * official
-        net[-1].bias.data[width:] += spread * (not official)
-    network.g_s[-1].bias.data += 0.5
+        bias = cast(Tensor, list(net.children())[-1].bias).data
+        (bias[:width] if official else bias[width:]).add_(spread)
+    cast(Tensor, network.g_s[-1].bias).data += 0.5
     for bias in network.entropy_bottleneck.biases:
         bias.data.zero_()
     network.update()

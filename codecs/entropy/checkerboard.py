@@ -228,21 +228,23 @@ def _positions(height: int, width: int, parity: Parity) -> tuple[Tensor, Tensor,
     return torch.from_numpy(np.flatnonzero(is_anchor)), torch.from_numpy(others), torch.from_numpy(neighbours)
 
 
-def _gathered(conv: nn.Conv2d) -> nn.Conv2d:
+def _gathered(conv: nn.Module) -> nn.Conv2d:
     """The 5x5 spatial context as a 1x1 convolution over the 12 gathered anchors; its other 13 taps only ever see zeros."""
+    assert isinstance(conv, nn.Conv2d)
     weight = torch.stack([conv.weight.detach()[:, :, dy + 2, dx + 2] for dy, dx in _TAPS], 1)
     return _pointwise_like(conv, weight.flatten(1)[:, :, None, None])
 
 
-def _without_first(net: nn.Sequential, channels: int) -> nn.Sequential:
+def _without_first(net: nn.Module, channels: int) -> nn.Sequential:
     """A pointwise net whose first input channels are zero."""
-    head, *tail = net
+    head, *tail = net.children()
+    assert isinstance(head, nn.Conv2d)
     return nn.Sequential(_pointwise_like(head, head.weight.detach()[:, channels:]), *tail)
 
 
 def _pointwise_like(conv: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
     """A 1x1 convolution with a bias of another; unlike a new layer, it draws no random numbers."""
     made = copy.copy(conv)
-    made._parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": conv.bias}
+    made._parameters = {**conv._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
     made.in_channels, made.kernel_size, made.padding = weight.shape[1], (1, 1), (0, 0)
     return made

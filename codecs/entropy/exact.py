@@ -114,7 +114,7 @@ class HalvedConv:
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise TypeError(f"{conv} pads in a way that the entropy path does not take; use zeros, as numbers")
-        self._conv = conv
+        self._conv, self._padding = conv, conv.padding
         transposed = isinstance(conv, nn.ConvTranspose2d)
         halves = 2 if conv.groups == 1 and conv.out_channels >= _SPLIT else 1
         weights = conv.weight.detach().chunk(halves, 1 if transposed else 0)
@@ -126,8 +126,8 @@ class HalvedConv:
     def _half(self, x: Tensor, index: int) -> Tensor:
         conv, weight, bias = self._conv, self._weights[index], self._biases[index]
         if isinstance(conv, nn.ConvTranspose2d):
-            return F.conv_transpose2d(x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            return F.conv_transpose2d(x, weight, bias, conv.stride, self._padding, conv.output_padding, conv.groups, conv.dilation)
+        return F.conv2d(x, weight, bias, conv.stride, self._padding, conv.dilation, conv.groups)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -17,12 +17,14 @@ import copy
 import functools
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.entropy.exact import Chain, HalvedConv, Net, has_own_parameters, rebuilt
+from icmbench.codecs.entropy.exact import Chain, HalvedConv, Net, both, has_own_parameters, rebuilt
 
 GRID = 12  # fractional bits of activations
 WEIGHT = 16  # fractional bits of weights, at most
@@ -65,6 +67,41 @@ def _grid_weights(weight: Tensor, per_output: tuple[int, ...]) -> Tensor:
     raise CodecError("weights of the entropy model are too large for the integer grid; they are damaged")
 
 
+class _ShiftedSum:
+    """A same-size convolution as a sum over its taps of shifted rows times a matrix: no copies, and any order is exact here.
+
+    The padded map is read as one long list of positions, so that a tap is a shift of that list; what padding gets is cut off.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self._kernel, self._bias = conv.kernel_size, conv.bias
+        self._taps = conv.weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+
+    @staticmethod
+    def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+        if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or max(conv.kernel_size) == 1 or conv.padding_mode != "zeros":
+            return False
+        same = tuple(k // 2 for k in conv.kernel_size)
+        return (conv.stride, conv.dilation, conv.padding) == ((1, 1), (1, 1), same) and all(k % 2 for k in conv.kernel_size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        down, right = (k // 2 for k in self._kernel)
+        pitch = width + 2 * right
+        rows = F.pad(x[0].permute(1, 2, 0), (0, 0, right, right, down, down + 1)).flatten(0, 1)
+        out = torch.zeros(height * pitch, self._taps.shape[2], dtype=x.dtype)
+        middle = len(out) // 2
+
+        def add(start: int, stop: int) -> None:
+            for index, tap in enumerate(self._taps):
+                shift = index // self._kernel[1] * pitch + index % self._kernel[1]
+                out[start:stop].addmm_(rows[start + shift : stop + shift], tap)
+
+        both(lambda: add(0, middle), lambda: add(middle, len(out)), worth=out.numel() * self._taps[0].numel() > 1 << 22)
+        out = out if self._bias is None else out.add_(self._bias)
+        return out.view(height, pitch, -1)[:, :width].permute(2, 0, 1)[None]
+
+
 class _GridLayer:
     def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
         grid = copy.deepcopy(layer).cpu().double().requires_grad_(False)
@@ -72,15 +109,16 @@ class _GridLayer:
         grid.weight.data = _grid_weights(grid.weight.data, tuple(d for d in range(grid.weight.dim()) if d != int(transposed)))
         if grid.bias is not None:
             grid.bias.data = to_grid(grid.bias.data)
-        self._apply: Net = grid if isinstance(grid, nn.Linear) else HalvedConv(grid)
+        self._apply: Net = grid
+        if not isinstance(grid, nn.Linear):
+            self._apply = _ShiftedSum(grid) if _ShiftedSum.suits(grid) else HalvedConv(grid)
 
     def __call__(self, x: Tensor) -> Tensor:
         return to_grid(self._apply(_require_grid(x)))
 
 
 class _GridTable:
-    def __init__(self, kind: type[nn.Module]) -> None:
-        function, beyond = _TABLED[kind]
+    def __init__(self, function: Callable[[float], float], beyond: str) -> None:
         steps = _REACH << GRID
         self.values = to_grid(torch.tensor([function(i / (1 << GRID)) for i in range(-steps, steps + 1)], dtype=torch.float64))
         self._identity = beyond == "identity"
@@ -92,8 +130,8 @@ class _GridTable:
 
 
 @functools.cache
-def _table(kind: type[nn.Module]) -> _GridTable:
-    return _GridTable(kind)
+def _table(function: Callable[[float], float], beyond: str) -> _GridTable:
+    return _GridTable(function, beyond)
 
 
 class _GridNorm:
@@ -139,7 +177,7 @@ class FixedPoint:
         if isinstance(module, Product):
             return lambda a, b: to_grid(_require_grid(a) * _require_grid(b))
         if type(module) in _TABLED and getattr(module, "approximate", "none") == "none":
-            return _table(type(module))
+            return _table(*_TABLED[type(module)])
         if has_own_parameters(module) or not module._modules:
             raise CodecError(f"{type(module).__name__} has no integer form; use mode: default or one of the layers that have one")
         return rebuilt(module, self.prepare)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.entropy import tables
+from icmbench.codecs.entropy import tables as frequencies
 from icmbench.codecs.entropy.coder import MAX_SYMBOL
 
 LIKELIHOOD_FLOOR = 1e-9
@@ -70,29 +70,31 @@ def to_symbols(values: Tensor) -> npt.NDArray[np.int32]:
 class _Coded(nn.Module):
     """A model with integer tables in three buffers, empty until `update()` or a state dict fills them."""
 
+    _quantized_cdf: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name in _TABLES:
             self.register_buffer(name, torch.empty(0, dtype=torch.int32))
-        self._checked: tables.Tables | None = None
+        self._checked: frequencies.Tables | None = None
 
     @property
     def has_tables(self) -> bool:
         return self._quantized_cdf.numel() > 0
 
     @property
-    def tables(self) -> tables.Tables:
+    def tables(self) -> frequencies.Tables:
         """The checked tables. CodecError where there are none yet, or where they are damaged."""
         if self._checked is None:
             if not self.has_tables:
                 raise CodecError("the entropy model has no frequency tables; call update() once after training")
             try:
-                self._checked = tables.Tables(*(getattr(self, name).cpu().numpy() for name in _TABLES))
+                self._checked = frequencies.Tables(*(getattr(self, name).cpu().numpy() for name in _TABLES))
             except ValueError as error:
                 raise CodecError(f"the weights hold damaged frequency tables ({error}); fetch or export them again") from error
         return self._checked
 
-    def _store(self, made: tables.Tables) -> None:
+    def _store(self, made: frequencies.Tables) -> None:
         device = self._quantized_cdf.device
         for name, values in zip(_TABLES, (made.cdf, made.length, made.offset)):
             setattr(self, name, torch.from_numpy(values).to(device))
@@ -165,7 +167,7 @@ class EntropyBottleneck(_Coded):
 
     def auxiliary_loss(self) -> Tensor:
         """Distance of the quantiles from the positions where the cumulative is TAIL_MASS / 2, 1/2 and 1 - TAIL_MASS / 2."""
-        reach = math.log(2 / tables.TAIL_MASS - 1)
+        reach = math.log(2 / frequencies.TAIL_MASS - 1)
         return (self._logits(self.quantiles, frozen=True) - self.quantiles.new_tensor([-reach, 0.0, reach])).abs().sum()
 
     @torch.no_grad()
@@ -173,7 +175,7 @@ class EntropyBottleneck(_Coded):
         """Makes the tables of the current parameters. CodecError if the quantiles are no finite, ordered range."""
         low, median, high = self.quantiles[:, 0].double().cpu().unbind(1)
         below, above = (median - low).ceil().clamp(min=0), (high - median).ceil().clamp(min=0)
-        if not bool((below + above < tables.MAX_ROW - 3).all()):
+        if not bool((below + above < frequencies.MAX_ROW - 3).all()):
             raise CodecError("the quantiles of the factorised prior are out of range; the weights are damaged or untrained")
         span = int((below + above).max()) + 1
         x = (median - below)[:, None, None] + torch.arange(span, dtype=torch.float64)
@@ -185,7 +187,7 @@ class EntropyBottleneck(_Coded):
         length = (below + above).int().numpy() + 1
         pmfs = [np.maximum(u[:n] - l[:n], 0) for u, l, n in zip(upper, lower, length)]
         tails = [l[0] + 1 - u[n - 1] for u, l, n in zip(upper, lower, length)]
-        self._store(tables.build(pmfs, tails, -below.int().numpy()))
+        self._store(frequencies.build(pmfs, tails, -below.int().numpy()))
 
     def rows(self, height: int, width: int) -> npt.NDArray[np.uint16]:
         """Table row of each symbol of a (C, height, width) latent, flattened: its channel."""
@@ -203,6 +205,8 @@ class GaussianConditional(_Coded):
 
     Minnen et al. 2018. `scale_table` (64,) float32 is stored with the tables that were made for it.
     """
+
+    scale_table: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +232,7 @@ class GaussianConditional(_Coded):
         """Makes the tables: row i stands for scales between two entries of `scale_table`, and holds their geometric mean."""
         scales = self.scale_table.double().cpu().numpy()
         middles = np.sqrt(scales[1:-1] * scales[:-2])
-        self._store(tables.gaussian(np.concatenate([scales[:1], middles, scales[-1:]])))
+        self._store(frequencies.gaussian(np.concatenate([scales[:1], middles, scales[-1:]])))
 
     def rows(self, scales: Tensor) -> npt.NDArray[np.uint8]:
         """Table row of each symbol, flattened: the smallest scale of the table that is no smaller. Exact for any float type."""

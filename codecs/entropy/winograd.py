@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from fractions import Fraction
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     return torch.kron(a, a), g, torch.kron(b, b)
 
 
-def suits(conv: nn.Module) -> bool:
+def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a convolution that this computes, and large enough to gain by it."""
     return (
         isinstance(conv, nn.Conv2d)
@@ -75,8 +76,8 @@ def transform(x: Tensor) -> Tensor:
 def multiply(transformed: list[Tensor], weights: WinogradWeights, part: int, height: int, width: int) -> Tensor:
     """One part of the output channels (1, C, height, width), from the parts of the transformed inputs."""
     products = torch.bmm(transformed[0], weights.blocks[0][part])
-    for block, rows in zip(transformed[1:], weights.blocks[1:]):
-        products.baddbmm_(block, rows[part])
+    for block, filters in zip(transformed[1:], weights.blocks[1:]):
+        products.baddbmm_(block, filters[part])
     rows, columns = -(-height // _TILE), -(-width // _TILE)
     tiles = (_matrices()[0].float() @ products.view(_SIZE**2, -1)).view(_TILE, _TILE, rows, columns, -1)
     full = tiles.permute(2, 0, 3, 1, 4).reshape(_TILE * rows, _TILE * columns, -1)

@@ -1,5 +1,6 @@
 """Networks on the grid: exact in any order, close to the networks they stand for, and never silently off the grid."""
 
+import copy
 import zlib
 
 import numpy as np
@@ -30,6 +31,8 @@ def run(net, x):
     "layer, forward",
     [
         (nn.Conv2d(48, 64, 5, padding=2), lambda x, w, b: F.conv2d(x, w, b, padding=2)),
+        (nn.Conv2d(48, 30, 5, 2, 2), lambda x, w, b: F.conv2d(x, w, b, 2, 2)),
+        (nn.Conv2d(48, 7, 1), F.conv2d),
         (nn.ConvTranspose2d(48, 33, 5, 2, 2, 1), lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 2, 1)),
     ],
 )
@@ -42,9 +45,8 @@ def test_a_layer_is_integer_arithmetic_in_any_order(layer, forward):
     exact_sum = forward((x * 2**GRID).long(), weight, bias)  # int64 throughout
     torch.testing.assert_close(got, to_grid(exact_sum.double() * 2.0 ** -(16 + GRID)), atol=0, rtol=0)
     order = torch.randperm(48)
-    shuffled = type(layer)(48, layer.out_channels, 5, layer.stride, layer.padding, *([1] if layer.output_padding[0] else []))
+    shuffled = copy.deepcopy(layer)
     shuffled.weight.data = layer.weight.data[order] if isinstance(layer, nn.ConvTranspose2d) else layer.weight.data[:, order]
-    shuffled.bias.data = layer.bias.data
     assert torch.equal(run(shuffled, x[:, order]), got)
 
 
