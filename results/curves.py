@@ -1,7 +1,8 @@
 """Rate-accuracy curves: one figure a dataset, task, model and metric, as PNG, SVG and PDF, and as SVG inside the report.
 
 The colours are those of Okabe and Ito (Color Universal Design, 2008) without yellow, which print loses; markers and line
-styles tell the codecs apart without colour. A plain dashed line is never a codec: it is the uncompressed ceiling.
+styles tell the codecs apart without colour. Plain dashes are never a codec that was measured: with hollow markers they are a
+curve that a paper reports, without markers the uncompressed ceiling.
 The same scores give the same bytes.
 """
 
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from icmbench.results.published import REPORTED, with_reported
 from icmbench.results.scores import Key, ceiling, codecs, curve
 from icmbench.results.tables import LIMITED
 
@@ -31,6 +33,7 @@ INK = "#000000"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", (0, (6, 1.2, 1, 1.2)), (0, (1, 1)), (0, (6, 1.2, 1, 1.2, 1, 1.2)), (0, (10, 1.5)))
+REPORTED_LINE = (0, (3, 2))
 FACTS: dict[str, dict[str, Any]] = {  # what matplotlib would write into a file, its dates above all, left out
     ".png": {"Software": None},
     ".svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
@@ -40,11 +43,16 @@ FACTS: dict[str, dict[str, Any]] = {  # what matplotlib would write into a file,
 
 @dataclass(frozen=True)
 class Style:
-    """How one codec looks in every figure: a colour, a marker, a line style as matplotlib names them."""
+    """How one codec looks in every figure: a colour, a marker (filled or not), a line style as matplotlib names them."""
 
     colour: str
     marker: str
     line: Any
+    filled: bool = True
+
+    @property
+    def face(self) -> str:
+        return self.colour if self.filled else "none"
 
 
 @dataclass(frozen=True)
@@ -66,18 +74,25 @@ PAGE = Theme(
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A look for each codec by its position; colours and markers together repeat after 56."""
+    """A look for each codec by its position; colours and markers together repeat after 56. Reported ones are dashed, hollow."""
     return {
-        name: Style(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], LINES[k % len(LINES)]) for k, name in enumerate(names)
+        name: Style(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], REPORTED_LINE, False)
+        if name.endswith(REPORTED)
+        else Style(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], LINES[k % len(LINES)])
+        for k, name in enumerate(names)
     }
 
 
-def draw(scores: pd.DataFrame, key: Key, looks: Mapping[str, Style] | None = None) -> Figure:
+def draw(scores: pd.DataFrame, key: Key, looks: Mapping[str, Style] | None = None, reported: pd.DataFrame | None = None) -> Figure:
     """The figure of one key of a normalised scores frame, for print: rate on a log axis, ceiling dashed, legend below.
 
     Bars span `low` to `high`, or the realisations of a point. Points that are not finite are left out.
+    reported: curves of papers, as of `reported_curves`, to be drawn dashed where they match the key.
     """
-    with mpl.rc_context(_settings(PRINT)):
+    if reported is not None:
+        scores = with_reported(scores, reported)
+        looks = styles([*(looks or ()), *(name for name in codecs(scores) if name not in (looks or ()))])
+    with mpl.rc_context(settings(PRINT)):
         figure = Figure(figsize=(4.8, 3.8), dpi=72, layout="constrained", facecolor=PRINT.face)
         axes = figure.add_subplot()
         handles = _plot(axes, scores, key, looks or styles(codecs(scores)), PRINT)[0]
@@ -88,14 +103,14 @@ def draw(scores: pd.DataFrame, key: Key, looks: Mapping[str, Style] | None = Non
             )
             for text, name in zip(legend.get_texts(), handles, strict=True):
                 text.set_text(shown(name))  # not as a label: matplotlib hides those that begin with an underscore
-        _settle(figure)
+        settle(figure)
         return figure
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = (".png", ".svg", ".pdf")) -> list[Path]:
     """Write `stem` + .png (200 dpi), .svg and .pdf; returns the paths."""
     paths = []
-    with mpl.rc_context(_settings(PRINT)):
+    with mpl.rc_context(settings(PRINT)):
         for suffix in formats:
             paths.append(stem.with_name(stem.name + suffix))
             figure.savefig(paths[-1], dpi=200 if suffix == ".png" else 72, metadata=FACTS[suffix])
@@ -107,29 +122,29 @@ def inline_svg(scores: pd.DataFrame, key: Key, looks: Mapping[str, Style]) -> st
 
     What belongs to the k-th codec of `looks` has `class="codec" data-codec="k"`; each point carries a `<title>`.
     """
-    with mpl.rc_context(_settings(PAGE)):
+    with mpl.rc_context(settings(PAGE)):
         figure = Figure(figsize=(5.0, 3.4), dpi=72, layout="constrained", facecolor="none")
         axes = figure.add_subplot()
         _, dots = _plot(axes, scores, key, looks, PAGE)
-        _settle(figure)
+        settle(figure)
         circles = []
         for index, x, y, tip in dots:
             left, bottom = axes.transData.transform((x, y))
             place = f'cx="{left:.1f}" cy="{figure.bbox.height - bottom:.1f}"'
             about = f'class="codec dot" data-codec="{index}"'
             circles.append(f'<circle {about} {place} r="9" fill="transparent"><title>{escape(tip)}</title></circle>')
-        return _page_svg(figure, f"rate-{title(key)}", title(key), "".join(circles))
+        return page_svg(figure, f"rate-{title(key)}", title(key), "".join(circles))
 
 
 def swatch(style: Style) -> str:
     """A codec's line and marker as a small SVG element for a page's legend."""
-    with mpl.rc_context(_settings(PAGE)):
+    with mpl.rc_context(settings(PAGE)):
         figure = Figure(figsize=(0.5, 0.2), dpi=72, facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0, 1))
         axes.set_axis_off()
         axes.plot([0, 0.5, 1], [0.5] * 3, color=style.colour, linestyle=style.line, linewidth=1.6)
-        axes.plot([0.5], [0.5], color=style.colour, marker=style.marker, markersize=6)
-        return _page_svg(figure, f"swatch-{style}", "", "")
+        axes.plot([0.5], [0.5], color=style.colour, marker=style.marker, markersize=6, markerfacecolor=style.face)
+        return page_svg(figure, f"swatch-{style}", "", "")
 
 
 def title(key: Key) -> str:
@@ -151,7 +166,8 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
-def _settings(theme: Theme) -> Any:  # Any: matplotlib lists every key as a literal
+def settings(theme: Theme) -> Any:  # Any: matplotlib lists every key as a literal
+    """matplotlib's settings of every figure."""
     return {
         "svg.hashsalt": "icmbench",
         "svg.fonttype": "path" if theme is PRINT else "none",
@@ -186,6 +202,7 @@ def _plot(
             continue
         x, y = points["bpp"].to_numpy(), points["value"].to_numpy()
         line = axes.plot(x, y, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=1.6, markersize=5.5)[0]
+        line.set_markerfacecolor(look.face)
         line.set_gid(f"codec{index}")
         handles[name] = line
         bars = np.stack([y - points["low"].to_numpy(), points["high"].to_numpy() - y])
@@ -217,7 +234,7 @@ def _plot(
     return handles, dots
 
 
-def _settle(figure: Figure) -> None:
+def settle(figure: Figure) -> None:
     """Lay the figure out once, not anew for every format."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -240,10 +257,11 @@ def _tip(name: str, row: Any, metric: str, unit: str) -> str:
     return shown(f"{name}, {row.point}: {metric} {row.value:.4g}{' ' * bool(unit)}{unit}{bar} at {row.bpp:.4g} bpp")
 
 
-def _page_svg(figure: Figure, salt: str, name: str, extra: str) -> str:
-    """The figure as one SVG element: ids made unique by the salt, colours by CSS, sized by its container."""
+def page_svg(figure: Figure, salt: str, name: str, extra: str = "") -> str:
+    """The figure, of the theme `PAGE`, as one SVG element: ids made unique by the salt, colours by CSS, sized by its container."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=FACTS[".svg"])
+    with mpl.rc_context(settings(PAGE)):
+        figure.savefig(buffer, format="svg", metadata=FACTS[".svg"])
     text = buffer.getvalue()
     text = text[text.index("<svg") : text.rindex("</svg>")]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)

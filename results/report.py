@@ -17,7 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from icmbench.results import curves
-from icmbench.results.scores import UNCOMPRESSED, Key, by_reference, codecs, normalise, primary_keys
+from icmbench.results.figures import LAYER, extra_figures
+from icmbench.results.published import with_reported
+from icmbench.results.scores import UNCOMPRESSED, Key, by_reference, codecs, keys, normalise, primary_keys
 from icmbench.results.tables import LIMITED, mean_frame, rate_frame, signed
 from icmbench.results.writers import TITLES, details, means_table, overview, scores_table, write_tables
 
@@ -30,11 +32,19 @@ LEADS = {
 }
 
 
-def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFrame, meta: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    run_folder: str | Path,
+    scores: pd.DataFrame,
+    bdrate: pd.DataFrame,
+    meta: Mapping[str, Any] | None = None,
+    reported: pd.DataFrame | None = None,
+    parts: pd.DataFrame | None = None,
+) -> Path:
     """Write report/index.html, the curves as PNG and SVG, and the tables as Markdown and LaTeX; returns the page's path.
 
     scores, bdrate: as of `normalise` and `bdrate_frame`. meta, every key optional: `title`; `environment`, a JSON-like
     mapping, else the run folder's environment.json; `primary`, task to metric, else each task's first metric.
+    reported: curves of papers, as of `reported_curves`: dashed in the figures, in no table. parts: as of `figures.bit_split`.
     Raises ScoresError for scores that are malformed.
     """
     meta = meta or {}
@@ -42,13 +52,18 @@ def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFr
     folder = Path(run_folder) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     primary = meta.get("primary")
-    looks = curves.styles(codecs(scores))
+    drawn = with_reported(scores, reported)
+    looks = curves.styles(codecs(drawn))
     chosen = primary_keys(scores, primary)
     names = _stems(chosen)
     rates = rate_frame(scores)
     for key, name in names.items():
-        curves.save(curves.draw(scores, key, looks), folder / name, (".png", ".svg"))
+        curves.save(curves.draw(drawn, key, looks), folder / name, (".png", ".svg"))
     write_tables(scores, bdrate, folder, primary)
+    more = [*extra_figures(_shown_rows(scores, chosen), bdrate, parts)]
+    for name, _, figure in more:
+        curves.save(figure, folder / name, (".png", ".svg"))
+    on_page = extra_figures(_shown_rows(scores, chosen), bdrate, parts, curves.PAGE)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -62,7 +77,11 @@ def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFr
         limited=LIMITED if scores["limited"].any() else "",
         facts=_facts(scores),
         codecs=[(k, name, Markup(curves.swatch(look))) for k, (name, look) in enumerate(looks.items())],
-        blocks=[_block(scores, bdrate, rates, reference, keys, looks, names) for reference, keys in by_reference(chosen)],
+        blocks=[_block(scores, drawn, bdrate, rates, reference, keys, looks, names) for reference, keys in by_reference(chosen)],
+        more=[
+            {"title": title, "stem": name, "svg": Markup(curves.page_svg(figure, name, title))} for name, title, figure in on_page
+        ],
+        reported=len(drawn) > len(scores),
         gaps=_gaps(bdrate),
         environment=_environment(meta.get("environment"), Path(run_folder)),
         rows=len(scores),
@@ -75,6 +94,7 @@ def write_report(run_folder: str | Path, scores: pd.DataFrame, bdrate: pd.DataFr
 
 def _block(
     scores: pd.DataFrame,
+    drawn: pd.DataFrame,
     bdrate: pd.DataFrame,
     rates: pd.DataFrame,
     reference: str,
@@ -94,10 +114,16 @@ def _block(
         "details": _table(every, _is_main(every, keys), ["BD-rate %"]),
         "means": _table(means_table(means[means["reference"] == reference]), percent=["Mean BD-rate %"]),
         "figures": [
-            {"title": curves.title(key), "stem": names[key], "svg": Markup(curves.inline_svg(scores, key, looks))} for key in keys
+            {"title": curves.title(key), "stem": names[key], "svg": Markup(curves.inline_svg(drawn, key, looks))} for key in keys
         ],
         "scores": _table(scores_table(scores[scores["reference"] == reference])),
     }
+
+
+def _shown_rows(scores: pd.DataFrame, chosen: list[Key]) -> pd.DataFrame:
+    """The rows of primary metrics and of layers."""
+    wanted = [key.rows(scores) for key in keys(scores) if key in chosen or LAYER.fullmatch(key.metric)]
+    return pd.concat([scores.iloc[:0], *wanted])
 
 
 def _is_main(table: pd.DataFrame, keys: list[Key]) -> list[bool]:

@@ -62,7 +62,7 @@ def test_one_file_that_needs_nothing_else(scores, tmp_path):
     assert len(ids) == len(set(ids)) and {link[1:] for link in links if link.startswith("#")} <= set(ids)
     files = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"index.html", "bdrate.md", "bdrate.tex", "scores.md", "scores.tex", "coco-yolox-yolox-onnx-AP.png"} <= files
-    assert sum(name.endswith(".svg") for name in files) == sum(name.endswith(".png") for name in files) == 5
+    assert sum(name.endswith(".svg") for name in files) == sum(name.endswith(".png") for name in files) == 10  # curve and time
 
 
 def test_the_same_scores_give_the_same_bytes(few, tmp_path):

@@ -1,0 +1,78 @@
+"""Layer curves, time against BD-rate, bit split."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from icmbench.results.figures import bit_split, layer_curves, time_against_bdrate
+from icmbench.results.report import write_report
+from icmbench.results.scores import ScoresError, codecs, normalise, primary_keys
+from icmbench.results.tables import bdrate_frame
+
+LAYERS = [f"layer{stage}.{block}" for stage, blocks in enumerate((3, 4, 6, 3), start=1) for block in range(blocks)]
+
+
+@pytest.fixture
+def layers():
+    rows = [
+        {"codec": codec, "point": str(k), "dataset": "kodak", "task": "layers", "metric": layer, "bpp": bpp * (1 + shift),
+         "value": (0.05 + shift) * (1 + depth / 8) / (1 + 8 * bpp), "higher_is_better": False}
+        for codec, shift in (("jpeg", 0.2), ("webp", 0.1), ("elic", 0.0), ("diffusion", 0.05))
+        for k, bpp in enumerate((0.05, 0.2, 0.8))
+        for depth, layer in reversed([*enumerate(LAYERS)])
+    ]  # fmt: skip
+    return normalise(pd.DataFrame(rows))
+
+
+@pytest.fixture
+def parts():
+    rows = [("elic", str(q), part, bits * q) for q in (1, 2) for part, bits in (("header", 16), ("z", 100), ("y", 900))]
+    return pd.DataFrame(
+        [*rows, ("jpeg", "10", "header", 40.0), ("jpeg", "10", "scan", 360.0)], columns=["codec", "point", "part", "bits"]
+    )
+
+
+def test_layer_curves_have_a_panel_for_each_codec_and_run_from_shallow_to_deep(layers):
+    figure = layer_curves(layers)
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert [*panels] == ["jpeg", "webp", "elic", "diffusion"] and all(len(axes.lines) == 3 for axes in panels.values())
+    assert [tick.get_text() for tick in panels["webp"].get_xticklabels()] == [name.removeprefix("layer") for name in LAYERS]
+    values = panels["elic"].lines[0].get_ydata()
+    rows = layers[(layers["codec"] == "elic") & (layers["point"] == "0")].set_index("metric")["value"]
+    np.testing.assert_array_equal(values, rows[LAYERS])
+    with pytest.raises(ScoresError, match="run the task `layers`"):
+        layer_curves(layers.assign(metric="AP"))
+
+
+def test_time_against_bdrate(scores):
+    frame = normalise(scores)
+    frame.loc[frame["codec"] == "avif", "decode_seconds"] = np.nan
+    key = primary_keys(frame)[0]
+    bdrate = bdrate_frame(frame, "jpeg")
+    bdrate["low"], bdrate["high"] = bdrate["bd_rate_percent"] - 3, bdrate["bd_rate_percent"] + 2
+    figure = time_against_bdrate(key.rows(frame), key.rows(bdrate))
+    axes = figure.axes[0]
+    marks = {text.get_text(): text.xy for text in axes.texts}
+    assert {*marks} == {"jpeg", "webp", "diffusion"} and marks["jpeg"] == (0.004, 0.0)
+    assert marks["webp"][1] == key.rows(bdrate).set_index("codec").loc["webp", "bd_rate_percent"] < 0
+    assert figure.get_supxlabel() == "no BD-rate or time: avif" and axes.get_ylabel() == "BD-rate against jpeg (%)"
+    assert len(axes.collections) == 2  # intervals of webp and diffusion
+
+
+def test_bit_split_adds_up(parts):
+    axes = bit_split(parts).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["elic 1", "elic 2", "jpeg 10"]
+    widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers])
+    np.testing.assert_allclose(widths.sum(axis=0), 100)
+    assert widths[0, 2] == pytest.approx(10) and [text.get_text() for text in axes.texts][1] == "2,032 bits"
+    with pytest.raises(ScoresError, match="missing: bits"):
+        bit_split(parts.drop(columns="bits"))
+
+
+def test_the_report_shows_them(scores, layers, parts, tmp_path):
+    frame = pd.concat([normalise(scores[scores["task"] == "yolox"]), layers], ignore_index=True)
+    page = write_report(tmp_path, frame, bdrate_frame(frame, "jpeg"), parts=parts).read_text(encoding="utf-8")
+    assert 'id="more"' in page and "kodak layers: features lost by layer" in page and "What the bits are spent on" in page
+    made = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"layers-kodak-layers.svg", "bit-split.png"} <= made and any(name.startswith("time-coco-yolox") for name in made)
+    assert codecs(frame)[0] == "jpeg"
