@@ -71,7 +71,7 @@ def compare(run_a: str | Path, run_b: str | Path, tolerance: float = 1e-9) -> Co
     """
     folders = [Path(run_a), Path(run_b)]
     frames = [_scores(folder) for folder in folders]
-    moves, compared = _moves(*frames, tolerance)
+    moves, compared = _moves(frames[0], frames[1], tolerance)
     environments = [_environment(folder) for folder in folders]
     facts = _facts(*environments)
     images = _images(folders)

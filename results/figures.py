@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -148,11 +149,15 @@ def bit_split(parts: pd.DataFrame, theme: Theme = PRINT) -> Figure:
         figure = Figure(figsize=(5.2, 1.1 + 0.28 * len(table)), dpi=72, layout="constrained", facecolor=theme.face)
         axes = figure.add_subplot()
         left = np.zeros(len(table))
-        handles = []
+        handles: list[Any] = []
         colours: Sequence[str] = [colour for colour in COLOURS if colour != INK]
         for k, part in enumerate(table.columns):
             share = 100 * (table[part] / totals.where(totals > 0)).fillna(0).to_numpy()
-            look = {"color": colours[k % len(colours)], "hatch": HATCHES[k // len(colours) % len(HATCHES)], "edgecolor": "white"}
+            look: dict[str, Any] = {
+                "color": colours[k % len(colours)],
+                "hatch": HATCHES[k // len(colours) % len(HATCHES)],
+                "edgecolor": "white",
+            }
             handles.append(axes.barh(range(len(table)), share, left=left, height=0.7, linewidth=0.6, **look))
             left += share
         for place, total in enumerate(totals):
@@ -161,8 +166,8 @@ def bit_split(parts: pd.DataFrame, theme: Theme = PRINT) -> Figure:
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the bits (%)")
-        figure.get_layout_engine().set(w_pad=0.12)  # room for the bits, which stand outside the axes
-        legend = figure.legend(handles, map(str, range(len(handles))), loc="outside lower center", ncols=min(len(handles), 4))
+        figure.set_layout_engine("constrained", w_pad=0.12)  # room for the bits, which stand outside the axes
+        legend = figure.legend(handles, [*map(str, range(len(handles)))], loc="outside lower center", ncols=min(len(handles), 4))
         for text, name in zip(legend.get_texts(), table.columns, strict=True):
             text.set_text(shown(str(name)))
         settle(figure)
