@@ -182,6 +182,12 @@ class Bench:
             self._pixel_bytes -= dropped.nbytes
         return image
 
+    def keep_only(self, block: Block) -> None:
+        """Forget the pixels of all other blocks."""
+        wanted = {(block.dataset, image_id) for image_id in block.ids}
+        for key in [key for key in self._pixels if key not in wanted]:
+            self._pixel_bytes -= self._pixels.pop(key).nbytes
+
     def known_sources(self, block: Block) -> Sources | None:
         """Hashes of a block's pixels as far as they are stored and the files' sizes and mtimes are what they were."""
         place = (block.dataset, block.number)

@@ -39,6 +39,7 @@ def run_unit(bench: Bench, unit: Unit, keep: bool, progress: Progress) -> Outcom
     outcome = Outcome()
     block = unit.block
     names = [cell_name(block, bench.series[k]) for k in unit.series]
+    bench.keep_only(block)
     try:
         sources = bench.sources(block)
         cells = [Cell(bench, block, bench.series[k], sources, keep) for k in unit.series]
