@@ -105,7 +105,10 @@ class Attention(nn.Module):
         self.conv_b = nn.Sequential(*gate, nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(x, self.conv_a(x), torch.sigmoid(self.conv_b(x)))
+        a, gate = self.conv_a(x), self.conv_b(x)
+        if torch.is_grad_enabled():
+            return torch.addcmul(x, a, torch.sigmoid(gate))
+        return torch.addcmul(x, a, gate.sigmoid_(), out=a)
 
 
 class _ToPixels(nn.ConvTranspose2d):

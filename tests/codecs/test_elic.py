@@ -303,3 +303,25 @@ def test_golden_stream(portable):
     assert zlib.crc32(latents.y_hat.contiguous().numpy().tobytes()) == GOLDEN_LATENTS
     assert portable.decompress(data).shape == (17, 23, 3)
     assert portable.compress(picture(17, 23)) == data
+
+
+OTHER_KERNELS = """
+import sys, zlib
+from icmbench.codecs.bitstream import Container
+from icmbench.codecs.elic import Elic
+codec = Elic(0.016, weights=sys.argv[1])
+data = open(sys.argv[2], "rb").read()
+height, width = (-(-side // 64) for side in codec.decompress(data).shape[:2])
+latents = codec._coder("portable").decompress(Container.from_bytes(data).payload, height, width)
+print(zlib.crc32(latents.y_hat.contiguous().numpy().tobytes()))
+"""
+
+
+def test_portable_streams_decode_to_the_same_bits_with_the_kernels_of_an_older_processor(portable, weights, tmp_path):
+    data = portable.compress(picture(130, 200))
+    (tmp_path / "stream").write_bytes(data)
+    expected = portable._coder("portable").decompress(Container.from_bytes(data).payload, 3, 4).y_hat
+    command = [sys.executable, "-c", OTHER_KERNELS, str(weights / "official.safetensors"), str(tmp_path / "stream")]
+    older = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    run = subprocess.run(command, env={**os.environ, **older}, capture_output=True, text=True, check=True)
+    assert int(run.stdout) == zlib.crc32(expected.contiguous().numpy().tobytes())
