@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,10 @@ def environment(bench: Bench) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    return {name: found.version for found in distributions() if (name := found.metadata["Name"])}
+    """Installed distributions and versions, by the names of their .dist-info folders: reading every METADATA takes 0.2 s."""
+    folders = (found.name for place in sys.path if Path(place).is_dir() for found in Path(place).glob("*.dist-info"))
+    named = (folder.removesuffix(".dist-info").rpartition("-") for folder in folders)
+    return dict(sorted((name, version) for name, _, version in named))
 
 
 def hardware() -> dict[str, Any]:

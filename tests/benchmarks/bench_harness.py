@@ -4,6 +4,7 @@ Run with `tox run -e bench`; needs the labelled COCO photographs of ICMBENCH_TES
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -48,7 +49,7 @@ def test_overhead_with_one_worker(job, tmp_path):
     task, dataset = bench.tasks["detection"], bench.datasets["coco"]
     task.predict([dataset.read(dataset.ids[0])], dataset.ids[:1])  # the model is loaded, as it is once in a long run
     ratios = []
-    for trial in range(3):
+    for trial in range(5):
         bare = 0.0
         images = [dataset.read(image_id) for image_id in dataset.ids]
         targets = task.targets(dataset.ids)
@@ -65,8 +66,9 @@ def test_overhead_with_one_worker(job, tmp_path):
         ratios.append(wall / bare)
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result.seconds.items())
         print(f"\nbare {bare:.2f} s, harness {wall:.2f} s ({parts}), ratio {wall / bare:.3f}")
-    print(f"harness over bare sum: {min(ratios):.3f} (best of {len(ratios)}; at most 1.10)")
-    assert min(ratios) <= 1.10
+    median = statistics.median(ratios)
+    print(f"harness over bare sum: {median:.3f} (median of {len(ratios)}, {min(ratios):.3f} to {max(ratios):.3f}; at most 1.10)")
+    assert median <= 1.10
 
 
 CHILD = """
