@@ -78,11 +78,11 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """Residual block that doubles the resolution by sub-pixel convolution."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
-        self.subpel_conv = nn.Sequential(_conv(width, 4 * width, 1), nn.PixelShuffle(2))
-        self.conv = _conv(width, width)
-        self.upsample = nn.Sequential(_conv(width, 4 * width, 1), nn.PixelShuffle(2))
+        self.subpel_conv = nn.Sequential(_conv(inside, 4 * outside, 1), nn.PixelShuffle(2))
+        self.conv = _conv(outside, outside)
+        self.upsample = nn.Sequential(_conv(inside, 4 * outside, 1), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(nn.functional.leaky_relu(self.subpel_conv(x), 0.01))
@@ -190,7 +190,7 @@ class _Decoder(nn.Module):
         self.g_s0, self.g_s1 = _ModulatedBlock(m, prior, hidden), _ModulatedBlock(m, prior, hidden)
         self.g_s2 = nn.Sequential(_conv(m, n), *(_Bottleneck(n) for _ in range(3)))
         self.g_s2_ref = _Modulation(n, prior, hidden)
-        self.g_s3 = nn.Sequential(_Up(n), *(_Bottleneck(n) for _ in range(3)))
+        self.g_s3 = nn.Sequential(_Up(n, n), *(_Bottleneck(n) for _ in range(3)))
         self.g_s3_ref = _Modulation(n, prior, hidden)
         self.g_s4 = _conv(n, latent)
 

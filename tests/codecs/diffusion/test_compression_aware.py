@@ -1,0 +1,136 @@
+"""ResULIC's sampler against its forward process, equation 11 of the paper, at the noise levels of its rate points."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from icmbench.codecs.diffusion.compression_aware import CompressionAware
+from icmbench.codecs.diffusion.sampling import Guided, draw_noise
+
+LEVELS = (100, 300, 405, 600, 795)
+SHAPE = (2, 4, 8, 8)
+
+
+def drawn(seed: int) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gamma(abar: torch.Tensor, level: int, n: int, eta: int) -> float:
+    """As the paper prints it below equations 30 and 34, bars restored; at the noise level the residual has its full weight."""
+    a_n, a_level = float(abar[n]), float(abar[level])
+    return ((1 - a_n) / a_n) ** 0.5 * a_level / (1 - a_level) if eta else (a_level / (1 - a_level)) ** 0.5
+
+
+def equation_11(abar, level: int, n: int, eta: int, z_0, z_c, eps) -> torch.Tensor:
+    a_n = float(abar[n])
+    return a_n**0.5 * z_0 + (1 - a_n) ** 0.5 * (gamma(abar, level, n, eta) * (z_c - z_0) + eps)
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+@pytest.mark.parametrize("level", LEVELS)
+def test_estimate_is_exact_at_every_time(backbone, level, eta):
+    sampler, abar, (z_0, z_c, eps) = CompressionAware(level, 3, eta), backbone.abar, map(drawn, range(3))
+    worst = 0.0
+    for n in range(level):
+        z_n = equation_11(abar, level, n, eta, z_0, z_c, eps)
+        worst = max(worst, (sampler.estimate(abar, n, z_n, z_c, eps) - z_0).abs().max().item())
+    print(f"N = {level}, eta = {eta}: the estimate is off by at most {worst:.1e}")
+    assert worst < 1e-4
+    torch.testing.assert_close(sampler.estimate(abar, level, z_n, z_c, eps), z_c)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 50])
+@pytest.mark.parametrize("level", LEVELS)
+def test_deterministic_step_lands_on_equation_11(backbone, level, steps):
+    """From every time, the first included, with the true noise: the same noise at the next time."""
+    sampler, abar, (z_0, z_c, eps) = CompressionAware(level, steps), backbone.abar, map(drawn, range(3))
+    for n, p in pairwise(sampler.times):
+        z_n = equation_11(abar, level, n, 0, z_0, z_c, eps)
+        z_p = sampler.step(abar, n, p, z_n, sampler.estimate(abar, n, z_n, z_c, eps) if n < level else z_0)
+        torch.testing.assert_close(z_p, equation_11(abar, level, p, 0, z_0, z_c, eps), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 50])
+@pytest.mark.parametrize("level", LEVELS)
+def test_stochastic_step_lands_on_equation_11(backbone, level, steps):
+    """eta = 1: the step is linear in z_n's noise and in the fresh noise; both shares are read off, and give mean and variance."""
+    sampler, abar, (z_0, z_c) = CompressionAware(level, steps, 1), backbone.abar, map(drawn, range(2))
+    nothing, one = torch.zeros(SHAPE, dtype=torch.float64), torch.ones(SHAPE, dtype=torch.float64)
+
+    def landed(n: int, p: int, eps: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+        z_n = equation_11(abar, level, n, 1, z_0, z_c, eps)
+        return sampler.step(abar, n, p, z_n, sampler.estimate(abar, n, z_n, z_c, eps) if n < level else z_0, fresh)
+
+    for n, p in pairwise(sampler.times):
+        mean = landed(n, p, nothing, nothing)
+        torch.testing.assert_close(mean, equation_11(abar, level, p, 1, z_0, z_c, nothing), rtol=0, atol=1e-6)
+        variance = (landed(n, p, one, nothing) - mean) ** 2 + (landed(n, p, nothing, one) - mean) ** 2
+        torch.testing.assert_close(variance, (1 - abar[p]) * one, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+def test_drawn_steps_have_the_variance_of_equation_11(backbone, eta):
+    """With drawn noise: mean and variance over 200,000 values, N = 300, from 200 to 100."""
+    sampler, abar = CompressionAware(300, 3, eta), backbone.abar
+    generator = torch.Generator().manual_seed(0)
+    eps, fresh = (torch.randn(2, 4, 160, 160, generator=generator, dtype=torch.float64) for _ in range(2))
+    z_0, z_c = torch.full_like(eps, 0.7), torch.full_like(eps, 0.2)
+    z_n = equation_11(abar, 300, 200, eta, z_0, z_c, eps)
+    z_p = sampler.step(abar, 200, 100, z_n, sampler.estimate(abar, 200, z_n, z_c, eps), fresh)
+    expected = equation_11(abar, 300, 100, eta, z_0, z_c, torch.zeros_like(eps))
+    assert abs((z_p - expected).mean()) < 0.005
+    assert abs(z_p.var() / (1 - abar[100]) - 1) < 0.01
+
+
+@pytest.mark.parametrize("level", [*LEVELS, 1, 999])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 50])
+def test_times(level, steps):
+    if steps > level:
+        with pytest.raises(ValueError, match=r"noise level"):
+            CompressionAware(level, steps)
+        return
+    times = CompressionAware(level, steps).times
+    assert times == np.round(np.linspace(0, level, steps + 1)).astype(int)[::-1].tolist()
+    assert len(set(times)) == steps + 1
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(1, 0), (2, 1), (3, 2), (10, 9)])
+@pytest.mark.parametrize("eta", [0, 1])
+def test_useless_calls_are_skipped(backbone, steps, calls, eta):
+    """S - 1 evaluations, none at the noise level or at 0; a guided pair is one."""
+    seen: list[tuple[int, int]] = []
+    sampler = CompressionAware(405, steps, eta)
+
+    def run(backbone, control, x, t, context, prepared):
+        seen.append((len(x), int(t[0])))
+        return torch.zeros_like(x)
+
+    hint, context = drawn(0).float(), torch.zeros(1, 77, 32)
+    predict = Guided(backbone, None, hint, context, context, 2.5, run=run)
+    noise = draw_noise([0, 1], sampler.draws, 8, 8)
+    assert sampler(predict, backbone.abar, hint, noise).dtype == torch.float32
+    assert seen == [(4, n) for n in sampler.times[1:-1]]
+    assert len(seen) == calls
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_oracle_recovers_the_latent(backbone, level, eta):
+    """A network that names the noise that equation 11 leaves around z_0 leads to z_0, but for the little noise of time 0."""
+    z_0, z_c = drawn(0).float(), drawn(1).float()
+    sampler = CompressionAware(level, 10, eta)
+
+    def oracle(x: torch.Tensor, n: int) -> torch.Tensor:
+        a_n = float(backbone.abar[n])
+        eps = (x.double() - a_n**0.5 * z_0) / (1 - a_n) ** 0.5 - gamma(backbone.abar, level, n, eta) * (z_c - z_0).double()
+        return eps.float()
+
+    noise = draw_noise([0, 1], sampler.draws, 8, 8)
+    z = sampler(oracle, backbone.abar, z_c, noise)
+    if eta == 0:  # after the first step, which can only go to z_c, all that is not z_0 shrinks as the noise does
+        a_0, a_1 = (float(backbone.abar[n]) for n in (0, sampler.times[1]))
+        z_1 = a_1**0.5 * z_c + (1 - a_1) ** 0.5 * noise[:, 0]
+        torch.testing.assert_close(z, a_0**0.5 * z_0 + ((1 - a_0) / (1 - a_1)) ** 0.5 * (z_1 - a_1**0.5 * z_0), rtol=0, atol=1e-5)
+    assert (z - z_0).abs().mean() < 0.1 * (z_c - z_0).abs().mean()
