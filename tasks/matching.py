@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,11 @@ class Matches:
     label_image: Ints  # (g,)
     label_category: Ints  # (g,)
     label_counts: Bools  # (A, g): neither ignored nor outside the area range
+
+    @cached_property
+    def fixed(self) -> Fixed:
+        """Computed once for all weights."""
+        return _fixed(self)
 
 
 def match(
@@ -215,35 +221,66 @@ def average_precision(matches: Matches, weights: Floats | None = None) -> npt.ND
         return np.where(positives[:, None] > 0, np.zeros(shape), np.nan)
 
     # Precision peaks where a detection is right, so the envelope needs the matched detections only.
-    area, category = m.segment // (len(THRESHOLDS) * m.categories), m.segment % m.categories
+    f = m.fixed
     share = counted[m.image]
     seen = np.zeros((len(m.areas), len(share) + 1))
     np.cumsum(share * m.inside, axis=1, out=seen[:, 1:])
-    opening = np.searchsorted(m.category, np.arange(m.categories))  # each category's first detection
-    bounds = np.flatnonzero(np.append(True, m.segment[1:] != m.segment[:-1]))
-    sizes = np.diff(np.append(bounds, len(m.segment)))
+    passed = seen.ravel()
     mine = share[m.position]
-    right = _running(mine * m.true, bounds, sizes)
-    matched_inside = _running(mine * m.inside[area, m.position], bounds, sizes)
-    wrong = seen[area, m.position + 1] - seen[area, opening[category]] - matched_inside
+    right = _running(mine * m.true, f)
+    wrong = passed[f.up_to] - np.repeat(passed[f.opening], f.sizes) - _running(mine * f.inside, f)
     precision = right / (right + wrong + np.spacing(1))
-    for start, size in zip(bounds.tolist(), sizes.tolist()):
-        backwards = precision[start : start + size][::-1]
-        np.maximum.accumulate(backwards, out=backwards)
+    lifted = (precision + f.lift)[::-1]  # so that no segment reaches over the one before it
+    precision = np.maximum.accumulate(lifted, out=lifted)[::-1] - f.lift
 
     # Each matched detection answers for the recall levels that it is the first to reach.
-    total = positives[area, category]
+    total = np.repeat(positives.ravel()[f.label], f.sizes)
     levels = np.searchsorted(RECALLS, np.divide(right, total, out=np.zeros_like(right), where=total > 0), side="right")
     before = np.append(0, levels[:-1])
-    before[bounds] = 0
+    before[f.starts] = 0
     sums = np.bincount(m.segment, precision * (levels - before), int(np.prod(shape))).reshape(shape)
     return np.where(positives[:, None] > 0, sums / len(RECALLS), np.nan)
 
 
-def _running(values: Floats, bounds: Ints, sizes: Ints) -> Floats:
-    """Cumulative sums that start anew at each of `bounds`."""
+@dataclass(frozen=True)
+class Fixed:
+    """What no weights change of how matches are added up. Of each segment that has matches, in order:
+
+    starts, sizes: its place among them; label: where its labels stand in a flat (areas, categories); opening: where its
+    category starts in the flat running count (areas, detections + 1). Of each match: up_to, its own place in that count;
+    inside: whether the detection is within the area range; lift: how many segments come after, float64.
+    """
+
+    starts: Ints
+    sizes: Ints
+    label: Ints
+    opening: Ints
+    up_to: Ints
+    inside: Bools
+    lift: Floats
+
+
+def _fixed(m: Matches) -> Fixed:
+    starts = np.flatnonzero(np.append(True, m.segment[1:] != m.segment[:-1]))
+    sizes = np.diff(np.append(starts, len(m.segment)))
+    area, category = m.segment[starts] // (len(THRESHOLDS) * m.categories), m.segment[starts] % m.categories
+    row = area * (len(m.image) + 1)
+    of = np.repeat(area, sizes)
+    return Fixed(
+        starts=starts,
+        sizes=sizes,
+        label=area * m.categories + category,
+        opening=row + np.searchsorted(m.category, category),
+        up_to=np.repeat(row, sizes) + m.position + 1,
+        inside=m.inside[of, m.position],
+        lift=np.repeat(np.arange(len(starts))[::-1].astype(np.float64), sizes),
+    )
+
+
+def _running(values: Floats, fixed: Fixed) -> Floats:
+    """Cumulative sums that start anew in each segment."""
     sums = np.cumsum(values)
-    return sums - np.repeat(sums[bounds] - values[bounds], sizes)
+    return sums - np.repeat(sums[fixed.starts] - values[fixed.starts], fixed.sizes)
 
 
 def ap_scores(matches: Matches, weights: Floats | None = None) -> dict[str, float]:
