@@ -8,9 +8,11 @@
     backbone    Stable Diffusion: VAE, UNet, text encoder; profiles `sd21` and `tiny`
     unet        the UNet walked block by block, open to injections
     control     the control module that injects the hint
-    latent      LFGCM, the latent compressor on the shared entropy core
-    text        what of the image is said in words, in how many bits
+    compressor  what latent compressors share, on the entropy core; latent: LFGCM, Diff-ICMH's
+    guides      the contract of text guidance; text: tags from a vocabulary
     sampling    from noise and hint to a latent; classifier-free guidance; tiles
+    engine      pixels to stream and back, in batches; codec: the codec contract over it
+    models      the networks of a recipe with their weights
     weights     where weights come from: published checkpoints, diffusers folders, a hub, a seed
     keys        names in published checkpoints and names here
 

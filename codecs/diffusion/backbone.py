@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -30,6 +30,7 @@ from icmbench.codecs.diffusion.tiles import Tiles
 
 DOWNSCALE = 8  # pixels along a side of a latent position
 TOKENS = 77
+Prompt: TypeAlias = str | tuple[int, ...]  # words, or their token ids without beginning and end
 
 
 @dataclass(frozen=True)
@@ -132,18 +133,19 @@ class DiffusionBackbone(nn.Module):
         pixels = tiles.paste([self.vae.decode(part).sample.float() for part in parts], DOWNSCALE)
         return ((pixels + 1) / 2).clamp(0, 1)
 
-    def embed(self, prompts: Sequence[str] | Tensor) -> Tensor:
+    def embed(self, prompts: Sequence[Prompt] | Tensor) -> Tensor:
         """N prompts, or their token ids (N, 77) int64 -> context (N, 77, D) in the backbone's dtype. Longer prompts are cut."""
         ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
         return self.text(input_ids=ids.to(self.device)).last_hidden_state
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+    def tokenize(self, prompts: Sequence[Prompt]) -> Tensor:
         """Token ids (N, 77) int64: beginning, text cut to what fits, end, zeros."""
         first, last = self.profile.text["bos_token_id"], self.profile.text["eos_token_id"]
         split = _clip_tokens if self.profile.name == "sd21" else functools.partial(_hashed_tokens, size=first)
         ids = torch.zeros(len(prompts), TOKENS, dtype=torch.int64)
         for row, prompt in zip(ids, prompts):
-            tokens = [first, *split(prompt)[: TOKENS - 2], last]
+            words = split(prompt) if isinstance(prompt, str) else prompt
+            tokens = [first, *words[: TOKENS - 2], last]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 

@@ -1,6 +1,6 @@
-"""What all codecs of a latent compressor, a control module and a sampler share: pixels to stream and back, in batches.
+"""What all codecs of the family share: pixels to stream and back, in batches.
 
-    compress      pixels --pad--> z0 = backbone.encode --latent--> payload --> Container
+    compress      pixels --pad--> z0 = backbone.encode --latent--> payload --> Container <-- words <--guide-- draft
     decompress    Container --latent--> hint --control, sampler--> z --backbone.decode--> pixels --crop-->
 
 Coding is done image by image; of streams, those of one padded size and one way of decoding are sampled together, while the symbols
@@ -10,7 +10,6 @@ of the next ones are decoded on the CPU.
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 from icmbench.codecs.base import Image
 from icmbench.codecs.bitstream import Container
 from icmbench.codecs.diffusion import colour, graphs, sampling
-from icmbench.codecs.diffusion.backbone import DiffusionBackbone
+from icmbench.codecs.diffusion.backbone import DiffusionBackbone, Prompt
+from icmbench.codecs.diffusion.compressor import LatentCompressor
 from icmbench.codecs.diffusion.control import ControlModule
-from icmbench.codecs.diffusion.latent import Lfgcm
+from icmbench.codecs.diffusion.guides import Guide
 
 
 @dataclass(frozen=True)
@@ -49,49 +49,61 @@ class Decoding:
 class Model:
     """One rate point: a latent compressor and a control module of its own, a backbone that other points share.
 
-    The compressor runs in float32, the rest in the backbone's type; all on its device.
+    The compressor runs in float32, the rest in the backbone's type; all on its device. A codec whose decoder differs overrides
+    `predictor` and `preview`.
     """
 
-    def __init__(self, backbone: DiffusionBackbone, latent: Lfgcm, control: ControlModule) -> None:
+    def __init__(self, backbone: DiffusionBackbone, latent: LatentCompressor, control: ControlModule | None = None) -> None:
         if not latent.entropy_bottleneck.has_tables:
             latent.update()
         self.backbone = backbone
         self.latent = latent.to(backbone.device).float().eval().requires_grad_(False)
-        control = control.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
-        self.control = nn.utils.convert_conv2d_weight_memory_format(control, torch.channels_last)
+        self.control = None if control is None else self.frozen(control)
+
+    def frozen(self, module: nn.Module) -> Any:
+        """A module as it decodes: in the backbone's type, on its device, without gradients."""
+        module = module.to(self.backbone.device, self.backbone.dtype).eval().requires_grad_(False)
+        return nn.utils.convert_conv2d_weight_memory_format(module, torch.channels_last)
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks of this rate point, as they are named in its weight file."""
+        return {"latent": self.latent} | ({} if self.control is None else {"control": self.control})
 
     @functools.cached_property
     def digest(self) -> int:
-        """32 bits over all that decides symbols: the entropy networks' weights and tables."""
-        check = 0
-        for key, value in sorted(self.latent.state_dict().items()):
-            if key.startswith(("entropy_bottleneck.", "gaussian_conditional.", "hyper_dec.", "context.")):
-                check = zlib.crc32(value.cpu().contiguous().numpy().tobytes(), zlib.crc32(key.encode(), check))
-        return check
+        """32 bits over all that decides symbols."""
+        return self.latent.digest()
 
     @torch.no_grad()
-    def compress(self, image: Image, frame: Container, decoding: Decoding, *, mode: str = "default", check: int = 0) -> bytes:
-        """The stream of an image, uint8 (H, W, 3).
-
-        frame: a container that lacks sizes, payload and checksum. check: what else decoder and encoder must agree on. CodecError.
-        """
+    def compress(
+        self, image: Image, frame: Container, decoding: Decoding, guide: Guide, image_id: str | None = None, mode: str = "default"
+    ) -> bytes:
+        """The stream of an image, uint8 (H, W, 3). frame: a container that lacks sizes, payload, text and checksum. CodecError."""
         height, width = image.shape[:2]
         padded = np.zeros((_up(height, self.latent.pad), _up(width, self.latent.pad), 3), np.uint8)
         padded[:height, :width] = image
         pixels = torch.from_numpy(padded).to(self.backbone.device).permute(2, 0, 1)[None].float() / 255
-        coded = self.latent.compress(pixels, self.backbone.encode(pixels, decoding.tile, decoding.overlap), mode)
+        ref = self.backbone.encode(pixels, decoding.tile, decoding.overlap) if self.latent.needs_latent else None
+        coded = self.latent.compress(pixels, ref, mode)
+        draft = Draft(self, decoding, mode, coded.payload, (height, width))
+        text = guide.encode(image, image_id, draft)
         return replace(
             frame,
             width=width,
             height=height,
             payload=coded.payload,
             z_bytes=min(round(coded.z_bits / 8), len(coded.payload)),
-            checksum=coded.checksum ^ self.digest ^ check,
+            checksum=coded.checksum ^ self.digest ^ (guide.checksum if text else 0),
             portable=mode == "portable",
+            text=text,
         ).to_bytes()
 
     def latents(self, container: Container, data: bytes, check: int = 0) -> tuple[Tensor, Tensor]:
-        """y_hat and z_hat of a stream, (1, C, H, W) on the CPU. BitstreamError unless they are what the encoder saw."""
+        """y_hat and z_hat of a stream, (1, C, H, W) on the CPU. check: what else decoder and encoder must agree on.
+
+        BitstreamError unless they are what the encoder saw.
+        """
         height, width = (_up(side, self.latent.pad) for side in (container.height, container.width))
         mode = "portable" if container.portable else "default"
         y_hat, z_hat, checksum = self.latent.decompress(container.payload, height, width, mode)
@@ -99,15 +111,21 @@ class Model:
         return y_hat, z_hat
 
     @torch.no_grad()
-    @torch.backends.cudnn.flags(enabled=True, deterministic=True)  # the same seed, the same pixels
-    def sample(self, y_hat: Tensor, z_hat: Tensor, decoding: Decoding, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Pixels (N, 3, H, W) float32 in [0, 1] of N latents of one size, each with its prompt and the seed of its noise."""
-        backbone, size = self.backbone, (decoding.tile, decoding.overlap)
-        hint = self.latent.hint(y_hat, z_hat)
+    def hint(self, y_hat: Tensor, z_hat: Tensor) -> Tensor:
+        """The hints (N, C, H, W) float32 of N decoded latents of one size."""
+        return self.latent.hint(y_hat.to(self.backbone.device), z_hat.to(self.backbone.device))
+
+    @torch.no_grad()
+    def preview(self, hint: Tensor, decoding: Decoding) -> Tensor:
+        """Pixels (N, 3, 8H, 8W) float32 in [0, 1] of the hints alone, before any sampling."""
+        return self.backbone.decode(hint, decoding.tile, decoding.overlap)
+
+    def predictor(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt]) -> sampling.Predict:
+        """The noise prediction under the hints (N, C, H, W) and their prompts."""
         guided = decoding.guidance != 1 and any(prompt != decoding.negative for prompt in prompts)
-        contexts = backbone.embed([*prompts, decoding.negative] if guided else prompts)
-        predict = sampling.Guided(
-            backbone,
+        contexts = self.backbone.embed([*prompts, decoding.negative] if guided else prompts)
+        return sampling.Guided(
+            self.backbone,
             self.control,
             hint,
             contexts[: len(prompts)],
@@ -117,20 +135,52 @@ class Model:
             overlap=decoding.overlap,
             run=graphs.fast(sampling.evaluate, hint.is_cuda, decoding.compiled),
         )
+
+    @torch.no_grad()
+    @torch.backends.cudnn.flags(enabled=True, deterministic=True)  # the same seed, the same pixels
+    def sample(self, y_hat: Tensor, z_hat: Tensor, decoding: Decoding, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
+        """Pixels (N, 3, H, W) float32 in [0, 1] of N latents of one size, each with its prompt and the seed of its noise."""
+        hint = self.hint(y_hat, z_hat)
+        predict = self.predictor(hint, decoding, prompts)
         noise = sampling.draw_noise(seeds, decoding.sampler.draws, *hint.shape[-2:]).to(hint.device)
-        pixels = backbone.decode(decoding.sampler(predict, backbone.abar, hint, noise), *size)
-        return colour.wavelet(pixels, backbone.decode(hint, *size)) if decoding.wavelet else pixels
+        z = decoding.sampler(predict, self.backbone.abar, hint, noise)
+        pixels = self.backbone.decode(z, decoding.tile, decoding.overlap)
+        return colour.wavelet(pixels, self.preview(hint, decoding)) if decoding.wavelet else pixels
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an encoder's text guide may look at: all that the decoder will have but the words. size: height and width in pixels."""
+
+    model: Model
+    decoding: Decoding
+    mode: str
+    payload: bytes
+    size: tuple[int, int]
+
+    @functools.cached_property
+    def hint(self) -> Tensor:
+        """(1, C, H, W) float32."""
+        height, width = (_up(side, self.model.latent.pad) for side in self.size)
+        y_hat, z_hat, _ = self.model.latent.decompress(self.payload, height, width, self.mode)
+        return self.model.hint(y_hat, z_hat)
+
+    @functools.cached_property
+    def pixels(self) -> Image:
+        """The decoded preview, uint8 (H, W, 3)."""
+        height, width = self.size
+        return np.ascontiguousarray(_to_uint8(self.model.preview(self.hint, self.decoding))[0, :height, :width])
 
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed stream to decode. check: as for Model.compress."""
+    """A parsed stream to decode. check: as for Model.latents."""
 
     model: Model
     container: Container
     data: bytes
     decoding: Decoding
-    prompt: str = ""
+    prompt: Prompt = ""
     seed: int = 0
     check: int = 0
 

@@ -6,8 +6,7 @@
                |                  |
     hint <--decoder <-------- f_c(z_hat)              modulated by y_hat and f_c(z_hat)
 
-Strides: y 16, z 64 pixels; the hint has the shape of the VAE latent. The networks run in float32 wherever they are; what decides
-symbols runs in the entropy core, on the CPU.
+Strides: y 16, z 64 pixels; the hint has the shape of the VAE latent.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icmbench.codecs.diffusion.compressor import LatentCompressor
 from icmbench.codecs.entropy.checkerboard import SCCTX
-from icmbench.codecs.entropy.hyperprior import CodedLatents, HyperpriorCoder
 from icmbench.codecs.entropy.models import EntropyBottleneck, GaussianConditional
 
 PAD = 64  # pixels; image sides are multiples of it
@@ -203,14 +202,14 @@ class _Decoder(nn.Module):
         return self.g_s4(self.g_s3_ref(self.g_s3(x), feature))
 
 
-class Lfgcm(nn.Module):
+class Lfgcm(LatentCompressor):
     """The latent compressor. Defaults are the published model, 51.49M parameters; parts bear the published names.
 
     n, m: channels of z and y. widths: of the encoder's four stages. prior, modulation: channels of the modulating features and of
     the layer that turns them into scales and shifts. latent: channels of the VAE latent.
     """
 
-    pad = PAD
+    pad = z_stride = PAD
 
     def __init__(
         self,
@@ -242,45 +241,11 @@ class Lfgcm(nn.Module):
         )
         self.entropy_bottleneck = EntropyBottleneck(n)
         self.gaussian_conditional = GaussianConditional()
-        self._coders: dict[str, HyperpriorCoder] = {}
 
-    def forward(self, pixels: Tensor, ref: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """pixels (B, 3, H, W) in [0, 1], ref (B, 4, H/8, W/8) -> hint, of the shape of ref, and the likelihoods {"y", "z"}.
-
-        In training the likelihoods are those of noisy latents; the hint is that of rounded ones, with a straight-through gradient.
-        """
+    def analyse(self, pixels: Tensor, ref: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert ref is not None
         y = self.encoder(pixels, ref)
-        z = self.hyper_enc(y, ref)
-        _, z_likelihood = self.entropy_bottleneck(z)
-        z_hat = self.entropy_bottleneck.quantise(z)
-        y_hat, y_likelihood = self.context(y, self.hyper_dec(z_hat), self.gaussian_conditional)
-        return self.decoder(y_hat, self.f_c(z_hat)), {"y": y_likelihood, "z": z_likelihood}
-
-    def update(self) -> None:
-        """Make the frequency tables of the weights as they are now; once after training or loading weights without tables."""
-        self.entropy_bottleneck.update()
-        self.gaussian_conditional.update()
-        self._coders.clear()
-
-    def coder(self, mode: str) -> HyperpriorCoder:
-        """The coder of z and y in one arithmetic, "default" or "portable", prepared once."""
-        if mode not in self._coders:
-            parts = (self.entropy_bottleneck, self.gaussian_conditional, self.hyper_dec, self.context)
-            self._coders[mode] = HyperpriorCoder(*parts, mode=mode)
-        return self._coders[mode]
-
-    def compress(self, pixels: Tensor, ref: Tensor, mode: str = "default") -> CodedLatents:
-        """One image: pixels (1, 3, H, W) in [0, 1], ref (1, 4, H/8, W/8), H and W multiples of 64."""
-        y = self.encoder(pixels, ref)
-        return self.coder(mode).compress(y, self.hyper_enc(y, ref))
-
-    def decompress(self, payload: bytes, height: int, width: int, mode: str = "default") -> tuple[Tensor, Tensor, int]:
-        """The latents of one image of height x width pixels: y_hat (1, M, H/16, W/16), z_hat (1, N, H/64, W/64), both on the CPU,
-        and the checksum of their symbols. BitstreamError unless the payload is exactly these latents."""
-        latents = self.coder(mode).decompress(payload, height // PAD, width // PAD)
-        return latents.y_hat, latents.z_hat, latents.checksum
+        return y, self.hyper_enc(y, ref)
 
     def hint(self, y_hat: Tensor, z_hat: Tensor) -> Tensor:
-        """The decoded VAE latents (B, 4, H/8, W/8) of a batch of latents."""
-        device = next(self.parameters()).device
-        return self.decoder(y_hat.to(device), self.f_c(z_hat.to(device)))
+        return self.decoder(y_hat, self.f_c(z_hat))

@@ -1,11 +1,13 @@
-"""A codec's networks with their weights: the published checkpoints, this project's own files, or random ones."""
+"""The networks of a rate point with their weights: published checkpoints, this project's own files, or random ones."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -20,10 +22,25 @@ from icmbench.codecs.diffusion.engine import Model
 from icmbench.codecs.diffusion.files import Files
 from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
 
+Parts: TypeAlias = dict[str, nn.Module]
 
-@functools.lru_cache(maxsize=5)  # as many as there are lambdas: points that take turns stay loaded
-def diff_icmh(files: Files, point: float, dtype: str, device: str, seed: int = 0) -> Model:
-    """The Diff-ICMH model of one rate point; a warning where its weights are random. CodecError where a file does not fit."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a codec of the family is made of.
+
+    parts(base, profile): the networks of one rate point, by the names they have in its weight file and in `model`'s arguments.
+    model(base, **parts): how they code. published(parts, base, state, file): fills them from the authors' checkpoint.
+    """
+
+    parts: Callable[[DiffusionBackbone, str], Parts]
+    model: Callable[..., Model] = Model
+    published: Callable[[Parts, DiffusionBackbone, Mapping[str, Tensor], Path], None] | None = None
+
+
+@functools.lru_cache(maxsize=16)  # points that take turns stay loaded
+def load(recipe: Recipe, files: Files, point: float, dtype: str, device: str, seed: int = 0) -> Model:
+    """The model of one rate point; a warning where its weights are random. CodecError where a file does not fit."""
     file, base_file = files.point(point), files.base()
     base = backbone.load(files.profile, base_file, getattr(torch, dtype), device, seed)
     if file is None:
@@ -32,26 +49,20 @@ def diff_icmh(files: Files, point: float, dtype: str, device: str, seed: int = 0
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Model(base, Lfgcm(**LFGCM[files.profile]), ControlModule(base.unet))
+            return recipe.model(base, **recipe.parts(base, files.profile))
     with init_empty_weights():
-        latent, control = Lfgcm(**LFGCM[files.profile]), ControlModule(base.unet)
+        parts = recipe.parts(base, files.profile)
     state = weights.read_state(file)
-    if any(key.startswith("latent.") for key in state):
-        weights.fill(nn.ModuleDict({"latent": latent, "control": control}), state, file)
+    if recipe.published is None or any(key.startswith("latent.") for key in state):
+        weights.fill(nn.ModuleDict(parts), state, file)
     else:
-        if foreign := keys.foreign(state):
-            raise CodecError(
-                f"{file} holds {len(foreign)} keys of no known part, such as {foreign[0]}: name a Diff-ICMH checkpoint"
-            )
-        weights.fill_part(latent, "latent", state, file)
-        weights.fill_part(control, "control", state, file)
-        _check_frozen(base, state, file)
-    return Model(base, latent, control)
+        recipe.published(parts, base, state, file)
+    return recipe.model(base, **parts)
 
 
 def save(model: Model, path: Path) -> None:
     """Write the weights of one rate point, frequency tables included, in this project's layout."""
-    _write(nn.ModuleDict({"latent": model.latent, "control": model.control}), path)
+    _write(nn.ModuleDict(model.parts), path)
 
 
 def save_backbone(base: DiffusionBackbone, path: Path) -> None:
@@ -61,6 +72,21 @@ def save_backbone(base: DiffusionBackbone, path: Path) -> None:
 
 def _write(module: nn.Module, path: Path) -> None:
     save_file({key: value.cpu().contiguous() for key, value in module.state_dict().items()}, path)
+
+
+def _diff_icmh(base: DiffusionBackbone, profile: str) -> Parts:
+    return {"latent": Lfgcm(**LFGCM[profile]), "control": ControlModule(base.unet)}
+
+
+def _fill_published(parts: Parts, base: DiffusionBackbone, state: Mapping[str, Tensor], file: Path) -> None:
+    if foreign := keys.foreign(state):
+        raise CodecError(f"{file} holds {len(foreign)} keys of no known part, such as {foreign[0]}: name a Diff-ICMH checkpoint")
+    for name, part in parts.items():
+        weights.fill_part(part, name, state, file)
+    _check_frozen(base, state, file)
+
+
+DIFF_ICMH = Recipe(_diff_icmh, published=_fill_published)
 
 
 def _check_frozen(base: DiffusionBackbone, state: Mapping[str, Tensor], file: Path) -> None:

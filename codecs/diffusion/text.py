@@ -88,7 +88,7 @@ class TagGuide:
             )
         return [self._index[tag] for tag in tags]
 
-    def encode(self, image: Image, image_id: str | None = None) -> Text | None:
+    def encode(self, image: Image, image_id: str | None = None, draft: object = None) -> Text | None:
         """The tags of an image, at most MAX_TAGS, most significant bits first; None, which costs nothing, where there are none.
 
         CodecError where tags are given by image id and this id has none, and no tagger either.

@@ -67,7 +67,7 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
     model, decoding = request.model, request.decoding
     backbone = model.backbone
     y_hat, z_hat = (part.expand(batch, -1, -1, -1) for part in model.latents(request.container, stream, request.check))
-    hint = model.latent.hint(y_hat, z_hat)
+    hint = model.hint(y_hat, z_hat)
     prompts = ["a photograph of a red door"] * batch
     contexts = backbone.embed([*prompts, ""])
     guided = sampling.Guided(backbone, model.control, hint, contexts[:batch], contexts[batch:], decoding.guidance)
@@ -77,7 +77,7 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
     whole = clock(lambda: model.sample(y_hat, z_hat, decoding, prompts, range(batch)), warm=2)
     parts: list[tuple[str, float, float]] = [
         ("entropy decoding", batch * clock(lambda: model.latents(request.container, stream, request.check)), 0.0),
-        ("hint", clock(lambda: model.latent.hint(y_hat, z_hat)), multiply_adds(lambda: model.latent.hint(y_hat, z_hat))),
+        ("hint", clock(lambda: model.hint(y_hat, z_hat)), multiply_adds(lambda: model.hint(y_hat, z_hat))),
         ("text", clock(lambda: backbone.embed([*prompts, ""])), multiply_adds(lambda: backbone.embed([*prompts, ""]))),
         ("noise", clock(lambda: sampling.draw_noise(range(batch), decoding.sampler.draws, *hint.shape[-2:])), 0.0),
         ("decoding pixels", clock(lambda: backbone.decode(x)), multiply_adds(lambda: backbone.decode(x))),

@@ -23,7 +23,7 @@ def test_graph_equals_plain(weights_folder, recwarn):
     from icmbench.codecs.diffusion import models
     from icmbench.codecs.diffusion.files import Files
 
-    model = models.diff_icmh(Files("diff-icmh", "tiny", weights_folder, None), 2, "float32", "cuda")
+    model = models.load(models.DIFF_ICMH, Files("diff-icmh", "tiny", weights_folder, None), 2, "float32", "cuda")
     plain = run(model, sampling.evaluate, "cuda")
     captured = run(model, graphs.fast(sampling.evaluate, True, False), "cuda")
     assert not [warning for warning in recwarn if "CUDA graph" in str(warning.message)]

@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_listed(model, weights_folder, tmp_path):
     save_file(state, tmp_path / "changed.safetensors")
     files = Files("diff-icmh", "tiny", tmp_path / "changed.safetensors", str(weights_folder / "backbone.safetensors"))
     with pytest.raises(CodecError) as caught:
-        models.diff_icmh(files, 2, "float32", "cpu")
+        models.load(models.DIFF_ICMH, files, 2, "float32", "cpu")
     for part in (
         "1 missing: control.middle_out.bias",
         "1 left over: control.middle_out.extra",
@@ -193,11 +193,11 @@ def test_checkpoint_over_another_base_is_refused(backbone):
 
 def test_own_weights_round_trip(model, weights_folder):
     files = Files("diff-icmh", "tiny", weights_folder, None)
-    loaded = models.diff_icmh(files, 2, "float32", "cpu")
+    loaded = models.load(models.DIFF_ICMH, files, 2, "float32", "cpu")
     assert loaded.digest == model.digest
     for ours, theirs in ((loaded.control, model.control), (loaded.latent, model.latent), (loaded.backbone, model.backbone)):
         assert same(dict(ours.state_dict()), dict(theirs.state_dict()))
-    other = models.diff_icmh(files, 4, "float32", "cpu")
+    other = models.load(models.DIFF_ICMH, files, 4, "float32", "cpu")
     assert other is not loaded
     assert other.backbone is loaded.backbone  # points share it
 
