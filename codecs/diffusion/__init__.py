@@ -9,6 +9,7 @@
     unet        the UNet walked block by block, open to injections
     control     the control module that injects the hint
     compressor  what latent compressors share, on the entropy core; latent: LFGCM, Diff-ICMH's
+                vae_compressor: ResULIC's and SLIM's; layers: what they are built of
     guides      the contract of text guidance; text: tags from a vocabulary
     sampling    from noise and hint to a latent; classifier-free guidance; tiles
     engine      pixels to stream and back, in batches; codec: the codec contract over it

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from icmbench.codecs.diffusion.compressor import LatentCompressor
-from icmbench.codecs.entropy.checkerboard import SCCTX
+from icmbench.codecs.diffusion.layers import Bottleneck, Down, Up, context, conv, deconv, gelus, hyper_decoder
 from icmbench.codecs.entropy.models import EntropyBottleneck, GaussianConditional
 
 PAD = 64  # pixels; image sides are multiples of it
@@ -37,66 +37,14 @@ LFGCM: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _conv(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inside, outside, kernel, stride, kernel // 2)
-
-
-def _deconv(inside: int, outside: int, kernel: int = 5, stride: int = 2) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(inside, outside, kernel, stride, kernel // 2, output_padding=stride - 1)
-
-
-def _gelus(*layers: nn.Module) -> nn.Sequential:
-    """Layers with a GELU between each two."""
-    return nn.Sequential(*[module for layer in layers for module in (nn.GELU(), layer)][1:])
-
-
 def _feature(prior: int, first: nn.Module) -> nn.Sequential:
     """Two convolutions that carry the modulating features to the next stage."""
-    return _gelus(first, _conv(prior, prior, 1))
+    return gelus(first, conv(prior, prior, 1))
 
 
 def _merge(inside: int, prior: int) -> nn.Sequential:
     """Three convolutions that make modulating features of several inputs."""
-    return _gelus(_conv(inside, 4 * prior), _conv(4 * prior, 2 * prior), _conv(2 * prior, prior))
-
-
-class _Down(nn.Module):
-    """Residual block of stride 2."""
-
-    def __init__(self, inside: int, outside: int) -> None:
-        super().__init__()
-        self.conv1 = _conv(inside, outside, stride=2)
-        self.conv2 = _conv(outside, outside)
-        self.downsample = _conv(inside, outside, 1, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(nn.functional.leaky_relu(self.conv1(x), 0.01))
-        return nn.functional.leaky_relu(h, 0.1) + self.downsample(x)
-
-
-class _Up(nn.Module):
-    """Residual block that doubles the resolution by sub-pixel convolution."""
-
-    def __init__(self, inside: int, outside: int) -> None:
-        super().__init__()
-        self.subpel_conv = nn.Sequential(_conv(inside, 4 * outside, 1), nn.PixelShuffle(2))
-        self.conv = _conv(outside, outside)
-        self.upsample = nn.Sequential(_conv(inside, 4 * outside, 1), nn.PixelShuffle(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv(nn.functional.leaky_relu(self.subpel_conv(x), 0.01))
-        return nn.functional.leaky_relu(h, 0.1) + self.upsample(x)
-
-
-class _Bottleneck(nn.Module):
-    """Residual bottleneck of half the width."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.branch = _gelus(_conv(width, width // 2, 1), _conv(width // 2, width // 2), _conv(width // 2, width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+    return gelus(conv(inside, 4 * prior), conv(4 * prior, 2 * prior), conv(2 * prior, prior))
 
 
 class _Modulation(nn.Module):
@@ -104,9 +52,9 @@ class _Modulation(nn.Module):
 
     def __init__(self, width: int, prior: int, hidden: int) -> None:
         super().__init__()
-        self.mlp_shared = nn.Sequential(_conv(prior, hidden), nn.LeakyReLU(0.2))
-        self.mlp_gamma = _conv(hidden, width)
-        self.mlp_beta = _conv(hidden, width)
+        self.mlp_shared = nn.Sequential(conv(prior, hidden), nn.LeakyReLU(0.2))
+        self.mlp_gamma = conv(hidden, width)
+        self.mlp_beta = conv(hidden, width)
 
     def forward(self, x: Tensor, feature: Tensor) -> Tensor:
         shared = self.mlp_shared(feature)
@@ -118,7 +66,7 @@ class _ModulatedBlock(nn.Module):
 
     def __init__(self, width: int, prior: int, hidden: int) -> None:
         super().__init__()
-        self.conv_0, self.conv_1 = _conv(width, width), _conv(width, width)
+        self.conv_0, self.conv_1 = conv(width, width), conv(width, width)
         self.norm_0, self.norm_1 = _Modulation(width, prior, hidden), _Modulation(width, prior, hidden)
 
     def forward(self, x: Tensor, feature: Tensor) -> Tensor:
@@ -132,17 +80,17 @@ class _Encoder(nn.Module):
     def __init__(self, m: int, widths: Sequence[int], prior: int, hidden: int, latent: int) -> None:
         super().__init__()
         a, b, c, d = widths
-        self.sft_1_8 = _feature(prior, _conv(latent, prior))
-        self.sft_1_16 = _feature(prior, _conv(prior, prior, stride=2))
-        self.sft_1_16_2 = _feature(prior, _conv(prior, prior))
+        self.sft_1_8 = _feature(prior, conv(latent, prior))
+        self.sft_1_16 = _feature(prior, conv(prior, prior, stride=2))
+        self.sft_1_16_2 = _feature(prior, conv(prior, prior))
         stages = ((3, a), (a, b), (b, c))
-        self.g_a1 = nn.Sequential(*(block for i, o in stages for block in (_Down(i, o), *(_Bottleneck(o) for _ in range(3)))))
+        self.g_a1 = nn.Sequential(*(block for i, o in stages for block in (Down(i, o), *(Bottleneck(o) for _ in range(3)))))
         self.g_a1_ref = _Modulation(c, prior, hidden)
-        self.g_a2 = nn.Sequential(_Down(c, d), *(_Bottleneck(d) for _ in range(3)))
+        self.g_a2 = nn.Sequential(Down(c, d), *(Bottleneck(d) for _ in range(3)))
         self.g_a2_ref = _Modulation(d, prior, hidden)
-        self.g_a3 = _conv(d, d)
+        self.g_a3 = conv(d, d)
         self.g_a4, self.g_a5 = _ModulatedBlock(d, prior, hidden), _ModulatedBlock(d, prior, hidden)
-        self.g_a6 = _conv(d, m)
+        self.g_a6 = conv(d, m)
 
     def forward(self, pixels: Tensor, ref: Tensor) -> Tensor:
         feature = self.sft_1_8(ref)
@@ -158,15 +106,15 @@ class _HyperEncoder(nn.Module):
 
     def __init__(self, n: int, m: int, prior: int, hidden: int, latent: int) -> None:
         super().__init__()
-        self.sft_feature = _feature(prior, _conv(latent, prior, stride=2))
+        self.sft_feature = _feature(prior, conv(latent, prior, stride=2))
         self.sft_feature_h1 = _merge(m + prior, prior)
-        self.sft_feature_h2 = _feature(prior, _conv(prior, prior, stride=2))
-        self.sft_feature_h3 = _feature(prior, _conv(prior, prior, stride=2))
-        self.h_a0, self.h_a1 = _conv(m, n), _Modulation(n, prior, hidden)
-        self.h_a3, self.h_a4 = _conv(n, n, 5, stride=2), _Modulation(n, prior, hidden)
-        self.h_a6 = _conv(n, n, 5, stride=2)
+        self.sft_feature_h2 = _feature(prior, conv(prior, prior, stride=2))
+        self.sft_feature_h3 = _feature(prior, conv(prior, prior, stride=2))
+        self.h_a0, self.h_a1 = conv(m, n), _Modulation(n, prior, hidden)
+        self.h_a3, self.h_a4 = conv(n, n, 5, stride=2), _Modulation(n, prior, hidden)
+        self.h_a6 = conv(n, n, 5, stride=2)
         self.h_a7, self.h_a8 = _ModulatedBlock(n, prior, hidden), _ModulatedBlock(n, prior, hidden)
-        self.h_a9 = _conv(n, n, 1)
+        self.h_a9 = conv(n, n, 1)
 
     def forward(self, y: Tensor, ref: Tensor) -> Tensor:
         gelu = nn.functional.gelu
@@ -184,14 +132,14 @@ class _Decoder(nn.Module):
     def __init__(self, n: int, m: int, prior: int, hidden: int, latent: int) -> None:
         super().__init__()
         self.sft_feature_gs1 = _merge(m + n // 4, prior)
-        self.sft_feature_gs2 = _feature(prior, _conv(prior, prior))
-        self.sft_feature_gs3 = _feature(prior, _deconv(prior, prior, 3))
+        self.sft_feature_gs2 = _feature(prior, conv(prior, prior))
+        self.sft_feature_gs3 = _feature(prior, deconv(prior, prior, 3))
         self.g_s0, self.g_s1 = _ModulatedBlock(m, prior, hidden), _ModulatedBlock(m, prior, hidden)
-        self.g_s2 = nn.Sequential(_conv(m, n), *(_Bottleneck(n) for _ in range(3)))
+        self.g_s2 = nn.Sequential(conv(m, n), *(Bottleneck(n) for _ in range(3)))
         self.g_s2_ref = _Modulation(n, prior, hidden)
-        self.g_s3 = nn.Sequential(_Up(n, n), *(_Bottleneck(n) for _ in range(3)))
+        self.g_s3 = nn.Sequential(Up(n, n), *(Bottleneck(n) for _ in range(3)))
         self.g_s3_ref = _Modulation(n, prior, hidden)
-        self.g_s4 = _conv(n, latent)
+        self.g_s4 = conv(n, latent)
 
     def forward(self, y_hat: Tensor, side: Tensor) -> Tensor:
         feature = self.sft_feature_gs1(torch.cat([side, y_hat], 1))
@@ -226,19 +174,10 @@ class Lfgcm(LatentCompressor):
         super().__init__()
         self.encoder = _Encoder(m, widths, prior, modulation, latent)
         self.hyper_enc = _HyperEncoder(n, m, prior, modulation, latent)
-        self.hyper_dec = _gelus(_deconv(n, m), _deconv(m, m * 3 // 2), _deconv(m * 3 // 2, 2 * m, 3, stride=1))
+        self.hyper_dec = hyper_decoder(n, m)
         self.decoder = _Decoder(n, m, prior, modulation, latent)
-        self.f_c = _gelus(_deconv(n, n // 2), _deconv(n // 2, n // 4), _deconv(n // 4, n // 4, 3, stride=1))
-        self.context = SCCTX(
-            slices,
-            2 * m,
-            parity="odd",
-            order="scales_means",
-            support="all",
-            separate=True,
-            context_widths=context_widths,
-            activation=nn.GELU,
-        )
+        self.f_c = gelus(deconv(n, n // 2), deconv(n // 2, n // 4), deconv(n // 4, n // 4, 3, stride=1))
+        self.context = context(slices, context_widths)
         self.entropy_bottleneck = EntropyBottleneck(n)
         self.gaussian_conditional = GaussianConditional()
 
