@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from icmbench.harness.bench import Bench
 from icmbench.harness.cell import Outcome
+from icmbench.harness.errors import UserError
 from icmbench.harness.executors import THREAD_VARIABLES, lost
 from icmbench.harness.loop import Progress, Unit, run_unit
 from icmbench.harness.plugins import explained
 
-RETRIES = 3  # of a unit whose worker or node is lost, before its cells are named as missing
+LOSSES = 3  # of a unit of one series whose worker or node is lost, before its cell is named as missing
 
 
 class Worker:
@@ -28,6 +30,9 @@ class Worker:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
 
+    def ready(self) -> None:
+        """Answers once the actor is placed and runs."""
+
     def run(self, unit: Unit, keep: bool) -> Outcome:
         return run_unit(self.bench, unit, keep, lambda images: None)
 
@@ -37,42 +42,94 @@ def ray_cluster(
 ) -> Iterator[Outcome]:
     """Units on `workers` actors of `gpus` GPUs each, one unit at a time each: what is not started waits here.
 
-    An actor whose process or node is lost is started again where there is room, and its unit with it.
+    An actor gets its first unit when it runs. One whose process or node is lost is replaced as soon as there is room, and its
+    unit goes to whoever is free, series by series.
     """
     with explained("--executor ray", Worker):
         import ray
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, configure_logging=False)
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+    workers = min(workers, len(units))
+    cores = cores_each([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, gpus)
     threads = {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(cores))}
-    remote = ray.remote(Worker).options(
-        num_cpus=cores, num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES, runtime_env=threads
-    )
-    idle: list[Any] = [remote.remote(bench) for _ in range(min(workers, len(units)))]
-    running: dict[Any, tuple[Any, Unit, float]] = {}
+    remote = ray.remote(Worker).options(num_cpus=cores, num_gpus=gpus, runtime_env=threads)
+    running: dict[Any, tuple[Any, Unit | None, float]] = {}  # by reference; without a unit: an actor that is starting
+    idle: list[Any] = []
     waiting = list(reversed(units))
+    losses: Counter[Unit] = Counter()
+    stillborn = 0
     limit = bench.experiment.timeout
+
+    def start() -> None:
+        actor = remote.remote(bench)
+        running[actor.ready.remote()] = (actor, None, time.monotonic())
+
+    def retried(unit: Unit, most: int) -> bool:
+        losses[unit] += 1
+        if len(unit.series) > 1:  # which of its series did it? the others are to go on
+            waiting.extend(Unit(unit.block, (k,)) for k in unit.series)
+        elif losses[unit] < most:
+            waiting.append(unit)
+        else:
+            return False
+        return True
+
+    for _ in range(workers):
+        start()
     try:
-        while waiting or running:
+        while waiting or any(unit for _, unit, _ in running.values()):
             while waiting and idle:
                 actor, unit = idle.pop(), waiting.pop()
                 running[actor.run.remote(unit, keep)] = (actor, unit, time.monotonic())
             done, _ = ray.wait(list(running), timeout=None if limit is None else 1.0)
+            outcomes: list[tuple[Unit, Outcome]] = []
             for reference in done:
                 actor, unit, _ = running.pop(reference)
-                idle.append(actor)
-                progress(unit.images)
                 try:
-                    yield ray.get(reference)
+                    outcome = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    yield lost(bench, unit, f"its worker or node was lost ({type(error).__name__}): run the same command again")
+                    ray.kill(actor)
+                    stillborn = 0 if unit else stillborn + 1
+                    if stillborn > LOSSES * workers:
+                        raise UserError(f"workers cannot start on the Ray cluster: {' '.join(str(error).split())[:500]}") from None
+                    start()
+                    if unit and not retried(unit, LOSSES):
+                        why = f"its worker or node was lost {LOSSES} times ({type(error).__name__}): run the same command again"
+                        outcomes.append((unit, lost(bench, unit, why)))
+                    continue
+                idle.append(actor)
+                if unit:
+                    outcomes.append((unit, outcome))
             for reference, (actor, unit, started) in list(running.items()):
-                if limit is not None and time.monotonic() - started > limit * unit.images:
+                if unit and limit is not None and time.monotonic() - started > limit * unit.images:
                     del running[reference]
-                    ray.kill(actor, no_restart=True)
-                    idle.append(remote.remote(bench))
-                    progress(unit.images)
-                    yield lost(bench, unit, f"took longer than the experiment's timeout of {limit:g} s an image")
+                    ray.kill(actor)
+                    start()
+                    if not retried(unit, 1):
+                        why = f"took longer than the experiment's timeout of {limit:g} s an image"
+                        outcomes.append((unit, lost(bench, unit, why)))
+            for unit, outcome in outcomes:
+                progress(unit.images)
+                yield outcome
     finally:
         for actor in [*idle, *(actor for actor, _, _ in running.values())]:
-            ray.kill(actor, no_restart=True)
+            ray.kill(actor)
+
+
+def cores_each(nodes: Sequence[dict[str, float]], workers: int, gpus: float) -> int:
+    """The most cores that each of `workers` may take so that all fit on `nodes` (their resources, `CPU` and `GPU`).
+
+    Raises UserError where not even one core each fits.
+    """
+
+    def room(cores: int) -> int:
+        by_gpu = (int(node.get("GPU", 0) / gpus + 1e-9) if gpus else workers for node in nodes)
+        return sum(min(int(node.get("CPU", 0) // cores), most) for node, most in zip(nodes, by_gpu, strict=True))
+
+    most = int(max((node.get("CPU", 0) for node in nodes), default=0))
+    fitting = [cores for cores in range(1, most + 1) if room(cores) >= workers]
+    if not fitting:
+        each = f"one core and {gpus:g} GPUs" if gpus else "one core"
+        fits = room(1) if most else 0
+        raise UserError(f"--workers {workers}: the Ray cluster has room for {fits} workers of {each}; ask for fewer or add nodes")
+    return fitting[-1]

@@ -180,15 +180,3 @@ def test_shards_of_several_jobs_make_one_run(tmp_path, experiment, calls):
     assert counted["compress shift"] == 30 and counted["model"] == 40
     result = run(load_experiment(path), tmp_path / "run")
     assert not result.missing and calls() == {}
-
-
-def test_a_ray_cluster_gives_the_same_scores(tmp_path, experiment, calls):
-    pytest.importorskip("ray")
-    path = experiment()
-    run(load_experiment(path), tmp_path / "one")
-    once = calls()
-    result = run(load_experiment(path), tmp_path / "ray", How(workers=2, executor="ray"))
-    assert not result.missing, result.outcome.failures
-    assert calls() == once
-    pd.testing.assert_frame_equal(scores(tmp_path / "one"), scores(tmp_path / "ray"))
-    assert run(load_experiment(path), tmp_path / "ray", How(workers=2, executor="ray")).outcome.codec_images == 0

@@ -128,6 +128,19 @@ class Averager:
         return [image.mean(axis=(0, 1)) for image in images]
 
 
+class Loader(Averager):
+    """The same, loaded at its first call; takes its time."""
+
+    loaded = False
+
+    def __call__(self, images):
+        if not self.loaded:
+            called(f"load {os.getpid()}")
+            self.loaded = True
+        time.sleep(float(os.environ.get("ICMBENCH_SLOW", 0)) * len(images))
+        return super().__call__(images)
+
+
 class MeanColour(Task):
     """Whether the mean colour stays within a step of the reference; its context is a step size, computed once."""
 
