@@ -144,8 +144,7 @@ class DiffusionBackbone(nn.Module):
         split = _clip_tokens if self.profile.name == "sd21" else functools.partial(_hashed_tokens, size=first)
         ids = torch.zeros(len(prompts), TOKENS, dtype=torch.int64)
         for row, prompt in zip(ids, prompts):
-            words = split(prompt) if isinstance(prompt, str) else prompt
-            tokens = [first, *words[: TOKENS - 2], last]
+            tokens = [first, *split(prompt)[: TOKENS - 2], last]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 
@@ -160,20 +159,22 @@ class DiffusionBackbone(nn.Module):
         return unet.encode(self.unet, x.to(self.dtype), emb, context)[0]
 
 
-def _clip_tokens(prompt: str) -> list[int]:
-    return _clip_tokenizer().encode(prompt)
+def _clip_tokens(prompt: Prompt) -> Sequence[int]:
+    return clip_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
 
 
 @functools.cache
-def _clip_tokenizer() -> Any:
+def clip_tokenizer() -> Any:
+    """Text to CLIP's token ids, without those of beginning and end, and back: `encode`, `decode`."""
     from open_clip.tokenizer import SimpleTokenizer  # holds the vocabulary, so that no file is needed
 
     return SimpleTokenizer()
 
 
-def _hashed_tokens(prompt: str, size: int) -> list[int]:
-    """Words as tokens 1 to size - 1 by their checksum: the tiny profile needs words to differ, not to be read back."""
-    return [1 + zlib.crc32(word.encode()) % (size - 1) for word in prompt.lower().replace(",", " ,").split()]
+def _hashed_tokens(prompt: Prompt, size: int) -> list[int]:
+    """Words, or CLIP's ids, as tokens 1 to size - 1 by their checksum: the tiny profile only needs words to differ."""
+    words = prompt.lower().replace(",", " ,").split() if isinstance(prompt, str) else map(str, prompt)
+    return [1 + zlib.crc32(word.encode()) % (size - 1) for word in words]
 
 
 @functools.lru_cache(maxsize=1)  # the rate points of a codec share it; another configuration takes its place

@@ -70,10 +70,10 @@ class TagGuide:
             from icmbench.codecs.diffusion.ram import RamPlus
 
             vocabulary, tagger = vocabulary or tagger / VOCABULARY, RamPlus(tagger, device)
-        words = [] if vocabulary is None else [line.strip() for line in _read(vocabulary).rstrip().splitlines()]
+        words = [] if vocabulary is None else [line.strip() for line in read(vocabulary).rstrip().splitlines()]
         if isinstance(given, Path):
             try:
-                given = json.loads(_read(given))
+                given = json.loads(read(given))
             except json.JSONDecodeError as error:
                 raise CodecError(f"{given} is no JSON ({error}): write {{image id: [tag, ...]}}") from error
             if not isinstance(given, dict) or not all(isinstance(tags, list) for tags in given.values()):
@@ -133,7 +133,8 @@ class TagGuide:
         return self._tagger(image)
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """A text file in UTF-8. CodecError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
