@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from icmbench.codecs.base import CodecError
 from icmbench.codecs.diffusion.sampling import Predict
 
 
@@ -35,7 +36,7 @@ class CompressionAware:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.noise_level <= 999 or self.eta not in (0, 1):
-            raise ValueError(f"{self} needs a noise level of 1 to 999, at most as many steps, and eta 0 or 1")
+            raise CodecError(f"{self} needs a noise level of 1 to 999, at most as many steps, and eta 0 or 1")
 
     @property
     def draws(self) -> int:

@@ -81,9 +81,7 @@ class Model:
     ) -> bytes:
         """The stream of an image, uint8 (H, W, 3). frame: a container that lacks sizes, payload, text and checksum. CodecError."""
         height, width = image.shape[:2]
-        padded = np.zeros((_up(height, self.latent.pad), _up(width, self.latent.pad), 3), np.uint8)
-        padded[:height, :width] = image
-        pixels = torch.from_numpy(padded).to(self.backbone.device).permute(2, 0, 1)[None].float() / 255
+        pixels = self.pixels(image)
         ref = self.backbone.encode(pixels, decoding.tile, decoding.overlap) if self.latent.needs_latent else None
         coded = self.latent.compress(pixels, ref, mode)
         draft = Draft(self, decoding, mode, coded.payload, (height, width))
@@ -98,6 +96,13 @@ class Model:
             portable=mode == "portable",
             text=text,
         ).to_bytes()
+
+    def pixels(self, image: Image) -> Tensor:
+        """uint8 (H, W, 3) -> (1, 3, H', W') float32 in [0, 1] on the device, padded with black to what the compressor takes."""
+        height, width = image.shape[:2]
+        padded = np.zeros((_up(height, self.latent.pad), _up(width, self.latent.pad), 3), np.uint8)
+        padded[:height, :width] = image
+        return torch.from_numpy(padded).to(self.backbone.device).permute(2, 0, 1)[None].float() / 255
 
     def latents(self, container: Container, data: bytes, check: int = 0) -> tuple[Tensor, Tensor]:
         """y_hat and z_hat of a stream, (1, C, H, W) on the CPU. check: what else decoder and encoder must agree on.
@@ -136,11 +141,14 @@ class Model:
             run=graphs.fast(sampling.evaluate, hint.is_cuda, decoding.compiled),
         )
 
-    @torch.no_grad()
-    @torch.backends.cudnn.flags(enabled=True, deterministic=True)  # the same seed, the same pixels
     def sample(self, y_hat: Tensor, z_hat: Tensor, decoding: Decoding, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
         """Pixels (N, 3, H, W) float32 in [0, 1] of N latents of one size, each with its prompt and the seed of its noise."""
-        hint = self.hint(y_hat, z_hat)
+        return self.render(self.hint(y_hat, z_hat), decoding, prompts, seeds)
+
+    @torch.no_grad()
+    @torch.backends.cudnn.flags(enabled=True, deterministic=True)  # the same seed, the same pixels
+    def render(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
+        """As `sample`, from hints (N, C, H, W)."""
         predict = self.predictor(hint, decoding, prompts)
         noise = sampling.draw_noise(seeds, decoding.sampler.draws, *hint.shape[-2:]).to(hint.device)
         z = decoding.sampler(predict, self.backbone.abar, hint, noise)

@@ -21,6 +21,7 @@ from icmbench.codecs.diffusion.control import ControlModule
 from icmbench.codecs.diffusion.engine import Model
 from icmbench.codecs.diffusion.files import Files
 from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
+from icmbench.codecs.diffusion.vae_compressor import VAE_COMPRESSOR, VaeCompressor
 
 Parts: TypeAlias = dict[str, nn.Module]
 
@@ -86,6 +87,12 @@ def _fill_published(parts: Parts, base: DiffusionBackbone, state: Mapping[str, T
     _check_frozen(base, state, file)
 
 
+def _resulic(base: DiffusionBackbone, profile: str) -> Parts:
+    control = ControlModule(base.unet, ratio=0.2 if profile == "sd21" else 1.0, feedback=True)
+    return {"latent": VaeCompressor(**VAE_COMPRESSOR[profile]), "control": control}
+
+
+RESULIC = Recipe(_resulic)
 DIFF_ICMH = Recipe(_diff_icmh, published=_fill_published)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from icmbench.codecs.base import CodecError
 from icmbench.codecs.diffusion.compression_aware import CompressionAware
 from icmbench.codecs.diffusion.sampling import Guided, draw_noise
 
@@ -88,7 +89,7 @@ def test_drawn_steps_have_the_variance_of_equation_11(backbone, eta):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 50])
 def test_times(level, steps):
     if steps > level:
-        with pytest.raises(ValueError, match=r"noise level"):
+        with pytest.raises(CodecError, match=r"noise level"):
             CompressionAware(level, steps)
         return
     times = CompressionAware(level, steps).times
