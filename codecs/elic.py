@@ -28,8 +28,9 @@ class Elic:
     """ELIC (CVPR 2022), the learned codec that the papers compare with.
 
     point: the lambda its weights were trained with, or a label. weights: a file in CompressAI's, Chandelier's or this project's
-    layout; "{point}" in it stands for the point. variant: official or chandelier; None takes what the file holds. dtype: float32 or
-    bfloat16, of the transforms. mode: default streams decode on the machine that made them, portable ones anywhere. CodecError.
+    layout, in which "{point}" stands for the point, or a folder that `icmbench train` wrote. variant: official or chandelier; None
+    takes what the file holds. dtype: float32 or bfloat16, of the transforms. mode: default streams decode on the machine that made
+    them, portable ones anywhere. CodecError.
     """
 
     name = "elic"
@@ -57,6 +58,8 @@ class Elic:
         from icmbench.codecs import elic_model
 
         path = Path(str(weights).replace("{point}", str(point)))
+        if path.is_dir():
+            path /= elic_model.file_name(point)
         self.point = RatePoint.of("lambda", point) if isinstance(point, int | float) else RatePoint(point, 0.0, {"point": point})
         self.mode = mode
         self._torch = torch

@@ -171,12 +171,15 @@ class ElicNetwork(nn.Module):
             context_widths=context_widths,
         )
 
-    def forward(self, x: Tensor) -> dict[str, Any]:
-        """x (B, 3, H, W) in [0, 1], sides multiples of 64 -> {"x_hat": like x, "likelihoods": {"y": ..., "z": ...}}."""
+    def forward(self, x: Tensor, *, noisy_context: bool = False) -> dict[str, Any]:
+        """x (B, 3, H, W) in [0, 1], sides multiples of 64 -> {"x_hat": like x, "likelihoods": {"y": ..., "z": ...}}.
+
+        noisy_context: in training, noise stands for the rounding of y, for contexts and decoder alike.
+        """
         y = self.g_a(x)
         z = self.h_a(y)
         hyper = self.h_s(self.entropy_bottleneck.quantise(z))
-        y_hat, y_likelihoods = self.context(y, hyper, self.gaussian_conditional)
+        y_hat, y_likelihoods = self.context(y, hyper, self.gaussian_conditional, noisy_context=noisy_context)
         return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": y_likelihoods, "z": self.entropy_bottleneck(z)[1]}}
 
     def update(self) -> None:
@@ -260,6 +263,11 @@ def load(path: str | Path, variant: Variant | None = None) -> ElicNetwork:
             raise CodecError(f"{path} is no checkpoint of tensors ({type(error).__name__}); fetch it again") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     return ElicNetwork.from_state_dict({k: v for k, v in state.items() if isinstance(v, Tensor)}, variant)
+
+
+def file_name(point: float | str) -> str:
+    """Of the weights of one lambda in a folder of several."""
+    return f"elic-lambda{point:g}.safetensors" if isinstance(point, int | float) else f"elic-{point}.safetensors"
 
 
 def save(network: ElicNetwork, path: str | Path) -> None:

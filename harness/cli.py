@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a codec option; may be repeated")
         sub.add_argument("input", type=Path, metavar="IN")
         sub.add_argument("output", type=Path, metavar="OUT")
+    sub = command("train", _train, "train a codec or a backbone by a recipe; goes on where it stopped")
+    sub.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/<name>)")
     command("doctor", _doctor, "what of all this is usable on this machine, and why not")
     sub = command("demo", _demo, "five codecs, three tasks, on photographs and models from packages; under 5 minutes")
     sub.add_argument("--out", default="runs/demo", metavar="RUN")
@@ -210,6 +213,16 @@ def _list(options: argparse.Namespace) -> int:
             print(f"  {entry.name:<{width}}  {entry.summary}")
             for line in filter(None, (entry.weights and f"weights: {entry.weights}", entry.trouble)):
                 print(f"  {'':<{width}}    {line}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from icmbench.harness.recipe import load_recipe
+    from icmbench.harness.store import safe_name
+    from icmbench.harness.training import train
+
+    recipe = load_recipe(options.recipe)
+    print(f"weights: {train(recipe, options.out or Path('runs') / safe_name(recipe.name))}")
     return 0
 
 

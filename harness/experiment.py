@@ -6,14 +6,12 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from icmbench.harness.blocks import Block, first_error
-from icmbench.harness.errors import UserError, unknown
+from icmbench.harness.blocks import Block, load_block
+from icmbench.harness.errors import unknown
 
 UNCOMPRESSED = "uncompressed"  # the ceiling: the task on the originals
-MAX_NODES = 100_000  # of an experiment file, aliases written out
 
 
 class CodecBlock(Block):
@@ -102,48 +100,6 @@ class Experiment(Block):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _expanded(value: Any, known: dict[int, float]) -> float:
-    """How many values a document holds once its aliases are written out; infinite where it contains itself."""
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = math.inf  # met again before it is counted: a cycle
-        inner = value if isinstance(value, list) else [*value.keys(), *value.values()]
-        known[id(value)] = 1 + sum(_expanded(item, known) for item in inner)
-    return known[id(value)]
-
-
 def load_experiment(path: Path) -> Experiment:
     """Read and validate an experiment file. Raises UserError with one sentence."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the experiment file ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    try:
-        data = yaml.load(text, _Loader)  # a SafeLoader
-        size = _expanded(data, {})
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if size > MAX_NODES:
-        raise UserError(f"{path}: its aliases expand to more than {MAX_NODES} values; write the experiment out")
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: an experiment file is a mapping; icmbench's README shows one")
-    if "folder" in data:
-        raise UserError(f"{path}: unknown key 'folder'; paths start at the experiment file's folder by themselves")
-    try:
-        return Experiment.model_validate({**data, "folder": path.parent.absolute()})
-    except ValidationError as error:
-        raise UserError(first_error(error, str(path))) from None
+    return load_block(Experiment, path, "experiment file")

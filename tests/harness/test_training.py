@@ -1,0 +1,149 @@
+"""Recipes: each falls, survives kill -9 with the same trace, and its export codes an image; wrong ones do not begin."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from icmbench.codecs.diffusion import backbone, models
+from icmbench.codecs.elic import Elic
+from icmbench.harness.errors import UserError
+from icmbench.harness.recipe import load_recipe
+from icmbench.harness.training import train
+
+STEPS = 8
+STAGE = {"name": "one", "steps": STEPS, "batch": 2, "lr": 2e-3, "ema": 0.8, "checkpoint_every": 3}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Photographs, captions, masks and a random backbone."""
+    root = tmp_path_factory.mktemp("training")
+    (root / "photos").mkdir()
+    (root / "masks").mkdir()
+    random = np.random.default_rng(0)
+    for k in range(4):
+        noise = Image.fromarray(random.integers(0, 255, (4, 5, 3), dtype=np.uint8))
+        noise.resize((80, 70), Image.Resampling.BICUBIC).save(root / "photos" / f"{k}.png")
+        blob = Image.fromarray(random.integers(0, 255, (4, 5), dtype=np.uint8))
+        blob.resize((80, 70), Image.Resampling.BICUBIC).save(root / "masks" / f"{k}.png")
+    (root / "captions.json").write_text(json.dumps({f"{k}.png": f"picture number {k}" for k in range(4)}))
+    models.save_backbone(backbone.random("tiny", 1), root / "backbone.safetensors")
+    return root
+
+
+RECIPES = {
+    "vae": {"set": {"perceptual": "random", "perceptual_crop": 32}},
+    "unet": {"set": {"backbone": "backbone.safetensors"}},
+    "elic": {
+        "set": {"n": 16, "m": 24, "slices": [4, 4, 16], "context_widths": [16, 12], "parameter_width": 32},
+        "points": [0.032],
+    },
+}
+FALLS = {"vae": "l1", "unet": "eps", "elic": "mse"}
+
+
+def recipe(folder, name, **changes):
+    content = {
+        "name": name,
+        "objective": name,
+        "data": {"images": "photos", "crop": 64, "pool": 8},
+        "stages": [STAGE],
+        **RECIPES[name],
+        **changes,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_recipe(path)
+
+
+def trace(out):
+    return [json.loads(line) for path in sorted(out.glob("*/log.jsonl")) for line in path.read_text().splitlines()]
+
+
+def killed(work, when):
+    """Runs `work` in a process that is killed once `when` holds; forked, so that nothing is imported again."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(1)  # it was to be killed
+    while not when():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it was killed"
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loss_falls_and_kill_9_leaves_no_trace(folder, tmp_path, name, monkeypatch):
+    torch.set_num_threads(1)
+    loaded = recipe(folder, name)
+    train(loaded, tmp_path / "whole")
+    expected = trace(tmp_path / "whole")
+    assert [row["step"] for row in expected] == list(range(STEPS))
+    values = [row[FALLS[name]] for row in expected]
+    assert np.mean(values[-3:]) < np.mean(values[:3])
+
+    out = tmp_path / "run"
+    # Past the second checkpoint and into the steps after it, which come again.
+    killed(lambda: train(loaded, out), lambda: len(list(out.glob("*/checkpoint.pt"))) and len(trace(out)) >= 5)
+    assert len(trace(out)) < STEPS
+    train(loaded, out)
+    assert trace(out) == expected
+    for file in sorted((tmp_path / "whole" / "export").iterdir()):
+        assert (out / "export" / file.name).read_bytes() == file.read_bytes()
+    assert not list(out.rglob("*.tmp")) and not list(out.rglob("checkpoint.pt"))
+
+
+def test_elic_export_codes_an_image_and_validation_counts_real_bits(folder, tmp_path):
+    stages = [{**STAGE, "name": "base", "shared": True}, {**STAGE, "steps": 2, "set": {"latents": "ste"}, "validate_every": 2}]
+    validation = {"dataset": {"kind": "images", "images": "photos", "limit": 1}}
+    loaded = recipe(folder, "elic", points=[0.004, 0.032], stages=stages, validation=validation)
+    export = train(loaded, tmp_path)
+    image = np.asarray(Image.open(folder / "photos" / "0.png"))
+    for point in (0.004, 0.032):
+        data = Elic(point, weights=export).compress(image)
+        assert Elic(point, weights=export).decompress(data).shape == image.shape
+        log = (tmp_path / f"one-lambda{point:g}" / "log.jsonl").read_text().splitlines()
+        assert json.loads(log[-1])["validation/bpp"] == 8 * len(data) / (70 * 80)
+    assert (tmp_path / "base" / "weights.safetensors").is_file() and not list(tmp_path.glob("base-*"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    train(loaded, tmp_path)  # done already
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "name, changes, said",
+    [
+        ("elic", {"stage": []}, ["unknown key 'stage'", "did you mean 'stages'"]),
+        ("elic", {"set": {"nn": 3}}, ["set", "unknown key 'nn'"]),
+        ("elic", {"objective": "elik"}, ["unknown training 'elik'", "elic"]),
+        ("elic", {"stages": [{**STAGE, "step": 3}]}, ["stages.0: unknown key 'step'", "did you mean 'steps'"]),
+        ("elic", {"stages": [STAGE, STAGE]}, ["name"]),
+        ("elic", {"data": {"images": "nowhere"}}, ["data.images", "no such file or folder", "nowhere"]),
+        ("elic", {"data": {"images": "photos", "captions": "none.json"}}, ["data.captions", "none.json"]),
+        ("elic", {"data": {"images": "photos", "masks": "nomasks"}}, ["data.masks", "nomasks"]),
+        ("elic", {"data": {"images": "photos", "masks": "photos/.."}}, ["masks are missing", "0.png"]),
+        ("unet", {"set": {"backbone": "nothing.safetensors"}}, ["nothing.safetensors"]),
+        ("vae", {"validation": {"dataset": {"kind": "images", "images": "photos"}}}, ["trains no codec"]),
+    ],
+)
+def test_a_wrong_recipe_stops_before_the_first_step(folder, tmp_path, name, changes, said):
+    with pytest.raises((UserError, RuntimeError)) as caught:
+        train(recipe(folder, name, **changes), tmp_path / "run")
+    assert all(part in str(caught.value) for part in said), caught.value
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_recipe_does_not_go_on_in_the_same_folder(folder, tmp_path):
+    train(recipe(folder, "elic", stages=[{**STAGE, "steps": 1}]), tmp_path)
+    with pytest.raises(RuntimeError, match=r"begun with another recipe .*stage\.lr"):
+        train(recipe(folder, "elic", stages=[{**STAGE, "steps": 1, "lr": 1e-4}]), tmp_path)
