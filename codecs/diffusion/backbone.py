@@ -73,7 +73,8 @@ PROFILES = {
     ),
     "tiny": Profile(
         "tiny",
-        vae=_VAE | {"block_out_channels": (16, 24, 32, 32), "layers_per_block": 1, "norm_num_groups": 8},
+        # Groups of 8 channels and more: normalised in groups of 2, a plain area keeps but a sign a group, no colour.
+        vae=_VAE | {"block_out_channels": (16, 24, 32, 32), "layers_per_block": 1, "norm_num_groups": 2},
         unet=_UNET
         | {
             "block_out_channels": (32, 48, 64, 64),

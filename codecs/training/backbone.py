@@ -27,6 +27,7 @@ class Vae(Objective):
 
     profile: whose sizes. l1, mse, kl: weights of the means over values. perceptual: a network of `perceptual.py`, or None;
     perceptual_weight, perceptual_crop: its weight, and the side of the part of each crop that it sees, 0 for all.
+    decoder_only: keep the encoder and the latents' moments, so that what was trained on the latents stays valid.
     The export has latents of mean 0 and variance 1 a channel on the training data after the profile's scaling: the last encoder
     and first decoder convolution take the measured moments in. Its UNet and text encoder are random.
     """
@@ -45,6 +46,7 @@ class Vae(Objective):
         perceptual: str | None = None,
         perceptual_weight: float = 0.5,
         perceptual_crop: int = 64,
+        decoder_only: bool = False,
         device: str = "cpu",
     ) -> None:
         super().__init__(point, device)
@@ -52,7 +54,10 @@ class Vae(Objective):
         self.vae: Any = whole.vae.to(device).requires_grad_(True)
         self.register_buffer("mean", torch.zeros(4))
         self.register_buffer("square", torch.ones(4))
-        self._crop = perceptual_crop
+        self._crop, self._decoder_only = perceptual_crop, decoder_only
+        if decoder_only:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
         self.weights = {"l1": l1, "mse": mse, "kl": kl}
         if perceptual is not None:
             self.freeze("distance", perceptual_distance(perceptual, device))
@@ -63,7 +68,7 @@ class Vae(Objective):
         posterior = self.vae.encode(2 * pixels - 1).latent_dist
         z = posterior.sample()
         decoded = (self.vae.decode(z).sample.float() + 1) / 2
-        if self.training:
+        if self.training and not self._decoder_only:
             with torch.no_grad():
                 self.mean.lerp_(z.float().mean((0, 2, 3)), 1 - _DECAY)
                 self.square.lerp_(z.float().square().mean((0, 2, 3)), 1 - _DECAY)
