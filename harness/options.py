@@ -52,9 +52,9 @@ class _Options(Block):
 
 
 def _resolve(value: Any, where: str, base: Path, source: str) -> Any:
-    """A path made absolute. Text, where the plug-in takes either, may be a name: then it stays as it is."""
-    if value is None:
-        return None
+    """A path made absolute. Text, where the plug-in takes either, may be a name: then it stays, as does all else."""
+    if not isinstance(value, str | Path):
+        return value
     path = (base / Path(value).expanduser()).absolute()
     if isinstance(value, str) and not path.exists():
         return str(path) if "{" in value else value

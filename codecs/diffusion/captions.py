@@ -18,12 +18,13 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image
 from icmbench.codecs.bitstream import Text
+from icmbench.codecs.diffusion.captioners import Captioner
 from icmbench.codecs.diffusion.text import read
 
 if TYPE_CHECKING:
@@ -35,15 +36,6 @@ BYTE_CODERS, TOKEN_CODERS = ("utf8", "deflate", "zlib"), ("clip16", "prior")
 MAX_BYTES = 1024  # of a caption in UTF-8; the text encoder reads 75 tokens, which are fewer
 MAX_TOKENS = 75
 VOCABULARY = 49408  # CLIP's
-
-
-class Captioner(Protocol):
-    """Describes images. facts: JSON values of all that decides the captions, for fingerprints."""
-
-    facts: Any
-
-    def caption(self, image: Image) -> str:
-        """One sentence on an image, uint8 (H, W, 3); may be empty. CodecError where the model fails."""
 
 
 def pack(text: str, coder: str = SMALLEST) -> Text | None:

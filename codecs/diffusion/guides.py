@@ -31,3 +31,8 @@ class Guide(Protocol):
 
     def prompt(self, text: Text | None) -> Prompt:
         """What the text encoder reads. BitstreamError for text that this guide did not code."""
+
+
+def named(function: Any) -> str:
+    """What a function or object is called in fingerprints: its attribute `fingerprint`, or its name."""
+    return getattr(function, "fingerprint", None) or getattr(function, "__qualname__", type(function).__qualname__)

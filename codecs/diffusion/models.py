@@ -92,7 +92,12 @@ def _resulic(base: DiffusionBackbone, profile: str) -> Parts:
     return {"latent": VaeCompressor(**VAE_COMPRESSOR[profile]), "control": control}
 
 
+def _slim_full(base: DiffusionBackbone, profile: str) -> Parts:
+    return {"latent": VaeCompressor(**VAE_COMPRESSOR[profile]), "control": ControlModule(base.unet)}
+
+
 RESULIC = Recipe(_resulic)
+SLIM, SLIM_FULL = RESULIC, Recipe(_slim_full)  # the paper tells of nothing that differs, nor how wide the control is
 DIFF_ICMH = Recipe(_diff_icmh, published=_fill_published)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image
 from icmbench.codecs.bitstream import Text
+from icmbench.codecs.diffusion.guides import named
 
 TAGS = 1  # this text coder's number in the stream
 MAX_TAGS = 255
@@ -53,8 +54,8 @@ class TagGuide:
             self._given = {image_id: self.indexes(tags) for image_id, tags in given.items()}
         else:
             self._given = self.indexes(given)
-        named = getattr(tagger, "fingerprint", None) or getattr(tagger, "__qualname__", type(tagger).__qualname__)
-        self.facts = [self.checksum, zlib.crc32(json.dumps(self._given, sort_keys=True).encode()), named if tagger else None]
+        listed = json.dumps(self._given, sort_keys=True)
+        self.facts = [self.checksum, zlib.crc32(listed.encode()), named(tagger) if tagger else None]
 
     @classmethod
     def from_files(
