@@ -38,7 +38,7 @@ class Decoding:
 
     sampler: sampling.Sampler
     guidance: float = 1.0
-    negative: str = ""
+    negative: Prompt = ""
     wavelet: bool = False
     tile: int = 96
     overlap: int = 32

@@ -1,0 +1,256 @@
+"""ResULIC: any image to real bytes and back, by compression-aware diffusion."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from icmbench.codecs.base import BitstreamError, CodecError
+from icmbench.codecs.bitstream import Container
+from icmbench.codecs.diffusion import captions, models
+from icmbench.codecs.diffusion.compression_aware import CompressionAware
+from icmbench.codecs.resulic import NEGATIVE, NOISE_LEVELS, SUFFIX, Resulic
+
+
+@pytest.fixture(scope="module")
+def resulic_model(backbone):
+    """A rate point with random weights, whose control has an effect and whose latents are not all zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        parts = models.RESULIC.parts(backbone, "tiny")
+        latent, control = parts["latent"], parts["control"]
+        for conv in (*control.encoder_out, control.middle_out, *control.decoder_out, *control.encoder_in):
+            torch.nn.init.normal_(conv.weight, std=0.05)
+        torch.nn.init.normal_(latent.encoder[-1].weight, std=0.5)
+        torch.nn.init.normal_(latent.hyper_enc[-1].weight, std=0.3)
+        for net in (*latent.context.parameters_anchor, *latent.context.parameters_nonanchor):
+            torch.nn.init.constant_(net[-1].bias[: net[-1].out_channels // 2], 1.5)  # scales that fit such latents
+    return models.RESULIC.model(backbone, **parts)
+
+
+@pytest.fixture(scope="module")
+def folder(resulic_model, tmp_path_factory):
+    """The model and its backbone as files, for all lambdas."""
+    folder = tmp_path_factory.mktemp("weights")
+    models.save(resulic_model, folder / "resulic-lambda36.safetensors")
+    for point in (1.5, 3, 6, 16):
+        os.link(folder / "resulic-lambda36.safetensors", folder / f"resulic-lambda{point:g}.safetensors")
+    models.save_backbone(resulic_model.backbone, folder / "backbone.safetensors")
+    return folder
+
+
+@pytest.fixture
+def tiny(folder):
+    def make(point: float = 36, **options) -> Resulic:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Resulic(point, **({"profile": "tiny", "weights": folder, "device": "cpu"} | options))
+
+    return make
+
+
+def test_full_profile_has_the_published_size():
+    """Control 54.81M, UNet 865.91M; the compressor is counted in test_vae_compressor.py."""
+    from icmbench.codecs.diffusion.backbone import PROFILES, DiffusionBackbone
+
+    with torch.device("meta"):
+        base = DiffusionBackbone(PROFILES["sd21"])
+        control = models.RESULIC.parts(base, "sd21")["control"]
+    count = {"unet": base.unet, "control": control}
+    millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in count.items()}
+    assert millions == {"unet": pytest.approx(865.91, abs=0.01), "control": pytest.approx(54.81, abs=0.01)}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (65, 130), (128, 128), (576, 40)])
+def test_any_size(tiny, size, picture):
+    codec = tiny(steps=2)
+    image = picture(*size)
+    data = codec.compress(image)
+    decoded = codec.decompress(data)
+    assert decoded.shape == image.shape
+    assert decoded.dtype == np.uint8
+    assert sum(codec.rate_breakdown(data).values()) == 8 * len(data)
+
+
+def test_stream_says_how_to_decode(tiny, picture):
+    """The usual sampling of a point takes no bytes; whatever differs travels with the stream."""
+    image = picture(64, 64)
+    usual = tiny(6).compress(image)
+    decoding = tiny(36)._request(usual).decoding
+    assert decoding.sampler == CompressionAware(NOISE_LEVELS[6], 3, 0)
+    assert (decoding.guidance, decoding.negative, decoding.wavelet) == (2.5, tuple(captions.tokens(NEGATIVE)), False)
+    assert tiny().rate_breakdown(usual)["header"] == 8 * 10
+    other = tiny(6, noise_level=405, steps=2, eta=1, cfg=1).compress(image)
+    decoding = tiny(36)._request(other).decoding
+    assert (decoding.sampler, decoding.guidance) == (CompressionAware(405, 2, 1), 1)
+    plain = tiny(6, cdm=False).compress(image)
+    sampler = tiny(36)._request(plain).decoding.sampler
+    assert (type(sampler).__name__, sampler.steps) == ("Ddim", 50)
+    assert np.array_equal(tiny(36).decompress(other), tiny(6).decompress(other))
+
+
+def test_seed_decides_the_pixels(tiny, picture):
+    image = picture(64, 64)
+    first = tiny(seed=3).compress(image)
+    assert np.array_equal(tiny(seed=3).decompress(first), tiny().decompress(first))
+    assert not np.array_equal(tiny().decompress(first), tiny().decompress(tiny(seed=4).compress(image)))
+
+
+def test_words_guide_and_are_counted(tiny, tmp_path, picture):
+    """16 bits a token, or fewer under the static prior; the suffix is said and not sent."""
+    image, words = picture(64, 64), "a barn reflected in a pond"
+    for coder, bits in (("clip16", 16 * 6), ("prior", None)):
+        codec = tiny(residuals=words, text=coder)
+        data = codec.compress(image)
+        text = Container.from_bytes(data).text
+        assert text.count == 6
+        assert text.bits == bits or (bits is None and text.bits < 16 * 6)
+        assert codec.rate_breakdown(data)["text"] == 8 * (3 + len(text.data))
+        assert tiny()._request(data).prompt == tuple(captions.tokens(f"{words}, {SUFFIX}"))
+        assert not np.array_equal(codec.decompress(data), codec.decompress(tiny().compress(image)))
+    assert tiny()._request(tiny().compress(image)).prompt == tuple(captions.tokens(SUFFIX))
+    assert tiny()._request(tiny(residuals=words, text="deflate").compress(image)).prompt == tuple(
+        captions.tokens(f"{words}, {SUFFIX}")
+    )
+    (tmp_path / "captions.json").write_text(json.dumps({"a": words, "b": ""}))
+    by_id = tiny(captions=tmp_path / "captions.json")
+    streams = by_id.compress_batch([image, image], ["a", "b"])
+    assert [by_id.rate_breakdown(data)["text"] > 0 for data in streams] == [True, False]
+    with pytest.raises(CodecError, match=r"no caption for image 'c'"):
+        by_id.compress(image, "c")
+
+
+def test_long_captions_leave_room_for_the_suffix(tiny, picture):
+    codec = tiny(residuals="word " * 100, text="clip16")
+    data = codec.compress(picture(64, 64))
+    prompt = codec._request(data).prompt
+    assert len(prompt) == 75
+    assert prompt[-6:] == tuple(captions.tokens(", " + SUFFIX))
+    assert Container.from_bytes(data).text.count == 69
+
+
+def test_guidance_leads_away_from_the_negative(tiny, picture):
+    data = tiny(residuals="a red barn").compress(picture(64, 64))
+    decoded = tiny().decompress(data)
+    assert not np.array_equal(decoded, tiny(negative="a red barn").decompress(data))
+    assert not np.array_equal(decoded, tiny(suffix="").decompress(data))
+
+
+@pytest.mark.parametrize("mode", ["default", "portable"])
+def test_batches(tiny, mode, picture):
+    """Sizes, lambdas, seeds and words mixed: each image is what it would be alone, but for the last bit of float32."""
+    streams = [
+        tiny(36, seed=1, mode=mode).compress(picture(64, 100, 0)),
+        tiny(6, mode=mode, residuals="a boat").compress(picture(40, 40, 1)),
+        tiny(6, seed=2).compress(picture(60, 128, 2)),
+        tiny(6, seed=1, residuals="two dogs, grass").compress(picture(64, 128, 3)),
+    ]
+    codec = tiny(batch=2)
+    for image, data in zip(codec.decompress_batch(streams), streams):
+        alone = codec.decompress(data)
+        assert image.shape == alone.shape
+        assert np.abs(image.astype(int) - alone).max() <= 2
+
+
+def test_wavelet_changes_only_low_frequencies(tiny, picture):
+    data = tiny().compress(picture(128, 200))
+    change = tiny(colour="wavelet").decompress(data).astype(float) - tiny().decompress(data)
+    assert np.abs(change).mean() > 0.5
+    assert np.abs(np.diff(change, axis=0)).mean() < 0.2 * np.abs(change).mean()
+
+
+def test_bad_bytes(tiny, picture):
+    codec = tiny(residuals="a boat", text="clip16")
+    data = codec.compress(picture(64, 64))
+    parsed = Container.from_bytes(data)
+    foreign = [
+        b"",
+        data[:-1],
+        replace(parsed, codec="diff-icmh", checksum=0).to_bytes(),
+        replace(parsed, model=6 | 64, checksum=0).to_bytes(),  # no such lambda
+        replace(parsed, model=5, checksum=0).to_bytes(),  # another profile
+        replace(parsed, checksum=0).to_bytes(),  # other symbols
+        replace(parsed, text=replace(parsed.text, data=b"\xff" * len(parsed.text.data)), checksum=0).to_bytes(),  # no such token
+        replace(parsed, width=700, checksum=0).to_bytes(),
+    ]
+    for bad in foreign:
+        with pytest.raises(BitstreamError):
+            codec.decompress(bad)
+
+
+def test_mutated_streams(tiny, fuzz, picture):
+    originals = [
+        tiny(point, mode=mode, steps=steps, eta=eta, **words).compress(picture(*size))
+        for point, mode, steps, eta, size, words in (
+            (36, "default", 2, 0, (1, 1), {}),
+            (6, "portable", 2, 0, (65, 130), {"residuals": "a barn"}),
+            (1.5, "default", 2, 1, (128, 128), {"residuals": "a boat", "text": "clip16"}),
+            (16, "default", 2, 0, (60, 200), {"residuals": "a boat", "text": "deflate"}),
+        )
+    ]
+    fuzz(tiny(), originals, count=120, seconds=20.0, memory=1 << 30)
+
+
+DECODE = """
+import sys, numpy, torch
+torch.set_num_threads(2)
+from icmbench.codecs.resulic import Resulic
+folder = sys.argv[1]
+codec = Resulic(1.5, profile="tiny", weights=__import__("pathlib").Path(folder), device="cpu")
+numpy.save(f"{folder}/decoded.npy", codec.decompress(open(f"{folder}/stream", "rb").read()))
+"""
+
+
+def test_fresh_process_with_other_threads_decodes(tiny, folder, photo, tmp_path):
+    """Encoded on one thread here, decoded on two there, from nothing but bytes and weights."""
+    for name in ("resulic-lambda36.safetensors", "resulic-lambda1.5.safetensors", "backbone.safetensors"):
+        os.link(folder / name, tmp_path / name)
+    codec = tiny(residuals="a red door", seed=5)
+    data = codec.compress(photo[:256, :384])
+    (tmp_path / "stream").write_bytes(data)
+    assert codec.rate_breakdown(data)["y"] > 1000  # there is something to decode
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", DECODE, tmp_path], env=environment, check=True)
+    assert np.abs(np.load(tmp_path / "decoded.npy").astype(int) - codec.decompress(data)).max() <= 2
+
+
+def test_other_weights_are_noticed(tiny, picture):
+    data = tiny().compress(picture(64, 64))
+    with pytest.raises(BitstreamError), pytest.warns(UserWarning, match=r"random"):
+        Resulic(36, profile="tiny", weights="random", device="cpu").decompress(data)
+
+
+def test_bad_options(tmp_path):
+    wrong = [{"point": 5}, {"profile": "huge"}, {"steps": 0}, {"steps": 200, "noise_level": 100}, {"noise_level": 1000}, {"eta": 2}]
+    for options in [*wrong, {"cfg": 0}, {"text": "morse"}, {"residuals": tmp_path / "none.json"}]:
+        with pytest.raises(CodecError):
+            Resulic(**{"point": 36, "profile": "tiny", "weights": "random", "device": "cpu"} | options)
+
+
+def test_fingerprint_tells_what_decides(tiny):
+    changes = [
+        {"noise_level": 600},
+        {"eta": 1},
+        {"cdm": False},
+        {"steps": 2},
+        {"suffix": ""},
+        {"negative": ""},
+        {"residuals": "a boat"},
+        {"captions": "a boat"},
+        {"text": "clip16"},
+        {"seed": 2},
+    ]
+    prints = {tiny().fingerprint, tiny(6).fingerprint, *(tiny(**options).fingerprint for options in changes)}
+    assert tiny().fingerprint in prints
+    assert len(prints) == 2 + len(changes)
+
+
+def test_importing_the_codec_is_cheap():
+    code = "import sys, icmbench.codecs.resulic; print({'torch', 'diffusers', 'transformers', 'constriction'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
