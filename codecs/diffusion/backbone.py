@@ -9,6 +9,7 @@ at 3.1M, for laptops and tests.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import zlib
@@ -117,6 +118,12 @@ class DiffusionBackbone(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.unet.device
+
+    def with_unet(self, unet: Any) -> DiffusionBackbone:
+        """The same backbone with another UNet, everything else shared."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "unet": unet}
+        return other
 
     def encode(self, pixels: Tensor, tile: int = 0, overlap: int = 0) -> Tensor:
         """pixels (N, 3, 8H, 8W) float32 in [0, 1] -> the posterior's mode, scaled: (N, 4, H, W) float32.

@@ -7,7 +7,7 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -60,8 +60,10 @@ class DiffusionCodec:
         overlap: int,
         batch: int,
         compile: bool,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """sampling: steps, guidance, noise level of this codec's streams; 0 for the usual. The rest as in DiffIcmh. CodecError."""
+        """sampling: steps, guidance, noise level of this codec's streams; 0 for the usual. facts: more for the fingerprint. The
+        rest as in DiffIcmh. CodecError."""
         if point not in self.points or profile not in PROFILES or sampler not in self.samplers:
             raise CodecError(
                 f"{self.name} has lambda {self.points}, profile {PROFILES} and sampler {self.samplers}: choose from these"
@@ -93,6 +95,7 @@ class DiffusionCodec:
             sampling=[sampler, chosen.steps, chosen.guidance, chosen.noise_level, seed, colour, tile, overlap],
             text=guide.facts,
             compute=[mode, self._dtype, self._device.partition(":")[0], version("torch"), version("diffusers")],
+            **(facts or {}),
         )
 
     def usual(self, profile: str, point: float) -> Overrides:

@@ -9,7 +9,7 @@ the CPU.
 from __future__ import annotations
 
 import zlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -20,11 +20,12 @@ from icmbench.codecs.entropy.models import EntropyBottleneck, GaussianConditiona
 class LatentCompressor(nn.Module):
     """Base of the latent compressors. A subclass sets the attributes below and gives `analyse` and `hint`.
 
-    pad: image sides are padded to multiples of it. z_stride: pixels along a side of a position of z. needs_latent: whether
-    `analyse` reads `ref`; else it is given None, and no VAE encoder runs.
+    pad: image sides are padded to multiples of it, at the bottom and right. padding: how, a mode of numpy.pad. z_stride: pixels
+    along a side of a position of z. needs_latent: whether `analyse` reads `ref`; else it is given None and no VAE encoder runs.
     """
 
     pad: ClassVar[int]
+    padding: ClassVar[Literal["constant", "reflect"]] = "constant"
     z_stride: ClassVar[int]
     needs_latent: ClassVar[bool] = True
 

@@ -70,6 +70,10 @@ class Model:
         """The networks of this rate point, as they are named in its weight file."""
         return {"latent": self.latent} | ({} if self.control is None else {"control": self.control})
 
+    def state(self) -> dict[str, Tensor]:
+        """The content of its weight file."""
+        return nn.ModuleDict(self.parts).state_dict()
+
     @functools.cached_property
     def digest(self) -> int:
         """32 bits over all that decides symbols."""
@@ -177,7 +181,7 @@ class Draft:
     def pixels(self) -> Image:
         """The decoded preview, uint8 (H, W, 3)."""
         height, width = self.size
-        return np.ascontiguousarray(_to_uint8(self.model.preview(self.hint, self.decoding))[0, :height, :width])
+        return np.ascontiguousarray(to_uint8(self.model.preview(self.hint, self.decoding))[0, :height, :width])
 
 
 @dataclass(frozen=True)
@@ -213,14 +217,14 @@ def decompress(requests: Sequence[Request]) -> list[Image]:
                 part = group[start : start + decoding.batch]
                 y_hat, z_hat = (torch.cat(tensors) for tensors in zip(*(latents.pop(index).result() for index in part)))
                 prompts, seeds = [requests[index].prompt for index in part], [requests[index].seed for index in part]
-                images |= zip(part, _to_uint8(model.sample(y_hat, z_hat, decoding, prompts, seeds)))
+                images |= zip(part, to_uint8(model.sample(y_hat, z_hat, decoding, prompts, seeds)))
     finally:
         pool.shutdown(cancel_futures=True)
     sizes = ((request.container.height, request.container.width) for request in requests)
     return [np.ascontiguousarray(images[index][:height, :width]) for index, (height, width) in enumerate(sizes)]
 
 
-def _to_uint8(pixels: Tensor) -> np.ndarray:
+def to_uint8(pixels: Tensor) -> np.ndarray:
     """(N, 3, H, W) in [0, 1] -> (N, H, W, 3); what is not a number becomes black."""
     return (pixels.nan_to_num(0) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 

@@ -26,17 +26,23 @@ from icmbench.codecs.diffusion.vae_compressor import VAE_COMPRESSOR, VaeCompress
 Parts: TypeAlias = dict[str, nn.Module]
 
 
+def _fill(parts: Parts, state: Mapping[str, Tensor], file: Path) -> None:
+    weights.fill(nn.ModuleDict(parts), state, file)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a codec of the family is made of.
 
     parts(base, profile): the networks of one rate point, by the names they have in its weight file and in `model`'s arguments.
-    model(base, **parts): how they code. published(parts, base, state, file): fills them from the authors' checkpoint.
+    model(base, **parts): how they code. published(parts, base, state, file): fills them from the authors' checkpoint. fill(parts,
+    state, file): from this project's file, as `Model.state` made it.
     """
 
     parts: Callable[[DiffusionBackbone, str], Parts]
     model: Callable[..., Model] = Model
     published: Callable[[Parts, DiffusionBackbone, Mapping[str, Tensor], Path], None] | None = None
+    fill: Callable[[Parts, Mapping[str, Tensor], Path], None] = _fill
 
 
 @functools.lru_cache(maxsize=16)  # points that take turns stay loaded
@@ -55,7 +61,7 @@ def load(recipe: Recipe, files: Files, point: float, dtype: str, device: str, se
         parts = recipe.parts(base, files.profile)
     state = weights.read_state(file)
     if recipe.published is None or any(key.startswith("latent.") for key in state):
-        weights.fill(nn.ModuleDict(parts), state, file)
+        recipe.fill(parts, state, file)
     else:
         recipe.published(parts, base, state, file)
     return recipe.model(base, **parts)
@@ -63,16 +69,16 @@ def load(recipe: Recipe, files: Files, point: float, dtype: str, device: str, se
 
 def save(model: Model, path: Path) -> None:
     """Write the weights of one rate point, frequency tables included, in this project's layout."""
-    _write(nn.ModuleDict(model.parts), path)
+    _write(model.state(), path)
 
 
 def save_backbone(base: DiffusionBackbone, path: Path) -> None:
     """Write a backbone in this project's layout, to lie beside the weights of the points."""
-    _write(base, path)
+    _write(base.state_dict(), path)
 
 
-def _write(module: nn.Module, path: Path) -> None:
-    save_file({key: value.cpu().contiguous() for key, value in module.state_dict().items()}, path)
+def _write(state: Mapping[str, Tensor], path: Path) -> None:
+    save_file({key: value.cpu().contiguous() for key, value in state.items()}, path)
 
 
 def _diff_icmh(base: DiffusionBackbone, profile: str) -> Parts:

@@ -87,6 +87,25 @@ class Ddim:
         return x
 
 
+@dataclass(frozen=True)
+class OneStep:
+    """The clean latent by one evaluation at the noisiest time, as distilled models allow (CADC, StableCodec).
+
+    Instead of noise it starts from the hint (N, C, H, W), C >= 4, which the prediction reads whole; its first four channels are the
+    noisy latent.
+    """
+
+    time: int = 999
+
+    @property
+    def draws(self) -> int:
+        return 0
+
+    def __call__(self, predict: Predict, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+        now = float(abar[self.time])
+        return (hint[:, :4] - (1 - now) ** 0.5 * predict(hint, self.time)) / now**0.5
+
+
 SAMPLERS: dict[str, type[AncestralDdpm | Ddim]] = {"ddpm": AncestralDdpm, "ddim": Ddim}
 
 

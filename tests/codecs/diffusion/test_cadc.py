@@ -1,0 +1,289 @@
+"""CADC: any image to real bytes and back, by one evaluation of the UNet and no text."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import init_empty_weights
+
+from icmbench.codecs.base import BitstreamError, CodecError
+from icmbench.codecs.bitstream import Container, Text
+from icmbench.codecs.cadc import PROMPT, Cadc
+from icmbench.codecs.diffusion import adapted, models, sampling
+from icmbench.codecs.diffusion.cadc_compressor import CADC, CadcCompressor
+from icmbench.codecs.diffusion.cadc_model import CadcModel
+
+
+@pytest.fixture(scope="module")
+def folder(backbone, tmp_path_factory):
+    """Weights of two points, random but with latents and UNets that differ from nothing and from each other."""
+    folder = tmp_path_factory.mktemp("cadc")
+    for point in (2, 32):
+        with torch.random.fork_rng():
+            torch.manual_seed(point)
+            latent, unet = CadcCompressor(**CADC["tiny"]), adapted.adapted(backbone.unet, 32)
+            torch.nn.init.normal_(latent.g_a[-2].dense[-1].weight, std=1.0)
+            torch.nn.init.normal_(unet.conv_in.weight, std=0.05)
+            for net in latent.context.adapters_out:
+                torch.nn.init.constant_(net.light.bias[32:], 1.5)  # scales that fit such latents
+        models.save(CadcModel(backbone, latent, unet), folder / f"cadc-lambda{point}.safetensors")
+    models.save_backbone(backbone, folder / "backbone.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """A codec of the tiny profile; keyword arguments are options."""
+    return lambda point=2, **options: Cadc(point, **{"profile": "tiny", "weights": folder, "device": "cpu"} | options)
+
+
+@pytest.fixture
+def calls(tiny):
+    """Counts evaluations of the UNet of lambda 2 while a test runs: shapes of what it read."""
+    shapes = []
+    unet = tiny()._setting(Container("cadc", 1 | 1 << 6, 1, 1, b""))[0].backbone.unet
+    handle = unet.conv_in.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    yield shapes
+    handle.remove()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (65, 130), (257, 33)])
+def test_any_size_in_one_evaluation_without_text(tiny, size, picture, calls):
+    """Reflection, repeated, pads whatever is smaller than the padding."""
+    codec, image = tiny(), picture(*size)
+    data = codec.compress(image)
+    assert not calls
+    decoded = codec.decompress(data)
+    assert (decoded.shape, decoded.dtype) == (image.shape, np.uint8)
+    rates = codec.rate_breakdown(data)
+    assert sum(rates.values()) == 8 * len(data)
+    assert rates["text"] == 0 and rates["y"] > 0 and rates["z"] > 0
+    assert len(calls) == 1 and calls[0][:2] == (1, 32)
+
+
+def test_the_step_is_the_paper_s(tiny, picture):
+    """The decoder's pixels are those of x0 = (x - sqrt(1 - abar) eps) / sqrt(abar), computed here from the parts."""
+    codec, image = tiny(), picture(256, 256)
+    request = codec._request(codec.compress(image))
+    model, backbone = request.model, request.model.backbone
+    y_hat, _ = model.latents(request.container, request.data)
+    with torch.no_grad():
+        l_t = model.latent.g_s(y_hat)
+        eps = backbone.eps(l_t, torch.tensor([999]), backbone.embed([PROMPT]))
+        clean = (l_t[:, :4] - (1 - backbone.abar[999]).sqrt().float() * eps) / backbone.abar[999].sqrt().float()
+        expected = (backbone.decode(clean)[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    assert abs(float(backbone.abar[999]) - 0.00466) < 1e-5
+    assert np.abs(codec.decompress(request.data).astype(int) - expected).max() <= 1
+
+
+def test_captions_cost_nothing_and_guide(tiny, picture, calls):
+    seen = []
+
+    def captioner(picture):
+        seen.append(picture)
+        return "a red door"
+
+    image = picture(256, 300)
+    plain, captioned = tiny(), tiny(captioner=captioner)
+    data = captioned.compress(image)
+    assert not seen
+    assert captioned.rate_breakdown(data) == plain.rate_breakdown(plain.compress(image))
+    decoded = captioned.decompress(data)
+    assert len(calls) == 1
+    assert (seen[0].shape, seen[0].dtype) == ((256, 512, 3), np.uint8)
+    worded = tiny(prompt="a red door, " + PROMPT)
+    assert np.array_equal(worded.decompress(worded.compress(image)), decoded)
+    assert not np.array_equal(plain.decompress(plain.compress(image)), decoded)
+    with pytest.raises(BitstreamError, match=r"set `captioner`"):
+        plain.decompress(data)
+    assert captioned.fingerprint != plain.fingerprint != worded.fingerprint
+
+
+@pytest.mark.parametrize("mode", ["default", "portable"])
+def test_batches(tiny, mode, picture, calls):
+    streams = [
+        tiny(2, mode=mode).compress(picture(64, 100, 0)),
+        tiny(32, mode=mode).compress(picture(40, 40, 1)),
+        tiny(2).compress(picture(60, 128, 2)),
+    ]
+    codec = tiny(colour="wavelet")
+    together = codec.decompress_batch(streams)
+    assert [shape[0] for shape in calls] == [2]
+    for image, data in zip(together, streams):
+        alone = codec.decompress(data)
+        assert image.shape == alone.shape
+        assert np.abs(image.astype(int) - alone).max() <= 2
+    images = [picture(64, 64, i) for i in range(2)]
+    assert codec.compress_batch(images, ["a", "b"]) == [codec.compress(image) for image in images]
+
+
+def test_uncertainty_is_the_encoder_s_alone(tiny, photo):
+    """m >= 1 shrinks y; z does not depend on it; a decoder that knows nothing of it decodes the same."""
+    with_it, without = tiny(), tiny(ugaq=False)
+    data, other = with_it.compress(photo[:256]), without.compress(photo[:256])
+    assert data != other
+    assert with_it.rate_breakdown(data)["z"] == without.rate_breakdown(other)["z"]
+    assert np.array_equal(without.decompress(data), with_it.decompress(data))
+    assert with_it.fingerprint != without.fingerprint
+    latent = with_it._request(data).model.latent
+    pixels = torch.from_numpy(photo[:256]).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        y = latent.g_a(2 * pixels - 1)
+        m = latent.uncertainty(y, latent.h_a(y))
+        modulated, z = latent.analyse(pixels)
+    assert m.shape == (1, 1, 4, 12)
+    assert m.min() >= 1 and m.std() > 0
+    torch.testing.assert_close(modulated, y / m)
+    torch.testing.assert_close(z, latent.h_a(y))
+
+
+def test_bad_bytes(tiny, picture):
+    codec = tiny()
+    data = codec.compress(picture(64, 64))
+    parsed = Container.from_bytes(data)
+    with pytest.warns(UserWarning, match=r"random"), pytest.raises(BitstreamError):
+        Cadc(2, profile="tiny", weights="random", device="cpu").decompress(data)  # other weights
+    foreign = [
+        b"",
+        data[:-1],
+        data[:-1] + bytes([data[-1] ^ 1]),
+        replace(parsed, codec="slim", checksum=0).to_bytes(),
+        replace(parsed, model=15, checksum=0).to_bytes(),
+        replace(parsed, model=1, checksum=0).to_bytes(),  # another profile
+        replace(parsed, checksum=0).to_bytes(),
+        replace(parsed, text=Text(2, 0, 8, b"a"), checksum=0).to_bytes(),
+        replace(parsed, width=700, checksum=0).to_bytes(),
+    ]
+    for bad in foreign:
+        with pytest.raises(BitstreamError):
+            codec.decompress(bad)
+
+
+def test_mutated_payloads(tiny, picture, monkeypatch):
+    """Whatever the payload, with both checks passed over: refused, or an image of the size that the header says."""
+    codec, rng = tiny(), np.random.default_rng(0)
+    parsed = Container.from_bytes(codec.compress(picture(64, 64)))
+    monkeypatch.setattr(Container, "verify", lambda *_: None)
+    outcomes = {"refused": 0, "decoded": 0}
+    for _ in range(int(os.environ.get("ICMBENCH_FUZZ", "60")) // 3):
+        payload = bytearray(parsed.payload)
+        for at in rng.integers(len(payload), size=rng.integers(1, 4)):
+            payload[at] ^= 1 << rng.integers(8)
+        bad = replace(parsed, payload=bytes(payload[: rng.integers(1, len(payload) + 1)]), z_bytes=0, checksum=0).to_bytes()
+        try:
+            outcomes["decoded"] += codec.decompress(bad).shape == (64, 64, 3)
+        except BitstreamError:
+            outcomes["refused"] += 1
+    assert sum(outcomes.values()) == int(os.environ.get("ICMBENCH_FUZZ", "60")) // 3
+    assert outcomes["refused"] > 0
+
+
+def test_fresh_process_decodes_the_same(tiny, folder, picture, tmp_path):
+    streams = [tiny(mode=mode).compress(picture(200, 300)) for mode in ("default", "portable")]
+    for index, data in enumerate(streams):
+        (tmp_path / str(index)).write_bytes(data)
+    code = (
+        "import sys, torch, numpy as np, pathlib; torch.set_num_threads(1)\n"
+        "from icmbench.codecs.cadc import Cadc\n"
+        "weights, folder = map(pathlib.Path, sys.argv[1:])\n"
+        "codec = Cadc(32, profile='tiny', weights=weights, device='cpu')\n"
+        "np.save(folder / 'images.npy', codec.decompress_batch([(folder / name).read_bytes() for name in '01']))"
+    )
+    subprocess.run([sys.executable, "-c", code, folder, tmp_path], check=True)
+    for image, data in zip(np.load(tmp_path / "images.npy"), streams):
+        assert np.abs(image.astype(int) - tiny().decompress(data)).max() <= 1
+
+
+def test_points_share_the_backbone(tiny, picture):
+    """In memory two points differ in conv_in and their compressors; on disk likewise, plus what they trained."""
+    two, other = (tiny(point)._request(tiny(point).compress(picture(64, 64))).model.backbone for point in (2, 32))
+    shared = {id(p) for p in two.unet.parameters()} & {id(p) for p in other.unet.parameters()}
+    assert len(shared) == len(list(two.unet.parameters())) - 2
+    assert two.vae is other.vae
+
+
+def test_lora_is_trained_beside_and_decodes_merged(backbone, tmp_path):
+    pytest.importorskip("peft")
+    t, context = torch.tensor([999]), backbone.embed(["a door"])
+    x = torch.randn(1, 32, 16, 16)
+
+    def predict(unet):
+        return backbone.with_unet(unet).eps(x, t, context)
+
+    unet = adapted.adapted(backbone.unet, 32)
+    torch.testing.assert_close(predict(unet), backbone.eps(x[:, :4], t, context))  # starts as the backbone
+    adapted.add_lora(unet, rank=4)
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    trained = predict(unet)
+    trained.square().mean().backward()
+    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trainable)
+    state = adapted.own_state(unet, backbone.unet)
+    assert sum(value.numel() for value in state.values()) == sum(parameter.numel() for parameter in trainable)
+    merged = adapted.adapted(backbone.unet, 32)
+    adapted.fill(merged, state, "file")
+    torch.testing.assert_close(predict(merged), trained, atol=1e-4, rtol=1e-4)
+    assert (trained - backbone.eps(x[:, :4], t, context)).abs().max() > 0.1
+    for damaged in (
+        {key: value for key, value in state.items() if "conv_in" not in key},
+        state | {"nowhere.weight": torch.ones(1)},
+        state | {"conv_out.lora_A.weight": torch.ones(2, 2)},
+    ):
+        with pytest.raises(CodecError, match=r"does not fit"):
+            adapted.fill(adapted.adapted(backbone.unet, 32), damaged, "file")
+
+
+def test_training_reaches_all_parameters():
+    latent = CadcCompressor(**CADC["tiny"]).train()
+    hint, likelihoods = latent(torch.rand(2, 3, 256, 256), None)
+    assert hint.shape == (2, 32, 32, 32)
+    assert likelihoods["y"].shape == (2, 32, 4, 4) and likelihoods["z"].shape == (2, 32, 1, 1)
+    auxiliary = latent.auxiliary(hint)
+    assert auxiliary.shape == (2, 3, 256, 256)
+    (hint.mean() + auxiliary.mean() + sum(p.log().mean() for p in likelihoods.values())).backward()
+    idle = [name for name, p in latent.named_parameters() if p.grad is None]
+    assert idle == ["entropy_bottleneck.quantiles"]  # those of the auxiliary loss
+
+
+def test_sizes_of_the_full_profile():
+    """866.82M in the UNet (specs/codecs.md); the rest follows StableCodec's blocks, whose g_s and context model are as large."""
+    from icmbench.codecs.diffusion.backbone import PROFILES, DiffusionBackbone
+
+    with init_empty_weights():
+        base = DiffusionBackbone(PROFILES["sd21"])
+        unet, latent = adapted.adapted(base.unet, 320), CadcCompressor()
+
+    def millions(*modules):
+        return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+
+    assert round(millions(unet), 2) == 866.82
+    assert (latent.pad, latent.context.channels, unet.conv_in.in_channels) == (256, 320, 320)
+    print({name: round(millions(part), 2) for name, part in latent.named_children()}, round(millions(latent), 2))
+
+
+def test_bad_options():
+    for options in ({"point": 5}, {"profile": "huge"}, {"tile": 20}, {"batch": 0}, {"device": "gpu9"}):
+        with pytest.raises(CodecError):
+            Cadc(**{"point": 2, "profile": "tiny", "weights": "random", "device": "cpu"} | options)
+
+
+def test_importing_the_codec_is_cheap():
+    code = "import sys, icmbench.codecs.cadc; print({'torch', 'diffusers', 'transformers', 'constriction'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_one_step_draws_no_noise():
+    sampler = sampling.OneStep()
+    abar = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
+    hint = torch.randn(2, 8, 4, 4)
+    noise = sampling.draw_noise([1, 2], sampler.draws, 4, 4)
+    assert noise.numel() == 0
+    clean = torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    eps = (hint[:, :4] - abar[999].sqrt() * clean) / (1 - abar[999]).sqrt()
+    torch.testing.assert_close(sampler(lambda x, t: eps, abar, hint, noise), clean)
