@@ -6,14 +6,16 @@ payload --g_s--> l_T --SD-Turbo's UNet, once, told what l_T[:4] seems to show-->
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from icmbench.codecs.base import BitstreamError, Image
 from icmbench.codecs.bitstream import Container, Overrides, Text
+from icmbench.codecs.diffusion.captioners import captioner_of
 from icmbench.codecs.diffusion.codec import DiffusionCodec
+from icmbench.codecs.diffusion.files import run_on
 
 if TYPE_CHECKING:
     from icmbench.codecs.diffusion.engine import Decoding, Model
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting"
 TURBO = "stabilityai/sd-turbo"
+BLIP = "Salesforce/blip-image-captioning-base"
 PLAIN, CAPTIONED = "plain", "captioned"
 
 
@@ -32,7 +35,7 @@ class FixedPrompt:
 
     def __init__(self, prompt: str, captioner: Any = None) -> None:
         self._prompt = prompt
-        self.facts = [prompt, captioner]
+        self.facts: Any = [prompt, captioner]
 
     def encode(self, image: Image, image_id: str | None = None, draft: object = None) -> Text | None:
         return None
@@ -50,7 +53,8 @@ class Cadc(DiffusionCodec):
     profile: "sd21" has the sizes of the paper, "tiny" is a small one of the same shape.
     weights: a folder with the weights of the points, or the file of this point; by default the package's; or "random".
     backbone: SD-Turbo by default, or Stable Diffusion 2.1-base: a checkpoint, a folder in diffusers layout or a hub repository.
-    captioner: what captions the decoder's auxiliary picture: a callable from image to words; None for the fixed prompt alone.
+    captioner: what captions the decoder's auxiliary picture, as for slim; "none" for the fixed prompt alone. By default the paper's
+        BLIP-base (247M parameters, by its hub name) for sd21 with weights, and none else. A stream says whether it wants captions.
     prompt: the fixed prompt, behind the caption.
     ugaq: uncertainty-guided quantisation, the encoder's alone: a decoder needs not know. False for weights trained without.
     colour: "wavelet" takes the low frequencies from the auxiliary picture. mode: "portable" streams decode on any processor.
@@ -75,7 +79,7 @@ class Cadc(DiffusionCodec):
         profile: Literal["sd21", "tiny"] = "sd21",
         weights: Literal["random"] | Path | None = None,
         backbone: str | None = None,
-        captioner: Callable[[Image], str] | None = None,
+        captioner: str | Path | Mapping[str, Any] | Callable[..., Any] | None = None,
         prompt: str = PROMPT,
         ugaq: bool = True,
         colour: Literal["none", "wavelet"] = "none",
@@ -87,13 +91,16 @@ class Cadc(DiffusionCodec):
         batch: int = 8,
         compile: bool = False,
     ) -> None:
-        self._captioner, self._ugaq = captioner, ugaq
+        if captioner is None and profile == "sd21" and weights != "random":
+            captioner = BLIP
+        self._captioner = captioner_of(None if captioner == "none" else captioner, run_on(device, dtype)[0])
+        self._ugaq = ugaq
         super().__init__(
             point,
             profile=profile,
-            sampler=CAPTIONED if captioner else PLAIN,
+            sampler=CAPTIONED if self._captioner else PLAIN,
             sampling=Overrides(),
-            guide=FixedPrompt(prompt, getattr(captioner, "__qualname__", None)),
+            guide=FixedPrompt(prompt, self._captioner and self._captioner.facts),
             weights=weights,
             backbone=backbone or (TURBO if profile == "sd21" and weights != "random" else None),
             seed=0,

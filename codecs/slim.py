@@ -8,12 +8,11 @@ No mask is sent, and the latent code needs none: training taught the compressor 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from icmbench.codecs.base import CodecError, fingerprint
+from icmbench.codecs.base import CodecError
 from icmbench.codecs.bitstream import Overrides
 from icmbench.codecs.diffusion.captioners import captioner_of
 from icmbench.codecs.diffusion.captions import CaptionGuide
@@ -118,8 +117,8 @@ class Slim(DiffusionCodec):
             overlap=overlap,
             batch=batch,
             compile=compile,
+            facts={"control": control},
         )
-        self.fingerprint = fingerprint(**json.loads(self.fingerprint), control=control)
 
     def usual(self, profile: str, point: float) -> Overrides:
         return Overrides(STEPS, NOISE_LEVEL, GUIDANCE)

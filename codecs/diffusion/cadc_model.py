@@ -1,24 +1,24 @@
 """CADC's networks at work: one evaluation of a UNet that reads all of l_T, under a caption that costs no bits.
 
-    l_T --+--------------------------------------UNet, t = 999--> eps --+
-          +--[:4]--g_aux--> x_aux --captioner--> caption + prompt --^   |
-          +--[:4]---------------------------------------------------x0 = (l_T[:4] - sqrt(1 - abar) eps) / sqrt(abar) --VAE--> pixels
+l_T --+--------------------------------------UNet, t = 999--> eps --+
+      +--[:4]--g_aux--> x_aux --captioner--> caption + prompt --^   |
+      +--[:4]---------------------------------------------------x0 = (l_T[:4] - sqrt(1 - abar) eps) / sqrt(abar) --VAE--> pixels
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from icmbench.codecs.base import Image
 from icmbench.codecs.diffusion import adapted, sampling, weights
 from icmbench.codecs.diffusion.backbone import DiffusionBackbone, Prompt
 from icmbench.codecs.diffusion.cadc_compressor import CADC, CadcCompressor
+from icmbench.codecs.diffusion.captioners import Captioner
 from icmbench.codecs.diffusion.engine import Decoding, Model, to_uint8
 from icmbench.codecs.diffusion.models import Parts, Recipe
 from icmbench.codecs.diffusion.unet import UNet
@@ -28,9 +28,9 @@ JOINT = ", "  # between caption and prompt; the paper says "simple string concat
 
 @dataclass(frozen=True)
 class CadcDecoding(Decoding):
-    """captioner: says what a picture, uint8 (H, W, 3), shows; None for the fixed prompt alone."""
+    """captioner: of the auxiliary picture; None for the fixed prompt alone."""
 
-    captioner: Callable[[Image], str] | None = None
+    captioner: Captioner | None = None
 
 
 class CadcModel(Model):
@@ -60,7 +60,7 @@ class CadcModel(Model):
         """As the base's, each fixed prompt behind a caption of x_aux, padding included, where captions are wanted."""
         captioner = decoding.captioner if isinstance(decoding, CadcDecoding) else None
         if captioner is not None:
-            captions = [captioner(picture).strip() for picture in to_uint8(self.preview(hint, decoding))]
+            captions = [captioner.caption(picture) for picture in to_uint8(self.preview(hint, decoding))]
             prompts = [JOINT.join(filter(None, [caption, str(prompt)])) for caption, prompt in zip(captions, prompts)]
         return super().predictor(hint, decoding, prompts)
 

@@ -102,10 +102,9 @@ class Model:
         ).to_bytes()
 
     def pixels(self, image: Image) -> Tensor:
-        """uint8 (H, W, 3) -> (1, 3, H', W') float32 in [0, 1] on the device, padded with black to what the compressor takes."""
-        height, width = image.shape[:2]
-        padded = np.zeros((_up(height, self.latent.pad), _up(width, self.latent.pad), 3), np.uint8)
-        padded[:height, :width] = image
+        """uint8 (H, W, 3) -> (1, 3, H', W') float32 in [0, 1] on the device, padded as the compressor says."""
+        margins = [(0, _up(side, self.latent.pad) - side) for side in image.shape[:2]]
+        padded = np.pad(image, [*margins, (0, 0)], self.latent.padding)
         return torch.from_numpy(padded).to(self.backbone.device).permute(2, 0, 1)[None].float() / 255
 
     def latents(self, container: Container, data: bytes, check: int = 0) -> tuple[Tensor, Tensor]:
