@@ -6,18 +6,21 @@ payload --VaeCompressor--> z_c --control--> Stable Diffusion 2.1 from z_c in noi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.bitstream import Overrides
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.residual import ResidualGuide
+from icmbench.codecs.diffusion.files import run_on
+from icmbench.codecs.diffusion.residual import ResidualGuide, models_of
 
 if TYPE_CHECKING:
     from icmbench.codecs.diffusion.engine import Decoding
     from icmbench.codecs.diffusion.models import Recipe
+    from icmbench.codecs.diffusion.pfo import PerceptualFidelity
     from icmbench.codecs.diffusion.sampling import Sampler
 
 # The authors' configuration files have noise levels 705 and 795 for lambda 36, 495 and 600 for 16, 300 for 6, 200 and 300 for 3
@@ -41,6 +44,11 @@ class Resulic(DiffusionCodec):
     cfg: scale of the guidance by words, 1 for none. suffix, negative: words that end every prompt, and words to lead away from; the
         defaults are the authors' code's. seed: of the noise.
     captions: what the images show, one for all, or a JSON file {image id: caption}. residuals: what to say of them, likewise.
+    captioner: describes the other images, and the decoded previews: a transformers model by local path or hub name; arguments of a
+        model that chats, {url, model, ...} or {source, ...}, see captioners.py; or a callable from image to text.
+    llm: tells what the preview's caption lacks: likewise, or a callable from text to text; by default the captioner if it chats.
+        Without, captions are said in full. Both are asked with the paper's prompts.
+    pfo: True, or arguments of pfo.PerceptualFidelity: a search, minutes an image, for tokens that decode closer to the original.
     text: how words are coded, see captions.py; "prior" and "clip16" are the paper's index coding, with tables that take no bits.
     colour: "wavelet" takes the low frequencies from the decoded hint; an option of the authors' code, off by default.
     mode: "portable" streams decode on any processor.
@@ -75,6 +83,9 @@ class Resulic(DiffusionCodec):
         seed: int = 0,
         captions: str | Path = "",
         residuals: str | Path | None = None,
+        captioner: str | Path | Mapping[str, Any] | Callable[..., Any] | None = None,
+        llm: str | Path | Mapping[str, Any] | Callable[..., Any] | None = None,
+        pfo: bool | dict[str, Any] = False,
         text: Literal["prior", "clip16", "utf8", "deflate", "zlib", "smallest"] = "prior",
         colour: Literal["none", "wavelet"] = "none",
         mode: Literal["default", "portable"] = "default",
@@ -89,7 +100,18 @@ class Resulic(DiffusionCodec):
             raise CodecError(f"{self.name} takes eta 0 or 1, and noise_level, steps and cfg from 1")
         sampler = self.samplers[(0 if cdm else 2) + eta]
         sampling = Overrides(steps=steps or (0 if cdm else PLAIN_STEPS), noise_level=noise_level or 0, guidance=cfg)
-        self._words = ResidualGuide(residuals, captions, suffix=suffix, negative=negative, coder=text, seed=seed)
+        writes, subtracts = models_of(captioner, llm, run_on(device, dtype)[0])
+        self._words = ResidualGuide(
+            residuals,
+            captions,
+            writes,
+            subtracts,
+            self._optimiser(pfo),
+            suffix=suffix,
+            negative=negative,
+            coder=text,
+            seed=seed,
+        )
         super().__init__(
             point,
             profile=profile,
@@ -123,6 +145,16 @@ class Resulic(DiffusionCodec):
 
     def decoding(self, sampler: Sampler, guidance: float) -> Decoding:
         return replace(super().decoding(sampler, guidance), negative=self._words.negative)
+
+    def _optimiser(self, pfo: bool | dict[str, Any]) -> PerceptualFidelity | None:
+        if pfo is False:
+            return None
+        from icmbench.codecs.diffusion.pfo import PerceptualFidelity
+
+        try:
+            return PerceptualFidelity(**({} if pfo is True else pfo))
+        except TypeError as error:
+            raise CodecError(f"pfo takes arguments of pfo.PerceptualFidelity ({error})") from error
 
     def recipe(self) -> Recipe:
         from icmbench.codecs.diffusion.models import RESULIC

@@ -149,12 +149,15 @@ class DiffusionBackbone(nn.Module):
     def tokenize(self, prompts: Sequence[Prompt]) -> Tensor:
         """Token ids (N, 77) int64: beginning, text cut to what fits, end, zeros."""
         first, last = self.profile.text["bos_token_id"], self.profile.text["eos_token_id"]
-        split = _clip_tokens if self.profile.name == "sd21" else functools.partial(_hashed_tokens, size=first)
         ids = torch.zeros(len(prompts), TOKENS, dtype=torch.int64)
         for row, prompt in zip(ids, prompts):
-            tokens = [first, *split(prompt)[: TOKENS - 2], last]
+            tokens = [first, *self.split(prompt)[: TOKENS - 2], last]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
+
+    def split(self, prompt: Prompt) -> Sequence[int]:
+        """A prompt as ids of this text encoder's tokens: CLIP's, or the few of the tiny profile that stand for them."""
+        return _clip_tokens(prompt) if self.profile.name == "sd21" else _hashed_tokens(prompt, self.profile.text["bos_token_id"])
 
     def eps(self, x: Tensor, t: Tensor, context: Tensor, inject: unet.Injector | None = None) -> Tensor:
         """x (N, 4, H, W) at times t (N,) with context (N, 77, D) -> the predicted noise (N, 4, H, W), in the backbone's dtype."""

@@ -43,22 +43,28 @@ class Transformers:
     """An image-to-text model of transformers, decoding greedily: BLIP, BLIP-2, GIT; LLaVA, Qwen-VL and others that chat.
 
     source: a folder, or a hub repository, at `revision`. prompt: what a caption starts with (BLIP), or the request (models that
-    chat). dtype: of the weights; by default bfloat16 on CUDA, float32 on the CPU.
+    chat). dtype: of the weights; by default bfloat16 on CUDA, float32 on the CPU. max_tokens: of an answer.
     """
 
     def __init__(
-        self, source: str | Path, device: str = "cpu", prompt: str = "", revision: str | None = None, dtype: str | None = None
+        self,
+        source: str | Path,
+        device: str = "cpu",
+        prompt: str = "",
+        revision: str | None = None,
+        dtype: str | None = None,
+        max_tokens: int = MAX_TOKENS,
     ) -> None:
         self._source, self._device, self._prompt, self._revision = str(source), device, prompt, revision
-        self._dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        self._dtype, self._max_tokens = dtype or ("float32" if device == "cpu" else "bfloat16"), max_tokens
 
     @functools.cached_property
     def facts(self) -> Any:
         folder = Path(self._source)
         if not folder.is_dir():
-            return ["transformers", self._source, self._revision, self._prompt, self._dtype]
+            return ["transformers", self._source, self._revision, self._prompt, self._dtype, self._max_tokens]
         files = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHTS]
-        return ["transformers", [[path.name, file_sha256(path)] for path in files], self._prompt, self._dtype]
+        return ["transformers", [[path.name, file_sha256(path)] for path in files], self._prompt, self._dtype, self._max_tokens]
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -98,7 +104,7 @@ class Transformers:
         inputs = processor(images=pictures or None, text=prompt or None, return_tensors="pt").to(self._device)
         inputs = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
         with torch.inference_mode():
-            ids = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, num_beams=1)
+            ids = model.generate(**inputs, max_new_tokens=self._max_tokens, do_sample=False, num_beams=1)
         given = inputs["input_ids"] if "input_ids" in inputs else ids[:, :0]
         if ids.shape[1] > given.shape[1] and torch.equal(ids[:, : given.shape[1]], given):  # some repeat what they were told
             ids = ids[:, given.shape[1] :]

@@ -10,19 +10,22 @@ The prompts are the paper's (appendix C.4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from icmbench.codecs.base import CodecError, Image
 from icmbench.codecs.bitstream import Text
 from icmbench.codecs.diffusion import captions
-from icmbench.codecs.diffusion.captions import Captioner, CaptionGuide
+from icmbench.codecs.diffusion.captioners import Captioner, Remembered, captioner_of
+from icmbench.codecs.diffusion.captions import CaptionGuide
+from icmbench.codecs.diffusion.guides import named
 
 if TYPE_CHECKING:
     from icmbench.codecs.diffusion.engine import Draft
     from icmbench.codecs.diffusion.pfo import PerceptualFidelity
 
+Model: TypeAlias = str | Path | Mapping[str, Any] | None  # what an option says of one
 CAPTION_PROMPT = "Please describe this picture in detail with 40 words. Do not provide any description about feelings."
 RESIDUAL_PROMPT = (
     "Original Image: '{original}'; Compressed Image: '{compressed}'. Provide information that is in the original image but not "
@@ -36,12 +39,42 @@ _QUOTES = "\"'`\u201c\u201d\u2018\u2019"
 
 
 class Reasoner(Protocol):
-    """A language model. facts: JSON values of all that decides its answers, for fingerprints."""
+    """A language model, such as captioners.Endpoint. facts: JSON of all that decides its answers, for fingerprints."""
 
-    facts: Any
+    @property
+    def facts(self) -> Any: ...
 
-    def answer(self, prompt: str) -> str:
+    def ask(self, prompt: str) -> str:
         """CodecError where the model fails."""
+
+
+class _Function:
+    def __init__(self, function: Callable[[str], str]) -> None:
+        self._function = function
+        self.facts: Any = ["function", named(function)]
+
+    def ask(self, prompt: str) -> str:
+        said = self._function(prompt)
+        if not isinstance(said, str):
+            raise CodecError(f"the language model {self.facts[1]} gave {type(said).__name__}, not text")
+        return said
+
+
+def models_of(
+    captioner: Model | Callable[[Image], str], llm: Model | Callable[[str], str], device: str
+) -> tuple[Captioner | None, Reasoner | None]:
+    """The captioner and the reasoner that options name, see captioners.captioner_of. CodecError.
+
+    A captioner given by arguments is one that chats: it is asked with the paper's prompt, and reasons where no `llm` is given.
+    """
+    chats = isinstance(captioner, Mapping)
+    writes = captioner_of({"prompt": CAPTION_PROMPT, **captioner} if isinstance(captioner, Mapping) else captioner, device)
+    if callable(llm):
+        return writes, _Function(llm)
+    thinks = writes if llm is None else captioner_of(llm if isinstance(llm, Mapping) else {"source": str(llm)}, device)
+    if not isinstance(thinks, Remembered) or not (chats or llm is not None):
+        return writes, None
+    return writes, cast(Reasoner, thinks.captioner)
 
 
 class ResidualGuide:
@@ -98,7 +131,7 @@ class ResidualGuide:
         if not original or self._captioner is None or self._reasoner is None:
             return original
         prompt = RESIDUAL_PROMPT.format(original=original, compressed=self._captioner.caption(draft.pixels))
-        return self._reasoner.answer(prompt).strip().strip(_QUOTES).strip()
+        return self._reasoner.ask(prompt).strip().strip(_QUOTES).strip()
 
     def prompt(self, text: Text | None) -> tuple[int, ...]:
         """The words and the suffix, as token ids whatever the coder. BitstreamError for bad text."""

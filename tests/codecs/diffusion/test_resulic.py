@@ -194,7 +194,7 @@ def test_mutated_streams(tiny, fuzz, picture):
             (16, "default", 2, 0, (60, 200), {"residuals": "a boat", "text": "deflate"}),
         )
     ]
-    fuzz(tiny(), originals, count=120, seconds=20.0, memory=1 << 30)
+    fuzz(tiny(), originals, count=80, seconds=20.0, memory=1 << 30)
 
 
 DECODE = """
