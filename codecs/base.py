@@ -36,6 +36,9 @@ class BitstreamError(ValueError):
     """The bytes are not a whole stream of this codec: foreign, empty, truncated or altered."""
 
 
+DECODE_ONLY = "{name}: made to decode the streams of a pack, which holds none of this image: its encoder is not here"
+
+
 @dataclass(frozen=True)
 class RatePoint:
     """One point of a rate curve: a label unique within the codec, a sort key, and its parameters as JSON values."""
@@ -68,6 +71,8 @@ class Codec(Protocol):
     # decompress_batch(list[bytes]) -> list[Image]
     # rate_breakdown(data) -> {part: bits}            parts sum to the stream; "header" is left out of payload_bpp
     # stream_bytes(data) -> int                       only where the size was measured elsewhere; else len(data)
+    # __init__(..., decode_only=False)                True: what only encoding needs may be absent, `compress` raises CodecError,
+    #                                                 and the fingerprint is left to the harness, which has it from an anchor pack
 
 
 def compress_all(codec: Codec, images: Sequence[Image], ids: Sequence[str]) -> list[bytes]:

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image as Pillow
 
-from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
+from icmbench.codecs.base import DECODE_ONLY, BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.classical import check_image
 from icmbench.codecs.process import ProgramError, find_program, run_program, temporary_folder
 
@@ -52,6 +52,7 @@ class Command:
         looked up on PATH. An argument with a slash or a suffix that names a file there stands for that file.
     timeout_seconds, timeout_seconds_per_megapixel: an encoder may take their sum for its image.
     decode_timeout_seconds: flat, because a bare stream does not say how many pixels it holds.
+    decode_only: see `icmbench.codecs.base`; the encoder need not be there.
 
     Both programs, and files named as arguments of their own (`python encode.py`), are in the fingerprint by SHA-256. A call has a
     temporary folder of its own as working directory, and a process group that is killed when the program ends, fails or hangs.
@@ -76,6 +77,7 @@ class Command:
         timeout_seconds: float = 60,
         timeout_seconds_per_megapixel: float = 600,
         decode_timeout_seconds: float = 600,
+        decode_only: bool = False,
     ) -> None:
         for key, extension in {"input": input, "output": output}.items():
             if extension not in _PILLOW:
@@ -86,14 +88,18 @@ class Command:
             raise CodecError("command: time-outs are positive numbers of seconds")
         parameters = _parameters(point)
         self.point = RatePoint(_label(point, parameters), _order(order, parameters), parameters)
-        self._encode = _CommandLine("encode", encode, _ENCODE, parameters, folder or Path())
         self._decode = _CommandLine("decode", decode, _DECODE, parameters, folder or Path())
-        for parameter in parameters:
-            if parameter not in self._encode.placeholders | self._decode.placeholders:
-                raise CodecError(f"command: the command lines use {{{parameter}}} nowhere, so every point would be the same")
         self._input, self._output, self._suffix = input, output, stream
         self._encode_seconds = (timeout_seconds, timeout_seconds_per_megapixel)
         self._decode_seconds = decode_timeout_seconds
+        self._encode: _CommandLine | None = None
+        self.fingerprint = ""
+        if decode_only:
+            return
+        self._encode = _CommandLine("encode", encode, _ENCODE, parameters, folder or Path())
+        for parameter in parameters:
+            if parameter not in self._encode.placeholders | self._decode.placeholders:
+                raise CodecError(f"command: the command lines use {{{parameter}}} nowhere, so every point would be the same")
         self.fingerprint = fingerprint(
             codec=self.name,
             version=self.version,
@@ -107,6 +113,8 @@ class Command:
     def compress(self, image: Image) -> bytes:
         """The stream that the encoder writes. CodecError if it fails, hangs or writes none."""
         check_image(image, self.name)
+        if self._encode is None:
+            raise CodecError(DECODE_ONLY.format(name=self.name))
         height, width = image.shape[:2]
         base, slope = self._encode_seconds
         with temporary_folder() as name:

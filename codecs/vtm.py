@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
+from icmbench.codecs.base import DECODE_ONLY, BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.classical import _check_pixels, _integer, check_image
 from icmbench.codecs.process import ProgramError, find_program, run_program, temporary_folder
 from icmbench.codecs.yuv import DEPTH, from_samples, to_samples
@@ -44,6 +44,7 @@ class Vtm:
         taken from bin/ and cfg/ of the folder that the environment variable ICMBENCH_VTM names. All three are in the fingerprint.
     timeout_seconds, timeout_seconds_per_megapixel: the encoder may take their sum for its image.
     decode_timeout_seconds, decode_timeout_seconds_per_megapixel: the decoder likewise.
+    decode_only: see `icmbench.codecs.base`; encoder and config need not be there.
     """
 
     name = "vtm"
@@ -62,9 +63,10 @@ class Vtm:
         timeout_seconds_per_megapixel: float = 3600,
         decode_timeout_seconds: float = 60,
         decode_timeout_seconds_per_megapixel: float = 60,
+        decode_only: bool = False,
     ) -> None:
         qp = _integer(point, self.name, "qp", 0, 63)
-        files = {"encoder": encoder, "decoder": decoder, "config": config}
+        files = {"decoder": decoder} if decode_only else {"encoder": encoder, "decoder": decoder, "config": config}
         paths = {key: _located(key, path) for key, path in files.items()}
         if (
             min(timeout_seconds, decode_timeout_seconds) <= 0
@@ -72,10 +74,16 @@ class Vtm:
         ):
             raise CodecError("vtm: time-outs are positive numbers of seconds")
         self.point = RatePoint(f"qp={qp}", -qp, {"qp": qp})
-        self._encoder, self._decoder = (find_program(f"vtm: {key}", paths[key].absolute()) for key in ("encoder", "decoder"))
-        self._config = paths["config"].absolute()
+        self._decode_only = decode_only
+        self._decoder = find_program("vtm: decoder", paths["decoder"].absolute())
         self._encode_seconds = (timeout_seconds, timeout_seconds_per_megapixel)
         self._decode_seconds = (decode_timeout_seconds, decode_timeout_seconds_per_megapixel)
+        if decode_only:
+            _banner(self._decoder, "Decoder")
+            self.fingerprint = ""
+            return
+        self._encoder = find_program("vtm: encoder", paths["encoder"].absolute())
+        self._config = paths["config"].absolute()
         self.fingerprint = fingerprint(
             codec=self.name,
             version=self.version,
@@ -98,6 +106,8 @@ class Vtm:
     def compress(self, image: Image) -> bytes:
         """A VVC byte stream. CodecError where the encoder fails or hangs."""
         check_image(image, self.name)
+        if self._decode_only:
+            raise CodecError(DECODE_ONLY.format(name=self.name))
         height, width = image.shape[:2]
         with temporary_folder() as name:
             folder = Path(name)

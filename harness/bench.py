@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from icmbench.codecs.base import Codec
 from icmbench.harness import plugins
 from icmbench.harness.attempt import reason
 from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import UNCOMPRESSED, Experiment
+from icmbench.harness.experiment import UNCOMPRESSED, CodecBlock, Experiment
 from icmbench.harness.options import bind
+from icmbench.harness.pack import Pack
 from icmbench.harness.shards import SOURCES, STREAMS, Block, Series, Sources, digest, pixel_sha256, stream_name
 from icmbench.harness.store import Store, from_table, safe_name, to_table
 from icmbench.tasks.base import Dataset, DatasetError, Image, Task
@@ -87,7 +89,9 @@ class Bench:
         for index, block in enumerate(self.experiment.codecs):
             where = f"codecs.{index}"
             plugin = plugins.load("codecs", block.name, where)
-            points = block.points if block.points is not None else getattr(plugin, "default_points", None)
+            pack = self.packs.get(block.label)
+            packed = list({str(p.given): p.given for p in pack.manifest.points}.values()) if pack else None
+            points = block.points if block.points is not None else packed or getattr(plugin, "default_points", None)
             if not points:
                 raise UserError(f"{where}.points: {block.name!r} has no default rate points; list some")
             if block.seeds and "seed" not in inspect.signature(plugin).parameters:
@@ -96,18 +100,39 @@ class Bench:
             own: list[Series] = []
             for point in points:
                 for seed in seeds:
-                    given = {"point": point} | ({} if seed is None else {"seed": seed})
-                    codec = self._build("codecs", block.name, block.set, f"{where}.set", given)
-                    lacking = [key for key in ("name", "point", "fingerprint", "compress", "decompress") if not hasattr(codec, key)]
-                    if lacking:
-                        raise UserError(f"{where}: codec {block.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
-                    own.append(Series(block.label, codec.point.label, seed, codec))
+                    codec = self._codec(block, where, point, seed)
+                    own.append(Series(block.label, codec.point.label, seed, codec, point))
             names = [series.name for series in own]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice:
                 raise UserError(f"{where}.points: {twice!r} is there twice")
             built += own
         return built
+
+    @cached_property
+    def packs(self) -> dict[str, Pack]:
+        """Anchor packs by codec label."""
+        return {block.label: Pack(self.experiment.folder / block.pack) for block in self.experiment.codecs if block.pack}
+
+    def _codec(self, block: CodecBlock, where: str, point: Any, seed: int | None) -> Codec:
+        """One codec. With a pack, one whose encoder is not here may do, if it can be made to decode only."""
+        pack = self.packs.get(block.label)
+        given = {"point": point, "decode_only": False} | ({} if seed is None else {"seed": seed})
+        if pack and pack.manifest.codec != block.name:
+            raise UserError(f"{where}.pack: {pack.path} holds streams of {pack.manifest.codec!r}, not of {block.name!r}")
+        try:
+            codec: Codec = self._build("codecs", block.name, block.set, f"{where}.set", given)
+        except UserError:
+            if not pack or "decode_only" not in inspect.signature(plugins.load("codecs", block.name, where)).parameters:
+                raise
+            given["decode_only"] = True
+            codec = self._build("codecs", block.name, block.set, f"{where}.set", given)
+        lacking = [key for key in ("name", "point", "fingerprint", "compress", "decompress") if not hasattr(codec, key)]
+        if lacking:
+            raise UserError(f"{where}: codec {block.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
+        if pack:
+            pack.adopt(codec, where, bool(given["decode_only"]), seed)
+        return codec
 
     def task_labels(self, dataset: str) -> list[str]:
         return [block.label for block in self.experiment.tasks if block.dataset == dataset]

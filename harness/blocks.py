@@ -71,7 +71,7 @@ def load_block(kind: type[_Root], path: Path, what: str) -> _Root:
     try:
         data = yaml.load(text, _Loader)  # a SafeLoader
         size = _expanded(data, {})
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: of numbers and dates
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if size > MAX_NODES:
         raise UserError(f"{path}: its aliases expand to more than {MAX_NODES} values; write the file out")

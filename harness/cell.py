@@ -71,6 +71,8 @@ class Cell:
         self.predictions: dict[str, Rows] = {label: {} for label in self.tasks}
         self.stream_file = stream_name(block, sources, series)
         self.stored = self._stored()
+        self.pack = bench.packs.get(series.label)
+        self.packed = self.pack.rows(series, sources) if self.pack and not self.stored else {}
         self.todo = self._missing()
         self.renew = series.codec is not None and not self.stored and bool(self.tasks)  # the stream shard is to be written
         self.again = False  # a realisation that is there is to be replaced
@@ -219,11 +221,14 @@ class Cell:
     def _encoded(
         self, ids: Sequence[str], originals: Mapping[str, Image], outcome: Outcome
     ) -> tuple[dict[str, bytes], dict[str, float]]:
-        """Streams and seconds an image: stored ones, or new ones."""
+        """Streams and seconds an image: stored ones, those of a pack, or new ones."""
         if self.stored:
             good = {i: self.stored[i] for i in ids if not self.stored[i]["error"]}
             self.streams.update({i: self.stored[i] for i in ids if i not in good})
             return {i: row["data"] for i, row in good.items()}, {i: row["encode_seconds"] for i, row in good.items()}
+
+        packed = {i: self.packed[i] for i in ids if i in self.packed}
+        ids = [i for i in ids if i not in packed]
 
         def encode(indices: Sequence[int]) -> Sequence[bytes]:
             some = [ids[k] for k in indices]
@@ -237,20 +242,29 @@ class Cell:
         start = time.perf_counter()
         results = attempt(encode, range(len(ids)), self.tolerant) if ids else {}
         seconds = (time.perf_counter() - start) / max(1, len(ids))
-        streams = {}
+        streams = {i: self.pack.data(row) for i, row in packed.items()} if self.pack else {}
+        times = {i: row.encode_seconds for i, row in packed.items()}
         for k, data in results.items():
             if isinstance(data, Exception):
                 self._record(ids[k], originals, self._failed(self.name, ids[k], data, outcome))
             else:
-                streams[ids[k]] = data
-        return streams, dict.fromkeys(streams, seconds)
+                streams[ids[k]], times[ids[k]] = data, seconds
+        return streams, times
 
     def _hash(self, image_id: str, image: Image) -> str:
+        """Of a reconstruction. CodecError where a deterministic decoder gave other pixels for the same stream before."""
         sha256 = pixel_sha256(image)
-        if self.stored and sha256 != self.stored[image_id]["sha256"] and self.series.deterministic:
+        if not self.series.deterministic:
+            return sha256
+        if self.stored and sha256 != self.stored[image_id]["sha256"]:
             raise CodecError(
                 f"decoding the stored stream of {image_id!r} again gave other pixels: "
                 f"codec {self.series.label!r} must say `deterministic = False`"
+            )
+        if self.pack and image_id in self.packed and sha256 != self.packed[image_id].pixels:
+            raise CodecError(
+                f"the stream of {image_id!r} in {self.pack.path} decodes to other pixels here ({sha256[:12]}) than where it was "
+                f"packed ({self.packed[image_id].pixels[:12]}): use the decoder that it was made with"
             )
         return sha256
 

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "train a codec or a backbone by a recipe; goes on where it stopped")
     sub.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/<name>)")
+    sub = command("pack", _pack, "streams of one codec of a run in one file, for runs that then need not encode")
+    verbs = sub.add_subparsers(required=True, metavar="VERB", dest="verb")
+    verb = verbs.add_parser("export", help="write a run's streams of one codec; name the file as the codec's `pack` elsewhere")
+    verb.add_argument("run", metavar="RUN")
+    verb.add_argument("--codec", required=True, metavar="LABEL")
+    verb.add_argument("--out", required=True, type=Path, metavar="PACK")
+    verb = verbs.add_parser("verify", help="check every hash, and decode a sample where the codec can be used here")
+    verb.add_argument("pack", type=Path, metavar="PACK")
+    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a codec option; may be repeated")
     command("doctor", _doctor, "what of all this is usable on this machine, and why not")
     sub = command("demo", _demo, "five codecs, three tasks, on photographs and models from packages; under 5 minutes")
     sub.add_argument("--out", default="runs/demo", metavar="RUN")
@@ -239,7 +248,22 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0
 
 
-def _codec(options: argparse.Namespace, name: str) -> Any:
+def _pack(options: argparse.Namespace) -> int:
+    from icmbench.harness import pack
+
+    if options.verb == "export":
+        manifest = pack.export(options.run, options.codec, options.out)
+        print(f"{options.out}: {sum(len(point.streams) for point in manifest.points)} streams of {len(manifest.points)} points")
+        return 0
+    opened = pack.Pack(options.pack)
+    print(f"{options.pack}: {opened.check()} streams of {opened.manifest.codec!r} as recorded, pack SHA-256 {opened.sha256}")
+    for line in pack.decode_sample(opened, lambda given, extra: _codec(options, opened.manifest.codec, given, extra)):
+        print(line)
+    return 0
+
+
+def _codec(options: argparse.Namespace, name: str, point: Any = None, extra: Mapping[str, Any] | None = None) -> Any:
+    """A codec by name, with the `--set` options, at `point` or, where None, at `--point` or its first default."""
     from icmbench.harness import plugins
     from icmbench.harness.options import bind
 
@@ -250,12 +274,14 @@ def _codec(options: argparse.Namespace, name: str) -> Any:
             raise UserError(f"--set {text}: write KEY=VALUE")
         settings[key] = _yaml(value, f"--set {text}")
     plugin = plugins.load("codecs", name, "--codec")
-    points = [_yaml(options.point, "--point")] if options.point is not None else getattr(plugin, "default_points", None)
-    if not points:
-        raise UserError(f"--point: codec {name!r} has no default rate points; name one")
-    bound = bind(plugin, settings, "--set", Path.cwd(), given=("point",))
+    if point is None:
+        points = [_yaml(options.point, "--point")] if options.point is not None else getattr(plugin, "default_points", None)
+        if not points:
+            raise UserError(f"--point: codec {name!r} has no default rate points; name one")
+        point = points[0]
+    bound = bind(plugin, settings, "--set", Path.cwd(), given=("point", *(extra or {})))
     with plugins.explained(name, plugin):
-        return plugin(point=points[0], **bound)
+        return plugin(point=point, **(extra or {}), **bound)
 
 
 def _yaml(text: str, where: str) -> Any:

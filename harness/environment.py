@@ -14,6 +14,7 @@ import psutil
 
 from icmbench.harness.bench import Bench
 from icmbench.harness.scoring import primary_metrics
+from icmbench.harness.shards import Series
 
 
 def environment(bench: Bench) -> dict[str, Any]:
@@ -26,12 +27,28 @@ def environment(bench: Bench) -> dict[str, Any]:
         "git": git_state(Path(__file__).parent),
         "hardware": hardware(),
         "codecs": {series.name: _facts(series.codec.fingerprint) for series in bench.series if series.codec is not None},
+        "series": [_series(bench, series) for series in bench.series if series.codec is not None],
+        "packs": {label: pack.sha256 for label, pack in bench.packs.items()},
         "tasks": {label: _facts(task.fingerprint) for label, task in bench.tasks.items()},
         "primary": primary_metrics(bench),
         "datasets": {
             name: {"images": len(dataset.ids), "preprocessing": dataset.preprocessing, "limit": dataset.limit}
             for name, dataset in bench.datasets.items()
         },
+    }
+
+
+def _series(bench: Bench, series: Series) -> dict[str, Any]:
+    """What finds a series' shards again without its codec, see `icmbench.harness.pack`."""
+    return {
+        "label": series.label,
+        "codec": next(block.name for block in bench.experiment.codecs if block.label == series.label),
+        "point": series.point,
+        "given": series.given,
+        "seed": series.seed,
+        "fingerprint": getattr(series.codec, "fingerprint", ""),
+        "deterministic": series.deterministic,
+        "measured_elsewhere": hasattr(series.codec, "stream_bytes"),
     }
 
 

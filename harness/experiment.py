@@ -15,13 +15,17 @@ UNCOMPRESSED = "uncompressed"  # the ceiling: the task on the originals
 
 
 class CodecBlock(Block):
-    """One codec at several rate points. `set` goes to its constructor; `seeds` repeats it for seed-variance bars."""
+    """One codec at several rate points. `set` goes to its constructor; `seeds` repeats it for seed-variance bars.
+
+    pack: a file of streams that another run exported; they are used instead of encoding, and its points where none are named.
+    """
 
     name: str
     label: str = ""
     points: list[Any] | None = Field(None, min_length=1)
     set: dict[str, Any] = Field(default_factory=dict)
     seeds: list[int] | None = None
+    pack: Path | None = None
 
     @model_validator(mode="after")
     def _label(self) -> CodecBlock:

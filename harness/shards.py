@@ -49,12 +49,16 @@ PREDICTION = [("id", pa.string()), ("seconds", pa.float64()), ("error", pa.strin
 
 @dataclass(frozen=True)
 class Series:
-    """One codec at one rate point and seed: a point of a curve. `codec` is None for the originals."""
+    """One codec at one rate point and seed: a point of a curve. `codec` is None for the originals.
+
+    given: the entry of the experiment's `points:` that made it.
+    """
 
     label: str
     point: str
     seed: int | None
     codec: Codec | None
+    given: Any = None
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import numpy as np
@@ -36,7 +36,11 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        self.fs, path = fsspec.url_to_fs(self.root)
+        try:
+            self.fs, path = fsspec.url_to_fs(self.root)
+        except (ImportError, ValueError) as error:
+            remedy = "; python -m pip install 'icmbench[s3]'" if self.root.startswith("s3:") else ""
+            raise UserError(f"{self.root}: no file system for it here ({error}){remedy}") from error
         self.path = path.rstrip("/")
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
@@ -46,18 +50,30 @@ class Store:
         return f"{self.path}/{name}"
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.full(name)))
+        with self._reached():
+            return bool(self.fs.exists(self.full(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files of a folder, sorted; none where it is absent."""
+        try:
+            with self._reached():
+                found = self.fs.ls(self.full(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(f"{folder}/{path.rpartition('/')[2]}" for path in found)
 
     def write(self, name: str, data: bytes, replace: bool = True) -> bool:
         """Put a whole file. With `replace=False` the first one written wins: False says that another was there."""
         target = self.full(name)
         with writing(target):
             if not isinstance(self.fs, LocalFileSystem):
-                return _put(self.fs, target, data, replace)
+                with self._reached():
+                    return _put(self.fs, target, data, replace)
             return _write_local(Path(target), data, replace)
 
     def read(self, name: str) -> bytes:
-        data = self.fs.cat_file(self.full(name))
+        with self._reached():
+            data = self.fs.cat_file(self.full(name))
         return data if isinstance(data, bytes) else bytes(data)
 
     def write_table(self, name: str, table: pa.Table, replace: bool = True) -> bool:
@@ -71,10 +87,26 @@ class Store:
             file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
             return file.read(columns=list(columns) if columns is not None else None)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self.full(name)} is damaged ({error}): delete it and run the same command again") from error
+            why = " ".join(str(error).split())
+            raise UserError(f"{self.full(name)} is damaged ({why}): delete it and run the same command again") from error
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turns what the client of an object store raises, a family of its own for each, into one sentence."""
+        try:
+            yield
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            if isinstance(self.fs, LocalFileSystem):
+                raise
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{self.root} cannot be reached ({why}): check address, credentials and network; what is there is kept"
+            ) from error
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
@@ -123,19 +155,27 @@ def _put(fs: fsspec.AbstractFileSystem, target: str, data: bytes, replace: bool)
 
 def _write_local(target: Path, data: bytes, replace: bool) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole_file(target, replace) as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def whole_file(target: Path, replace: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write that appears under its name when all of it is on the disk; FileExistsError unless it may replace another."""
     temporary = target.with_name(f"{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{next(_counter)}")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if replace:
             temporary.replace(target)
         else:
-            try:
-                os.link(temporary, target)  # a rename would silently win over the first writer
-            except FileExistsError:
-                return False
+            os.link(temporary, target)  # a rename would silently win over the first writer
     finally:
         temporary.unlink(missing_ok=True)
     directory = os.open(target.parent, os.O_RDONLY)
@@ -143,7 +183,6 @@ def _write_local(target: Path, data: bytes, replace: bool) -> bool:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return True
 
 
 def _alive(pid: int) -> bool:

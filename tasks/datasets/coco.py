@@ -13,7 +13,7 @@ import numpy as np
 
 from icmbench.tasks.base import DatasetError, Image, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import require, require_images
+from icmbench.tasks.datasets.images import MALFORMED, inside, require, require_images
 
 GEOMETRIC = ("instances", "keypoints", "panoptic")  # kinds that stand on the photographs' own pixels
 
@@ -30,13 +30,14 @@ class Annotations:
             for row in data["annotations"]:
                 self.rows[row["image_id"]].append(row)
             self.categories = sorted(data.get("categories", []), key=lambda category: category["id"])
-        except (ValueError, KeyError, TypeError) as error:
+            self._index = {category["id"]: index for index, category in enumerate(self.categories)}
+            strays = set(self.rows).difference(image["id"] for image in self.images.values())
+        except MALFORMED as error:
             what = f"{type(error).__name__}: {error}"
             raise DatasetError(f"{path}: not in COCO's format ({what}); give the JSON of one annotation kind") from error
-        strays = set(self.rows).difference(image["id"] for image in self.images.values())
         if strays:
-            raise DatasetError(f"{path}: {len(strays)} annotated images have no entry under `images`, the first is {min(strays)}")
-        self._index = {category["id"]: index for index, category in enumerate(self.categories)}
+            first = min(strays, key=str)
+            raise DatasetError(f"{path}: {len(strays)} annotated images have no entry under `images`, the first is {first}")
 
     def classes(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
         """Category ids as int64 indices into `categories`."""
@@ -146,7 +147,7 @@ class Coco(ImageFolder):
             about = {"image_id": entry["id"], "height": entry.get("height"), "width": entry.get("width")}
             try:
                 targets.append(about | build[kind](file, file.rows.get(entry["id"], [])))
-            except (KeyError, ValueError, TypeError) as error:
+            except MALFORMED as error:
                 if isinstance(error, DatasetError):
                     raise
                 what = f"{type(error).__name__}: {error}"
@@ -171,7 +172,7 @@ class Coco(ImageFolder):
         segments = rows[0]["segments_info"]
         assert self._masks is not None
         return {
-            "mask": self._masks / rows[0]["file_name"],
+            "mask": inside(self._masks, rows[0]["file_name"]),
             "segments": np.array([segment["id"] for segment in segments], dtype=np.int64),
             "classes": file.classes(segments),
             "crowd": np.array([bool(segment.get("iscrowd", 0)) for segment in segments], dtype=bool),

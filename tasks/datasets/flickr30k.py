@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import require, require_images
+from icmbench.tasks.datasets.images import MALFORMED, require, require_images
 
 
 class Flickr30k(ImageFolder):
@@ -44,7 +44,7 @@ class Flickr30k(ImageFolder):
             splits = Counter(entry["split"] for entry in entries)
             chosen = [entry for entry in entries if entry["split"] == self._split]
             self._captions = {entry["filename"]: [str(s["raw"]) for s in entry["sentences"]] for entry in chosen}
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             what = f"{type(error).__name__}: {error}"
             raise DatasetError(f"{self._file}: not one of Karpathy's caption files ({what}). {self.source}") from error
         if not chosen:

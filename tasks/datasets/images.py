@@ -23,6 +23,7 @@ from icmbench.tasks.base import DatasetError, Image
 from icmbench.tasks.geometry import centre_crop, resize_short
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".ppm", ".tif", ".tiff")
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)  # what reading JSON by keys raises
 CONVERTIBLE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # modes with one obvious 8-bit RGB reading
 
 
@@ -122,12 +123,30 @@ def require(path: Path, what: str, source: str) -> None:
         raise DatasetError(f"{path}: no such {what}. {source}")
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name below a folder. ValueError where the name leads out of it."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"the file name {shown(name)} leads out of its folder")
+    return folder / path
+
+
+def shown(name: str) -> str:
+    """A name as one bounded line."""
+    if len(name) <= 200 and name.isprintable():
+        return name
+    return f"{name[:200]!a}{f'... ({len(name)} characters)' if len(name) > 200 else ''}"
+
+
 def require_images(images: Path, wanted: Iterable[str], listed_in: Path) -> None:
     """Raises DatasetError where images that `listed_in` names are not below the folder `images`."""
     wanted = set(wanted)
+    nameless = next((name for name in wanted if not isinstance(name, str)), None)
+    if nameless is not None:
+        raise DatasetError(f"{listed_in}: lists an image named {nameless!r}, which is no text; correct the file")
     missing = sorted(wanted.difference(list_images(images)))
     if missing:
         raise DatasetError(
-            f"{images}: {len(missing)} of the {len(wanted)} images that {listed_in} lists are missing, the first is {missing[0]}; "
-            "complete the folder or give its matching annotations"
+            f"{images}: {len(missing)} of the {len(wanted)} images that {listed_in} lists are missing, "
+            f"the first is {shown(missing[0])}; complete the folder or give its matching annotations"
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import require, require_images
+from icmbench.tasks.datasets.images import MALFORMED, require, require_images
 
 CONVERSION = (
     "python -c \"import json, pickle; json.dump(pickle.load(open('{pickle}', 'rb'), encoding='latin1'), open('{json}', 'w'))\""
@@ -69,7 +69,7 @@ class RefCoco(ImageFolder):
             rows = [(e["file_name"], e["sentence"], e["bbox_xywh"]) for e in entries] if plain else self._toolbox(entries)
             for file_name, sentence, box in rows:
                 self._phrases.setdefault(file_name, []).append((str(sentence), [float(side) for side in box]))
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(
@@ -119,5 +119,5 @@ class RefCoco(ImageFolder):
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not JSON ({error}); give the annotations as JSON") from error

@@ -143,7 +143,7 @@ class OpenAIEndpoint:
             raise ModelError(f"{self.url} refused the request for {self.request['model']!r} ({status}): {shown}")
         try:
             text = json.loads(body)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ModelError(f"{self.url} does not speak OpenAI's chat protocol; it said: {shown}") from error
         return text if isinstance(text, str) else ""
 

@@ -189,6 +189,8 @@ def test_pauses_grow(server: Server) -> None:
         (404, b'{"error": {"message": "model not found"}}', r"refused .* \(404\): .*model not found"),
         (401, b"{}", r"wants a key \(401\); put it into the environment variable OPENAI_API_KEY"),
         (200, b"<html>a gateway</html>", r"does not speak OpenAI's chat protocol; it said: <html>"),
+        (200, b"[" * 100_000, "does not speak OpenAI's chat protocol"),
+        (200, b"", "does not speak OpenAI's chat protocol"),
         (200, b'{"choices": []}', "does not speak OpenAI's chat protocol"),
         (200, b'["\xff"]', "does not speak OpenAI's chat protocol"),
     ],

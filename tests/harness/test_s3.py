@@ -1,0 +1,114 @@
+"""The run folder on an S3-compatible server, started here on loopback and spoken to over HTTP."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+
+from icmbench.harness.errors import UserError
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.run import run
+from icmbench.harness.store import Store
+
+TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, tmp_path):
+    """The URL of an empty bucket, reachable from here and from every process that is started."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"bucket-{time.time_ns()}"
+    s3fs.S3FileSystem().mkdir(name)
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_two_writers_at_once_and_one_wins(bucket):
+    stores = [Store(f"{bucket}/run") for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for trial in range(5):
+            name = f"streams/{trial}.parquet"
+            won = list(pool.map(lambda k: stores[k].write(name, b"%d" % k * 1000, replace=False), range(8)))  # noqa: B023
+            assert sum(won) == 1
+            assert stores[0].read(name) == b"%d" % won.index(True) * 1000
+    assert stores[0].write("streams/0.parquet", b"x")
+    assert stores[1].read("streams/0.parquet") == b"x"  # no stale listing, no stale content
+    assert stores[1].exists("streams/4.parquet") and not stores[1].exists("streams/5.parquet")
+    assert stores[2].names("streams") == [f"streams/{k}.parquet" for k in range(5)]
+
+
+def test_a_run_on_s3_is_that_on_a_disk_and_a_second_one_computes_nothing(tmp_path, experiment, calls, bucket, icmbench):
+    codecs = [{"name": "shift", "points": [6, 4]}, {"name": "shaky", "points": [4]}]
+    path = experiment(codecs=codecs, limit=4)
+    run(load_experiment(path), tmp_path / "run")
+    calls()
+    done = icmbench("run", path, "--out", f"{bucket}/run", "--keep", "reconstructions")
+    assert done.returncode == 0, done.stderr
+    assert calls()["compress shift"] == 8
+    store = Store(f"{bucket}/run")
+    for name in ("experiment.yaml", "environment.json", "scores.csv", "bdrate.csv", "report/index.html"):
+        assert store.exists(name), name
+    assert sum(file.endswith(".png") for file in store.fs.find(f"{store.path}/reconstructions")) == 12
+    again = icmbench("run", path, "--out", f"{bucket}/run")
+    assert again.returncode == 0 and calls() == {}, again.stderr
+    with store.fs.open(store.full("scores.csv")) as file:
+        scores = pd.read_csv(file)
+    local = pd.read_csv(tmp_path / "run" / "scores.csv")
+    pd.testing.assert_frame_equal(*(frame[frame.codec == "shift"].drop(columns=TIMES) for frame in (scores, local)))
+
+
+def test_a_run_that_is_killed_goes_on(experiment, calls, bucket, icmbench):
+    tasks = [{"name": "distance", "dataset": "photos"}]
+    path = experiment(codecs=[{"name": "shift", "points": [6, 4]}], shard_size=1, limit=6, tasks=tasks)
+    command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", f"{bucket}/run"]
+    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
+    store = Store(f"{bucket}/run")
+    while process.poll() is None and len(store.fs.find(f"{store.path}/streams")) < 4:
+        store.fs.invalidate_cache()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = calls()["compress shift"]
+    done = icmbench("run", path, "--out", f"{bucket}/run")
+    assert done.returncode == 0, done.stderr
+    assert 4 <= before < 12 and calls()["compress shift"] <= 12 - 4
+
+
+def test_a_server_that_is_gone_is_one_sentence(experiment, bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=f"{bucket}/run cannot be reached .*127.0.0.1:9") as error:
+        run(load_experiment(experiment()), f"{bucket}/run")
+    assert "\n" not in str(error.value)

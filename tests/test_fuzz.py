@@ -1,0 +1,324 @@
+"""Readers of what others made meet damaged and hostile bytes: nothing is raised but the errors they declare.
+
+In the suite hypothesis mutates good examples. `tox run -e soak` lets atheris, guided by coverage, look for ICMBENCH_FUZZ_SECONDS
+(all targets together) in processes of its own, which run this file:  python tests/test_fuzz.py TARGET CORPUS -max_total_time=60
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from icmbench.codecs.base import BitstreamError, CodecError
+from icmbench.codecs.bitstream import Container, codec_name, seal
+from icmbench.codecs.classical import Jpeg, Jpeg2000, WebP
+from icmbench.codecs.folder import Folder
+from icmbench.harness.bench import Bench
+from icmbench.harness.errors import UserError
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.pack import Pack
+from icmbench.harness.store import Store
+from icmbench.results.scores import ScoresError, read_scores
+from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.coco import Coco
+from icmbench.tasks.datasets.flickr30k import Flickr30k
+from icmbench.tasks.datasets.imagenet import ImageNet
+from icmbench.tasks.datasets.images import Preprocessing, read_image
+from icmbench.tasks.datasets.refcoco import RefCoco
+
+DECLARED = (BitstreamError, CodecError, UserError, DatasetError, ScoresError)
+SECONDS = int(os.environ.get("ICMBENCH_FUZZ_SECONDS", "0"))
+WORK = Path(tempfile.mkdtemp(prefix="icmbench-fuzz-"))
+PICTURES = WORK / "pictures"
+GOOD = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
+CODECS = [Jpeg(50), Jpeg2000(20), WebP(50)]
+
+
+def setup_folder():
+    PICTURES.mkdir(exist_ok=True)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(GOOD).save(PICTURES / name)
+
+
+def written(data, name):
+    path = WORK / name
+    path.write_bytes(data)
+    return path
+
+
+# --- targets: each reads bytes with one reader of this project
+
+
+def container(data):
+    for body in (data, seal(data)):
+        with contextlib.suppress(BitstreamError):
+            Container.from_bytes(body).verify(body, 0)
+        with contextlib.suppress(BitstreamError):
+            codec_name(body)
+
+
+def streams(data):
+    for codec in CODECS:
+        try:
+            image = codec.decompress(data)
+        except BitstreamError:
+            continue
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+
+
+def picture(data):
+    read_image(written(data, "picture"))
+
+
+def experiment(data):
+    path = written(data, "experiment.yaml")
+    _ = Bench(load_experiment(path), Store(WORK / "run")).datasets
+
+
+def pack(data):
+    Pack(written(data, "x.icmpack")).check()
+
+
+def shard(data):
+    written(data, "x.parquet")
+    Store(WORK).read_table("x.parquet")
+
+
+def scores(data):
+    read_scores(written(data, "scores.csv"))
+
+
+def sizes(data):
+    Folder("p", path=WORK, sizes=written(data, "sizes.csv"))
+
+
+def preprocessing(data):
+    Preprocessing.parse(data.decode(errors="replace"))
+
+
+def coco(data):
+    path = written(data, "coco.json")
+    dataset = Coco(PICTURES, instances=path, keypoints=path, captions=path, panoptic=path, panoptic_masks=PICTURES)
+    for kind in ("instances", "keypoints", "captions", "panoptic"):
+        ids = dataset.annotated(kind)
+        for target in dataset.targets(kind, ids):
+            assert "mask" not in target or PICTURES in target["mask"].resolve().parents
+    for image_id in dataset.ids:
+        dataset.read(image_id)
+
+
+def flickr(data):
+    dataset = Flickr30k(PICTURES, written(data, "flickr.json"))
+    dataset.targets("captions", dataset.ids)
+
+
+def refcoco(data):
+    path = written(data, "refs.json")
+    dataset = RefCoco(PICTURES, path, instances=path, split="val")
+    dataset.targets("referring", dataset.ids)
+
+
+def imagenet_csv(data):
+    dataset = ImageNet(PICTURES, written(data, "labels.csv"))
+    dataset.targets("class", dataset.ids)
+
+
+def imagenet_list(data):
+    ImageNet(PICTURES, written(data, "labels.txt"), written(data, "classes.txt"))
+
+
+def imagenet_mat(data):
+    ImageNet(PICTURES, written(b"1\n2\n", "labels2.txt"), written(data, "meta.mat"))
+
+
+def as_bytes(image_format, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(GOOD).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def good_pack():
+    stream = hashlib.sha256(b"stream").hexdigest()
+    row = {"id": "a", "source": "0" * 64, "stream": stream, "pixels": "0" * 64, "bytes": 6, "encode_seconds": 1.0}
+    point = {"label": "q=1", "given": 1, "seed": None, "fingerprint": "{}", "deterministic": True, "streams": [row]}
+    text = json.dumps({"format": "icmbench-pack-1", "codec": "jpeg", "made": {}, "points": [point]}).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(stream, b"stream")
+        archive.writestr("manifest.json", text)
+        archive.comment = hashlib.sha256(text).hexdigest().encode()
+    return buffer.getvalue()
+
+
+def good_shard():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    table = pa.table({"id": ["a", "b"], "boxes": [[1.0, 2.0], []], "data": [b"xyz", None]})
+    pq.write_table(table, buffer, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+BOX = {"image_id": 1, "id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0, "keypoints": [1, 2, 2]}
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "height": 24, "width": 20}],
+    "annotations": [
+        {**BOX, "num_keypoints": 1, "caption": "x", "file_name": "b.png", "segments_info": [{"id": 1, "category_id": 1}]}
+    ],
+    "categories": [{"id": 1, "name": "cat", "keypoints": ["nose"], "isthing": 1}],
+}
+EXPERIMENT = b"""name: small
+datasets: {photos: {kind: images, images: pictures, limit: 1, preprocessing: "short:8"}}
+codecs: [{name: jpeg, points: [10, 20], set: {progressive: true}, label: &l x}]
+tasks: [{name: fidelity, dataset: photos, reference: labels}]
+fail_on_error: 0.5
+timeout: 3
+anchor: *l
+"""
+REFS = [{"file_name": "a.png", "sentence": "the cat", "bbox_xywh": [1, 2, 3, 4]}]
+TOOLBOX = {"split": "val", "ann_id": 1, "image_id": 1, "sentences": [{"sent": "the cat"}]}
+KARPATHY = {"images": [{"split": "test", "filename": "a.png", "sentences": [{"raw": "a cat"}]}]}
+STREAM = Container("elic", 1, 20, 24, b"payload", 3, checksum=7, seed=5, model_hash=b"abcd").to_bytes()
+
+# by target: good examples, from which both fuzzers start
+TARGETS = {
+    container: [STREAM[:-2], Container("my-codec", 1, 20, 24, b"p", checksum=7, colour=bytes(12)).to_bytes()[:-2]],
+    streams: [as_bytes("JPEG"), as_bytes("WEBP"), as_bytes("JPEG2000")],
+    picture: [as_bytes("PNG"), as_bytes("JPEG"), as_bytes("TIFF"), as_bytes("BMP"), as_bytes("PPM")],
+    experiment: [EXPERIMENT],
+    pack: [good_pack()],
+    shard: [good_shard()],
+    scores: [b"codec,bpp,metric,value,unit\njpeg,0.5,AP,30,%\njpeg,0.6,AP,33,%\n", b"codec,bpp,psnr\njpeg,1,30\n"],
+    sizes: [b"image,point,bytes\na.png,p,12\n", b"image,point,bits\na,p,12.5\n"],
+    preprocessing: [b"resize:512x512", b"short:768,crop:768x768"],
+    coco: [json.dumps(COCO).encode()],
+    flickr: [json.dumps(KARPATHY).encode()],
+    refcoco: [json.dumps(REFS).encode(), json.dumps([TOOLBOX]).encode()],
+    imagenet_csv: [b"file,class_index\na.png,3\nb.png,4\n"],
+    imagenet_list: [b"a.png 3\nb.png 4\n", b"1\n2\n"],
+    imagenet_mat: [b"MATLAB 5.0 MAT-file" + bytes(200)],
+}
+JSON_TARGETS = (coco, flickr, refcoco)
+HOSTILE = [b"", b"\0" * 100, b"[" * 100_000, b'{"images": ' * 5_000, b"9" * 5_000, b"\xff\xfe\x00", b"null", b"[1]", b"[[]]", b"{}"]
+
+
+def read(target, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow and NumPy say what they think of bad files
+        try:
+            target(data)
+        except DECLARED as error:
+            assert "\n" not in str(error).strip() or target in (streams, experiment)
+
+
+@st.composite
+def mutated(draw, examples):
+    """A good example after a few flips, cuts, insertions and repetitions."""
+    data = bytearray(draw(st.sampled_from(examples)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        kind = draw(st.integers(0, 4))
+        if kind == 0 and data:
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == 1:
+            del data[at : at + draw(st.integers(1, 40))]
+        elif kind == 2:
+            data[at:at] = draw(st.binary(max_size=12))
+        elif kind == 3:
+            data[at:at] = data[at : at + draw(st.integers(1, 40))]
+        elif kind == 4:
+            del data[at:]
+    return bytes(data)
+
+
+WORDS = st.sampled_from(["../../x", "/etc/passwd", "a.png", "\0", "x" * 4000])
+SCALARS = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | WORDS
+VALUES = SCALARS | st.lists(SCALARS, max_size=4) | st.dictionaries(WORDS, SCALARS, max_size=2)
+
+
+@st.composite
+def rearranged(draw, examples):
+    """A good JSON document with a value replaced, dropped or moved, well formed throughout."""
+    document = json.loads(draw(st.sampled_from(examples)))
+    for _ in range(draw(st.integers(1, 3))):
+        node, places = document, []
+        while isinstance(node, (dict, list)) and node and (not places or draw(st.integers(0, 3))):
+            key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+            places.append((node, key))
+            node = node[key]
+        if places:
+            parent, key = places[-1]
+            if draw(st.booleans()):
+                parent[key] = draw(VALUES)
+            else:
+                del parent[key]
+    return json.dumps(document).encode()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def folder():
+    setup_folder()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
+def test_readers_raise_only_what_they_declare(target):
+    for data in [*TARGETS[target], *HOSTILE]:
+        read(target, data)
+    kinds = mutated(TARGETS[target])
+    if target in JSON_TARGETS:
+        kinds = kinds | rearranged(TARGETS[target])
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @given(kinds)
+    def fuzz(data):
+        read(target, data)
+
+    fuzz()
+
+
+@pytest.mark.skipif(not SECONDS, reason="a soak test: ICMBENCH_FUZZ_SECONDS says for how long")
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
+def test_coverage_guided(target, tmp_path):
+    if importlib.util.find_spec("atheris") is None:
+        pytest.skip("atheris is not installed here; it has wheels for some versions of Python only")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, data in enumerate([*TARGETS[target], *HOSTILE]):
+        (corpus / str(number)).write_bytes(data)
+    limits = [f"-max_total_time={max(5, SECONDS // len(TARGETS))}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=3000"]
+    command = [sys.executable, __file__, target.__name__, str(corpus), f"-artifact_prefix={tmp_path}/", *limits]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=tmp_path)
+    print(target.__name__, *[line for line in done.stderr.splitlines() if line.startswith(("Done", "stat::"))])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def main():
+    import atheris
+
+    setup_folder()
+    target = globals()[sys.argv[1]]
+    for module in [module for name, module in sys.modules.items() if name.startswith("icmbench.")]:
+        for value in vars(module).values():
+            if getattr(value, "__module__", "") == module.__name__ and callable(value) and not isinstance(value, type):
+                setattr(module, value.__name__, atheris.instrument_func(value))
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: read(target, data))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
