@@ -49,8 +49,9 @@ def peak() -> int:
 def fuzz(monkeypatch, record_property) -> Callable[..., None]:
     """Mutates streams: each raises BitstreamError or decodes to an image of the size it declares, quickly and in little memory.
 
-    ICMBENCH_FUZZ sets how many; `tox run -e soak` takes 5,000. Half of them carry a good stream check, so that the header's reader and the entropy coder meet the
-    damage themselves; half of those are decoded with the symbol check passed over, so that what is left decodes to the end.
+    ICMBENCH_FUZZ sets how many; `tox run -e soak` takes 5,000. Half of them carry a good stream check, so that the header's reader
+    and the entropy coder meet the damage themselves; half of those are decoded with the symbol check passed over, so that what is
+    left decodes to the end.
     """
 
     def run(codec, originals: list[bytes], count: int, seconds: float, memory: int) -> None:

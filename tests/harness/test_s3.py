@@ -16,7 +16,7 @@ pytest.importorskip("moto")
 
 from icmbench.harness.errors import UserError
 from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import run
+from icmbench.harness.run import How, run
 from icmbench.harness.store import Store
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
@@ -70,27 +70,27 @@ def test_two_writers_at_once_and_one_wins(bucket):
     assert stores[2].names("streams") == [f"streams/{k}.parquet" for k in range(5)]
 
 
-def test_a_run_on_s3_is_that_on_a_disk_and_a_second_one_computes_nothing(tmp_path, experiment, calls, bucket, icmbench):
+def test_a_run_on_s3_is_that_on_a_disk_and_a_second_one_computes_nothing(tmp_path, experiment, calls, bucket):
     codecs = [{"name": "shift", "points": [6, 4]}, {"name": "shaky", "points": [4]}]
     path = experiment(codecs=codecs, limit=4)
     run(load_experiment(path), tmp_path / "run")
     calls()
-    done = icmbench("run", path, "--out", f"{bucket}/run", "--keep", "reconstructions")
-    assert done.returncode == 0, done.stderr
+    done = run(load_experiment(path), f"{bucket}/run", How(keep=True), source=path)
+    assert not done.missing, done.outcome.failures
     assert calls()["compress shift"] == 8
     store = Store(f"{bucket}/run")
     for name in ("experiment.yaml", "environment.json", "scores.csv", "bdrate.csv", "report/index.html"):
         assert store.exists(name), name
     assert sum(file.endswith(".png") for file in store.fs.find(f"{store.path}/reconstructions")) == 12
-    again = icmbench("run", path, "--out", f"{bucket}/run")
-    assert again.returncode == 0 and calls() == {}, again.stderr
+    again = run(load_experiment(path), f"{bucket}/run", source=path)
+    assert not again.missing and calls() == {}
     with store.fs.open(store.full("scores.csv")) as file:
         scores = pd.read_csv(file)
     local = pd.read_csv(tmp_path / "run" / "scores.csv")
     pd.testing.assert_frame_equal(*(frame[frame.codec == "shift"].drop(columns=TIMES) for frame in (scores, local)))
 
 
-def test_a_run_that_is_killed_goes_on(experiment, calls, bucket, icmbench):
+def test_a_run_that_is_killed_goes_on(experiment, calls, bucket):
     tasks = [{"name": "distance", "dataset": "photos"}]
     path = experiment(codecs=[{"name": "shift", "points": [6, 4]}], shard_size=1, limit=6, tasks=tasks)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", f"{bucket}/run"]
@@ -102,13 +102,14 @@ def test_a_run_that_is_killed_goes_on(experiment, calls, bucket, icmbench):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = calls()["compress shift"]
-    done = icmbench("run", path, "--out", f"{bucket}/run")
-    assert done.returncode == 0, done.stderr
+    done = run(load_experiment(path), f"{bucket}/run")
+    assert not done.missing, done.outcome.failures
     assert 4 <= before < 12 and calls()["compress shift"] <= 12 - 4
 
 
 def test_a_server_that_is_gone_is_one_sentence(experiment, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    Store(bucket).fs.clear_instance_cache()
     with pytest.raises(UserError, match=f"{bucket}/run cannot be reached .*127.0.0.1:9") as error:
         run(load_experiment(experiment()), f"{bucket}/run")
     assert "\n" not in str(error.value)
