@@ -67,6 +67,7 @@ class Codec(Protocol):
 
     # optional:
     # deterministic: bool = True                      False: decoding twice may give different pixels
+    # background: bool = False                        True: uses one thread and no global state: runs beside the task models
     # compress_batch(images, ids) -> list[bytes]      ids: for codecs whose streams were made elsewhere
     # decompress_batch(list[bytes]) -> list[Image]
     # rate_breakdown(data) -> {part: bits}            parts sum to the stream; "header" is left out of payload_bpp

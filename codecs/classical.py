@@ -40,6 +40,7 @@ class _PillowCodec:
     version: ClassVar[int] = 1  # raised by hand when bytes or pixels change for the same settings
     format: ClassVar[str]  # Pillow's name
     feature: ClassVar[str]  # the name in PIL.features
+    background: ClassVar[bool] = True
     point: RatePoint
     fingerprint: str
 

@@ -53,6 +53,7 @@ class Folder:
 
     name = "folder"
     version = 1
+    background = True
 
     def __init__(self, point: Value | Mapping[str, Value], *, path: Path, sizes: Path) -> None:
         label = _label(point)

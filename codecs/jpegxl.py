@@ -26,6 +26,7 @@ class JpegXl:
     name = "jpegxl"
     extra = "jpegxl"
     version = 1  # raised by hand when bytes or pixels change for the same settings
+    background = True
     default_points = (25, 15, 8, 4, 2, 1)
 
     def __init__(self, point: float | Mapping[str, float], *, effort: int = 7) -> None:

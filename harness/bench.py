@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import threading
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ class Bench:
         self.store = store
         self._pixels: OrderedDict[tuple[str, str], Image] = OrderedDict()
         self._pixel_bytes = 0
+        self._lock = threading.Lock()
         self._sources: dict[tuple[str, int], Sources] = {}
         self._scored: dict[str, frozenset[str]] = {}
         self._prepared: set[str] = set()
@@ -196,22 +198,24 @@ class Bench:
     def read(self, dataset: str, image_id: str) -> Image:
         """Source pixels, kept within a bound of bytes."""
         key = (dataset, image_id)
-        if key in self._pixels:
-            self._pixels.move_to_end(key)
-            return self._pixels[key]
-        image = read_only(self.datasets[dataset].read(image_id))
-        self._pixels[key] = image
-        self._pixel_bytes += image.nbytes
-        while self._pixel_bytes > CACHE_BYTES and len(self._pixels) > 1:
-            _, dropped = self._pixels.popitem(last=False)
-            self._pixel_bytes -= dropped.nbytes
-        return image
+        with self._lock:
+            if key in self._pixels:
+                self._pixels.move_to_end(key)
+                return self._pixels[key]
+            image = read_only(self.datasets[dataset].read(image_id))
+            self._pixels[key] = image
+            self._pixel_bytes += image.nbytes
+            while self._pixel_bytes > CACHE_BYTES and len(self._pixels) > 1:
+                _, dropped = self._pixels.popitem(last=False)
+                self._pixel_bytes -= dropped.nbytes
+            return image
 
     def keep_only(self, block: Block) -> None:
         """Forget the pixels of all other blocks."""
         wanted = {(block.dataset, image_id) for image_id in block.ids}
-        for key in [key for key in self._pixels if key not in wanted]:
-            self._pixel_bytes -= self._pixels.pop(key).nbytes
+        with self._lock:
+            for key in [key for key in self._pixels if key not in wanted]:
+                self._pixel_bytes -= self._pixels.pop(key).nbytes
 
     def known_sources(self, block: Block) -> Sources | None:
         """Hashes of a block's pixels as far as they are stored and the files' sizes and mtimes are what they were."""
@@ -224,7 +228,8 @@ class Bench:
             errors = {row["id"]: row["error"] for row in rows if row["error"]}
             if errors and self.experiment.fail_on_error is True:
                 return None
-            self._sources[place] = Sources({row["id"]: row["sha256"] for row in rows}, errors)
+            hashes = {row["id"]: row["sha256"] for row in rows}
+            self._sources[place] = Sources(hashes, {row["id"]: (row["height"], row["width"]) for row in rows}, errors)
         return self._sources[place]
 
     def sources(self, block: Block) -> Sources:

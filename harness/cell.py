@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Cell:
-    """Opened, it knows what is missing. `advance` is called for each chunk of the block, then `write`."""
+    """Opened, it knows what is missing. `reconstruct` and `show` are called for each chunk of the block, then `write`."""
 
     def __init__(self, bench: Bench, block: Block, series: Series, sources: Sources, keep: bool) -> None:
         self.bench, self.block, self.series, self.sources, self.keep = bench, block, series, sources, keep
@@ -146,9 +146,13 @@ class Cell:
 
     # --- work
 
-    def advance(self, originals: Mapping[str, Image], outcome: Outcome) -> None:
-        """One chunk through the codec and every task that is missing."""
-        images = originals if self.series.codec is None else self._reconstruct(originals, outcome)
+    @property
+    def background(self) -> bool:
+        """Whether `reconstruct` may run beside the task models."""
+        return self.series.codec is None or bool(getattr(self.series.codec, "background", False))
+
+    def show(self, images: Mapping[str, Image], originals: Mapping[str, Image], outcome: Outcome) -> None:
+        """One chunk to every task that is missing."""
         for label in sorted(self.todo):
             scored = set(self.tasks[label])
             mine = {image_id: image for image_id, image in images.items() if image_id in scored}
@@ -185,8 +189,10 @@ class Cell:
         outcome.failures.append(Failure(f"{where} / {image_id}", reason(error)))
         return {"error": reason(error)}
 
-    def _reconstruct(self, originals: Mapping[str, Image], outcome: Outcome) -> dict[str, Image]:
-        """Decoded pixels of those images that could be coded; every image gets its stream row."""
+    def reconstruct(self, originals: Mapping[str, Image], outcome: Outcome) -> Mapping[str, Image]:
+        """Decoded pixels of those images of a chunk that could be coded; every image gets its stream row."""
+        if self.series.codec is None:
+            return originals
         kept = {i: picture for i in originals if (picture := self._load_kept(i)) is not None}
         self.streams.update({i: self.stored[i] for i in kept})
         images: dict[str, Image] = {}

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", _run, "compute what is missing of an experiment, then its tables and report")
     experiment(sub)
     working(sub)
-    sub = command("plan", _plan, "which cells are missing, how many images, how long")
+    sub = command("plan", _plan, "which cells are missing, how long they take, and what the standard sets would")
     experiment(sub)
     sub = command("report", _report, "write a run's BD table, curves and report anew from its scores.csv")
     sub.add_argument("run", type=Path, metavar="RUN")
@@ -178,12 +178,14 @@ def _finish(result: RunResult) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from icmbench.harness.bench import Bench
-    from icmbench.harness.plan import plan
-    from icmbench.harness.show import show_plan
+    from icmbench.harness.plan import plan, standard
+    from icmbench.harness.show import show_plan, show_standard
     from icmbench.harness.store import Store
 
     loaded, out = _load(options)
-    show_plan(plan(Bench(loaded, Store(out))))
+    bench = Bench(loaded, Store(out))
+    show_plan(plan(bench))
+    show_standard(standard(bench))
     return 0
 
 

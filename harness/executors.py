@@ -17,7 +17,7 @@ import pebble
 from icmbench.harness.bench import Bench
 from icmbench.harness.cell import Failure, Outcome
 from icmbench.harness.errors import UserError
-from icmbench.harness.loop import Progress, Unit, run_unit
+from icmbench.harness.loop import Progress, Unit, run_units
 from icmbench.harness.shards import cell_name
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -25,9 +25,12 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 def in_process(bench: Bench, units: Sequence[Unit], keep: bool, progress: Progress) -> Iterator[Outcome]:
     """One unit after the other, here."""
-    for unit in units:
+    outcomes = run_units(bench, units, keep, progress)
+    while True:
         with redirect_stdout(sys.stderr):  # a plug-in that prints must not spoil what the command prints
-            outcome = run_unit(bench, unit, keep, progress)
+            outcome = next(outcomes, None)
+        if outcome is None:
+            return
         yield outcome
 
 
@@ -121,4 +124,5 @@ def _die_with(parent: int) -> None:
 def _run(unit: Unit, keep: bool) -> Outcome:
     assert _bench is not None
     with redirect_stdout(sys.stderr):  # a plug-in that prints must not spoil what the command prints
-        return run_unit(_bench, unit, keep, lambda images: None)
+        [outcome] = run_units(_bench, [unit], keep, lambda images: None)
+    return outcome

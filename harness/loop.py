@@ -5,21 +5,29 @@
             for task:                      predict
         write the cell's streams, then its predictions
 
-Where a task keeps features of the originals, all cells take a chunk before the next one, so that they are computed once.
+Where a task keeps features of the originals, all cells take a chunk before the next one, so that they are computed once. Chunks are
+cut from the block in order of image shape, so that models find images of one shape in them.
+
+While the models look at one chunk, a thread reads the next one, and codes and decodes it where the codec keeps to one thread
+(`background`); it writes files, and reads and hashes the next block too.
 
 A cell whose files are there does nothing. A failure drops its cell (or one task or image of it) and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from icmbench.harness.ahead import Ahead
 from icmbench.harness.bench import Bench
 from icmbench.harness.cell import Cell, Outcome, failures_of
 from icmbench.harness.shards import Block, cell_name
+from icmbench.tasks.base import Image
 
 Progress = Callable[[int], None]  # told the number of images done, counted once for each series
+Pixels = Mapping[str, Image]  # by image id
 
 
 @dataclass(frozen=True)
@@ -34,14 +42,21 @@ class Unit:
         return len(self.block.ids) * len(self.series)
 
 
-def run_unit(bench: Bench, unit: Unit, keep: bool, progress: Progress) -> Outcome:
-    """Compute what is missing of a unit. Failures are returned, not raised."""
+def run_units(bench: Bench, units: Sequence[Unit], keep: bool, progress: Progress) -> Iterator[Outcome]:
+    """Compute what is missing of each unit. Failures are returned, not raised."""
+    with Ahead() as ahead:
+        for k, unit in enumerate(units):
+            following = units[k + 1].block if k + 1 < len(units) else None
+            yield _run(bench, unit, keep, progress, ahead, following)
+
+
+def _run(bench: Bench, unit: Unit, keep: bool, progress: Progress, ahead: Ahead, following: Block | None) -> Outcome:
     outcome = Outcome()
     block = unit.block
     names = [cell_name(block, bench.series[k]) for k in unit.series]
-    bench.keep_only(block)
     try:
-        sources = bench.sources(block)
+        sources = ahead.submit(bench.sources, block)()
+        bench.keep_only(block)
         cells = [Cell(bench, block, bench.series[k], sources, keep) for k in unit.series]
     except Exception as error:
         outcome.failures += failures_of(names, error)
@@ -49,31 +64,71 @@ def run_unit(bench: Bench, unit: Unit, keep: bool, progress: Progress) -> Outcom
         return outcome
     active = [cell for cell in cells if not cell.done]
     progress(len(block.ids) * (len(cells) - len(active)))
-    readable = [image_id for image_id in block.ids if image_id not in sources.errors]
-    groups = [active] if bench.shares_originals(block.dataset) else [[cell] for cell in active]
-    for group in groups:
-        _work(bench, block, readable, group, outcome, progress)
+    readable = sorted((i for i in block.ids if i not in sources.errors), key=sources.shapes.__getitem__)
+    size = bench.experiment.batch_size
+    chunks = [tuple(readable[i : i + size]) for i in range(0, len(readable), size)]
+    if bench.shares_originals(block.dataset):
+        steps = [(cell, ids) for ids in chunks for cell in active]
+    else:
+        steps = [(cell, ids) for cell in active for ids in chunks]
+    then = None if following is None else lambda: bench.sources(following)
+    _work(bench, block, active, steps, outcome, progress, ahead, then)
     return outcome
 
 
-def _work(bench: Bench, block: Block, readable: list[str], cells: list[Cell], outcome: Outcome, progress: Progress) -> None:
-    """Some cells of a block, chunk by chunk, then written."""
-    active = list(cells)
-    size = bench.experiment.batch_size
-    for start in range(0, len(readable), size):
-        ids = readable[start : start + size]
-        for cell in list(active):
-            try:
-                cell.advance({image_id: bench.read(block.dataset, image_id) for image_id in ids}, outcome)
-                progress(len(ids))
-            except Exception as error:
-                active.remove(cell)
-                outcome.failures += failures_of([cell.name], error)
-                progress(len(block.ids) - start)
-    for cell in active:
+def _work(
+    bench: Bench,
+    block: Block,
+    cells: Sequence[Cell],
+    steps: Sequence[tuple[Cell, tuple[str, ...]]],
+    outcome: Outcome,
+    progress: Progress,
+    ahead: Ahead,
+    then: Callable[[], object] | None,
+) -> None:
+    """Steps in order; a cell is written after its last one."""
+    beside = Outcome()  # of the thread
+    left = Counter(cell for cell, _ in steps)
+    images = dict.fromkeys(cells, len(block.ids))  # that progress has not been told of
+    broken: set[Cell] = set()  # known to the thread, and in a moment here
+    writes: list[tuple[Cell, Callable[[], None]]] = []
+
+    def prepare(cell: Cell, ids: Sequence[str]) -> tuple[Pixels, Pixels | None]:
+        if cell in broken:
+            return {}, {}
         try:
-            cell.write()
-            outcome.renewed += [cell.name] if cell.again else []
+            originals = {image_id: bench.read(block.dataset, image_id) for image_id in ids}
+            return originals, cell.reconstruct(originals, beside) if cell.background else None
+        except Exception:
+            broken.add(cell)
+            raise
+
+    def fail(cell: Cell, error: Exception) -> None:
+        broken.add(cell)
+        outcome.failures += failures_of([cell.name], error)
+        progress(images.pop(cell))
+
+    for (cell, ids), prepared in ahead.over(steps, prepare, then):
+        if cell not in images:
+            continue
+        try:
+            originals, decoded = prepared()
+            cell.show(cell.reconstruct(originals, outcome) if decoded is None else decoded, originals, outcome)
         except Exception as error:
-            outcome.failures += failures_of([cell.name], error)
-        progress(len(block.ids) - len(readable))
+            fail(cell, error)
+            continue
+        progress(len(ids))
+        images[cell] -= len(ids)
+        left[cell] -= 1
+        if not left[cell]:
+            writes.append((cell, ahead.submit(cell.write)))
+    writes += [(cell, ahead.submit(cell.write)) for cell in cells if not steps]  # of a block that holds no readable image
+    for cell, written in writes:
+        try:
+            written()
+        except Exception as error:
+            fail(cell, error)
+            continue
+        outcome.renewed += [cell.name] if cell.again else []
+        progress(images[cell])
+    outcome.add(beside)

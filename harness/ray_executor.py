@@ -16,7 +16,7 @@ from icmbench.harness.bench import Bench
 from icmbench.harness.cell import Outcome
 from icmbench.harness.errors import UserError
 from icmbench.harness.executors import THREAD_VARIABLES, lost
-from icmbench.harness.loop import Progress, Unit, run_unit
+from icmbench.harness.loop import Progress, Unit, run_units
 from icmbench.harness.plugins import explained
 
 LOSSES = 3  # of a unit of one series whose worker or node is lost, before its cell is named as missing
@@ -34,7 +34,8 @@ class Worker:
         """Answers once the actor is placed and runs."""
 
     def run(self, unit: Unit, keep: bool) -> Outcome:
-        return run_unit(self.bench, unit, keep, lambda images: None)
+        [outcome] = run_units(self.bench, [unit], keep, lambda images: None)
+        return outcome
 
 
 def ray_cluster(
@@ -79,8 +80,8 @@ def ray_cluster(
     try:
         while waiting or any(unit for _, unit, _ in running.values()):
             while waiting and idle:
-                actor, unit = idle.pop(), waiting.pop()
-                running[actor.run.remote(unit, keep)] = (actor, unit, time.monotonic())
+                actor, new = idle.pop(), waiting.pop()
+                running[actor.run.remote(new, keep)] = (actor, new, time.monotonic())
             done, _ = ray.wait(list(running), timeout=None if limit is None else 1.0)
             outcomes: list[tuple[Unit, Outcome]] = []
             for reference in done:
@@ -108,8 +109,8 @@ def ray_cluster(
                     if not retried(unit, 1):
                         why = f"took longer than the experiment's timeout of {limit:g} s an image"
                         outcomes.append((unit, lost(bench, unit, why)))
-            for unit, outcome in outcomes:
-                progress(unit.images)
+            for ended, outcome in outcomes:
+                progress(ended.images)
                 yield outcome
     finally:
         for actor in [*idle, *(actor for actor, _, _ in running.values())]:

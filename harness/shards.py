@@ -89,9 +89,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Sources:
-    """What is known of a block's pixels before coding, by image id: their SHA-256, and why some could not be read."""
+    """What is known of a block's pixels before coding, by image id: SHA-256, height and width, and why some could not be read."""
 
     sha256: dict[str, str | None]
+    shapes: dict[str, tuple[int, int]]
     errors: dict[str, str]
 
 

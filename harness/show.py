@@ -54,6 +54,37 @@ def show_plan(frame: pd.DataFrame) -> None:
     _print(table)
 
 
+def show_standard(frame: pd.DataFrame) -> None:
+    """What this would cost on the standard sets; nothing where nothing is measured."""
+    if not len(frame):
+        return
+    sets = list(dict.fromkeys(frame["set"]))
+    images = frame.set_index("set")["images"].to_dict()
+    table = Table(title="The standard sets at these points: time of one worker, disk")
+    table.add_column("codec or task")
+    table.add_column("passes", justify="right")
+    for name in sets:
+        table.add_column(f"{name}\n{images[name]} images", justify="right")
+    for part, rows in frame.groupby("part", sort=False):
+        cells = rows.set_index("set")
+        costs = [_cost(cells.loc[name, "seconds"], cells.loc[name, "bytes"]) for name in sets]
+        table.add_row(str(part), str(rows["points"].iloc[0]), *costs)
+    table.add_section()
+    sums = frame.groupby("set")[["seconds", "bytes"]].sum(min_count=frame["part"].nunique())
+    table.add_row("all", "", *(_cost(*sums.loc[name]) for name in sets))
+    table.caption = "Judged by the images in this run folder: coding by their pixels, tasks by their number."
+    _print(table)
+
+
+def _cost(seconds: float, size: float) -> str:
+    return "?" if math.isnan(seconds) or math.isnan(size) else f"{duration(seconds)}, {volume(size)}"
+
+
+def volume(size: float) -> str:
+    """Bytes as `12 MB` or `0.9 GB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+
+
 def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:

@@ -62,6 +62,9 @@ class Store:
             return []
         return sorted(f"{folder}/{path.rpartition('/')[2]}" for path in found)
 
+    def size(self, name: str) -> int:
+        return int(self.fs.size(self.full(name)))
+
     def write(self, name: str, data: bytes, replace: bool = True) -> bool:
         """Put a whole file. With `replace=False` the first one written wins: False says that another was there."""
         target = self.full(name)

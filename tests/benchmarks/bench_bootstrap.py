@@ -28,13 +28,13 @@ def processor():
     return sum(use.ru_utime + use.ru_stime for use in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--boxes", type=int, default=300_000)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     dataset = Labels(arguments.images)
     task = Detection(dataset, Model())
     targets = task.targets(dataset.ids)
@@ -57,6 +57,10 @@ def main():
     found = score_intervals(frame)
     found["mean_replicate"] = frame[frame["replicate"] > 0][names].mean().to_numpy()
     print(found[["metric", "value", "low", "high", "undefined", "mean_replicate"]].to_string(index=False))
+
+
+def test_bootstrap():
+    main([])
 
 
 if __name__ == "__main__":

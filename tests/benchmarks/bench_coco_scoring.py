@@ -116,11 +116,11 @@ def run_cocoeval(evaluator, coco, labels, rows):
     return time.perf_counter() - start, 100 * np.array(run.stats[:6])
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--boxes", type=int, default=300_000)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     dataset = Labels(arguments.images)
     task = Detection(dataset, Model())
     targets = task.targets(dataset.ids)
@@ -150,6 +150,10 @@ def main():
         print(f"faster-coco-eval   {faster:7.2f} s, {reference / faster:5.1f} times as fast")
     print(f"icmbench           {seconds:7.2f} s, {reference / seconds:5.1f} times as fast")
     print(f"a reweighted score {np.median(replicates):7.3f} s")
+
+
+def test_coco_scoring():
+    main([])
 
 
 if __name__ == "__main__":

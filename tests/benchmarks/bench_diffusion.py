@@ -96,7 +96,7 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
     print(f"decoder, guided:   {whole + parts[0][1]:.3f} s, {batch / (whole + parts[0][1]):.2f} images/s")
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="sd21", choices=("sd21", "tiny"))
     parser.add_argument("--size", default="512x768", help="height x width")
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     warnings.filterwarnings("ignore", message=".*random")
     height, width = map(int, options.size.split("x"))
     codec = DiffIcmh(
@@ -127,6 +127,11 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for batch in options.batch:
         measure(codec, image, batch, clock, rate)
+
+
+def test_diffusion() -> None:
+    """The tiny profile, on whatever device is here."""
+    main(["--profile", "tiny", "--size", "128x192", "--steps", "4", "--batch", "1", "4"])
 
 
 if __name__ == "__main__":

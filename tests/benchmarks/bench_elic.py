@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -53,14 +54,14 @@ def best(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[fl
 
 
 @torch.no_grad()
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photo", type=Path)
     parser.add_argument("--variant", default="official", choices=["official", "chandelier"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--portable", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
 
@@ -116,6 +117,13 @@ def main() -> None:
         print(f"{name:34} {wall:6.3f} s {base_wall / wall:5.2f}x {cpu:6.3f} s {base_cpu / cpu:5.2f}x")
     size = sum(len(strings[0]) for strings in coded["strings"])
     print(f"payload {len(latents.payload)} against {size} bytes: {100 * len(latents.payload) / size - 100:+.2f}%")
+
+
+@pytest.mark.parametrize("variant", ["official", "chandelier"])
+def test_elic(shared: Path, variant: str) -> None:
+    pytest.importorskip("compressai", reason="`tox run -e bench-compressai`: it forces numpy<2")
+    photo = shared / "data" / "kodak" / "kodim03.png"
+    main([str(photo), "--variant", variant, "--repeats", "3"])
 
 
 if __name__ == "__main__":
