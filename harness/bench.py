@@ -229,7 +229,7 @@ class Bench:
             if errors and self.experiment.fail_on_error is True:
                 return None
             hashes = {row["id"]: row["sha256"] for row in rows}
-            self._sources[place] = Sources(hashes, {row["id"]: (row["height"], row["width"]) for row in rows}, errors)
+            self._sources[place] = Sources(hashes, errors, {row["id"]: (row["height"], row["width"]) for row in rows})
         return self._sources[place]
 
     def sources(self, block: Block) -> Sources:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -89,11 +89,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Sources:
-    """What is known of a block's pixels before coding, by image id: SHA-256, height and width, and why some could not be read."""
+    """What is known of a block's pixels before coding, by image id: SHA-256, why some could not be read, height and width."""
 
     sha256: dict[str, str | None]
-    shapes: dict[str, tuple[int, int]]
     errors: dict[str, str]
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def pixel_sha256(image: Image) -> str:
