@@ -1,6 +1,6 @@
 """Who describes images: a transformers model, a model served in OpenAI's chat protocol, or a function. Imports nothing heavy.
 
-    image --captioner--> caption        Transformers, Endpoint: also `ask(prompt, images)`, for models that follow instructions
+    image --captioner--> caption        Transformers, Endpoint: also `answer(prompt, images)`, for models that follow instructions
 
 Captions are remembered by image, so that the rate points of a codec pay for them once.
 """
@@ -86,9 +86,9 @@ class Transformers:
         return processor, model.eval().to(self._device)
 
     def caption(self, image: Image) -> str:
-        return self.ask(self._prompt, [image])
+        return self.answer(self._prompt, [image])
 
-    def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
+    def answer(self, prompt: str, images: Sequence[Image] = ()) -> str:
         """What the model says to a prompt and images, uint8 (H, W, 3). CodecError where it takes no prompt without an image."""
         import torch
 
@@ -138,9 +138,9 @@ class Endpoint:
         self.facts: Any = ["endpoint", self._request, prompt, revision]  # not the address: it may be served elsewhere tomorrow
 
     def caption(self, image: Image) -> str:
-        return self.ask(self._prompt, [image])
+        return self.answer(self._prompt, [image])
 
-    def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
+    def answer(self, prompt: str, images: Sequence[Image] = ()) -> str:
         """What the model says to a prompt and images, uint8 (H, W, 3), which are sent as PNG."""
         import urllib3
 
@@ -191,9 +191,9 @@ class Function:
 
 
 class Remembered:
-    """A captioner that describes an image once."""
+    """A model that describes an image once."""
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: Transformers | Endpoint) -> None:
         self.captioner = captioner
         self._said: dict[bytes, str] = {}
 
@@ -209,6 +209,10 @@ class Remembered:
             self._said[key] = self.captioner.caption(image)
         return self._said[key]
 
+    def answer(self, prompt: str, images: Sequence[Image] = ()) -> str:
+        """As the model's own."""
+        return self.captioner.answer(prompt, images)
+
 
 def captioner_of(option: str | Path | Mapping[str, Any] | Callable[[Image], str] | None, device: str = "cpu") -> Captioner | None:
     """The captioner that an option names: a model's folder or hub repository; {source: ...}, Transformers' arguments; {url: ...},
@@ -220,7 +224,7 @@ def captioner_of(option: str | Path | Mapping[str, Any] | Callable[[Image], str]
 
 
 @functools.lru_cache(maxsize=4)
-def _named(arguments: str, device: str) -> Captioner:
+def _named(arguments: str, device: str) -> Remembered:
     given = json.loads(arguments)
     try:
         return Remembered(Endpoint(**given) if "url" in given else Transformers(**{"device": device} | given))

@@ -122,8 +122,8 @@ class GradCamMask:
         height, width = image.shape[:2]
         if not heat.max() > 0:
             return np.ones((height, width), np.float32)
-        whole = Pictures.fromarray(heat / heat.max()).resize((width, height), Pictures.Resampling.BILINEAR)
-        mask = np.asarray(whole, np.float32).clip(0, 1)
+        mask = np.asarray(Pictures.fromarray(heat).resize((width, height), Pictures.Resampling.BILINEAR), np.float32)
+        mask = mask / max(mask.max(), np.finfo(np.float32).tiny)
         return (mask >= self._threshold).astype(np.float32) if self._threshold else mask
 
 
