@@ -1,6 +1,6 @@
 """Who describes images: a transformers model, a model served in OpenAI's chat protocol, or a function. Imports nothing heavy.
 
-    image --captioner--> caption        Transformers, Endpoint: also `answer(prompt, images)`, for models that follow instructions
+    image --captioner--> caption        Transformers, Endpoint: also `ask(prompt, images)`, for models that follow instructions
 
 Captions are remembered by image, so that the rate points of a codec pay for them once.
 """
@@ -86,9 +86,9 @@ class Transformers:
         return processor, model.eval().to(self._device)
 
     def caption(self, image: Image) -> str:
-        return self.answer(self._prompt, [image])
+        return self.ask(self._prompt, [image])
 
-    def answer(self, prompt: str, images: Sequence[Image] = ()) -> str:
+    def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
         """What the model says to a prompt and images, uint8 (H, W, 3). CodecError where it takes no prompt without an image."""
         import torch
 
@@ -138,9 +138,9 @@ class Endpoint:
         self.facts: Any = ["endpoint", self._request, prompt, revision]  # not the address: it may be served elsewhere tomorrow
 
     def caption(self, image: Image) -> str:
-        return self.answer(self._prompt, [image])
+        return self.ask(self._prompt, [image])
 
-    def answer(self, prompt: str, images: Sequence[Image] = ()) -> str:
+    def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
         """What the model says to a prompt and images, uint8 (H, W, 3), which are sent as PNG."""
         import urllib3
 
@@ -208,10 +208,6 @@ class Remembered:
                 self._said.clear()
             self._said[key] = self.captioner.caption(image)
         return self._said[key]
-
-    def answer(self, prompt: str, images: Sequence[Image] = ()) -> str:
-        """As the model's own."""
-        return self.captioner.answer(prompt, images)
 
 
 def captioner_of(option: str | Path | Mapping[str, Any] | Callable[[Image], str] | None, device: str = "cpu") -> Captioner | None:

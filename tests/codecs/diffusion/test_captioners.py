@@ -100,7 +100,7 @@ def test_a_prompt_is_continued(blip):
     assert Transformers(blip, prompt="a red").caption(PHOTOS[0]).split()[:2] == ["a", "red"]
     assert Transformers(blip, prompt="a red").facts != Transformers(blip).facts
     with pytest.raises(CodecError, match=r"one image at a time"):
-        Transformers(blip).answer("what is a dog", [])
+        Transformers(blip).ask("what is a dog", [])
 
 
 def test_what_cannot_be_had_is_said(tmp_path):
@@ -160,7 +160,7 @@ def test_endpoint(server, monkeypatch):
     assert len(server.requests) == 2
     assert server.keys == ["Bearer secret"] * 2
     assert (server.requests[0]["model"], server.requests[0]["temperature"], server.requests[0]["top_p"]) == ("llava", 0, 1)
-    assert captioner.answer("subtract") == "mean [] subtract"
+    assert captioner.ask("subtract") == "mean [] subtract"
     assert server.url not in json.dumps(captioner.facts)
 
 
