@@ -74,11 +74,11 @@ def test_harness_over_bare_sum(job, tmp_path, in_turns, monkeypatch):
 
 
 WORKERS = """
-import json, sys
-from pathlib import Path
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import How, run
-if __name__ == "__main__":
+if __name__ == "__main__":  # workers import this file too
+    import json, sys
+    from pathlib import Path
+    from icmbench.harness.experiment import load_experiment
+    from icmbench.harness.run import How, run
     result = run(load_experiment(Path(sys.argv[1])), Path(sys.argv[2]), How(workers=int(sys.argv[3])))
     assert not result.missing
     print(json.dumps(result.seconds))
