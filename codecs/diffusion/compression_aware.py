@@ -47,26 +47,29 @@ class CompressionAware:
         """From the noise level down to 0."""
         return [round(index * self.noise_level / self.steps) for index in range(self.steps, -1, -1)]
 
-    def gamma(self, abar: Tensor, n: int) -> float:
-        """The residual's share beside unit noise at time n (eqs. 30 and 34, in closed form)."""
-        now, start = float(abar[n]), float(abar[self.noise_level])
-        if self.eta:
-            return ((1 - now) / now) ** 0.5 * start / (1 - start)
-        return (start / (1 - start)) ** 0.5
+    def diffuse(self, abar: Tensor, n: int | Tensor, z_0: Tensor, z_c: Tensor, eps: Tensor) -> Tensor:
+        """z_n of eq. 11 in float64, all (N, 4, H, W). n: a time for all, or (N,) integers."""
+        signal, noise, residual = self._shares(abar, n, z_0.device)
+        z_0, z_c = z_0.double(), z_c.double()
+        return signal * z_0 + residual * (z_c - z_0) + noise * eps.double()
 
-    def diffuse(self, abar: Tensor, n: int, z_0: Tensor, z_c: Tensor, eps: Tensor) -> Tensor:
-        """z_n of eq. 11 in float64, all (N, 4, H, W)."""
-        now = float(abar[n])
-        z_0, residual = z_0.double(), self.gamma(abar, n) * (z_c.double() - z_0.double())
-        return now**0.5 * z_0 + (1 - now) ** 0.5 * (residual + eps.double())
+    def estimate(self, abar: Tensor, n: int | Tensor, z_n: Tensor, z_c: Tensor, eps: Tensor) -> Tensor:
+        """z_0~ in float64 from the noise at time n (eq. 36), which is z_c at the noise level itself. Arguments as for `diffuse`."""
+        signal, noise, residual = self._shares(abar, n, z_n.device)
+        at_level = torch.as_tensor(n, device=z_n.device).view(-1, 1, 1, 1) == self.noise_level
+        left = torch.where(at_level, 1.0, signal - residual)  # of z_0; not 0, which would spoil gradients even where unused
+        z_c = z_c.double()
+        return torch.where(at_level, z_c, (z_n.double() - residual * z_c - noise * eps.double()) / left)
 
-    def estimate(self, abar: Tensor, n: int, z_n: Tensor, z_c: Tensor, eps: Tensor) -> Tensor:
-        """z_0~ in float64 from the noise at time n (eq. 36), which is z_c at the noise level itself."""
-        if n == self.noise_level:
-            return z_c.double()
-        signal, noise = float(abar[n]) ** 0.5, (1 - float(abar[n])) ** 0.5
-        gamma = self.gamma(abar, n)
-        return (z_n.double() - noise * (gamma * z_c.double() + eps.double())) / (signal - noise * gamma)
+    def _shares(self, abar: Tensor, n: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """What z_n has of z_0, of eps and of the residual: sqrt(abar_n), sqrt(1 - abar_n), sqrt(1 - abar_n) gamma_n.
+
+        Each (1 or N, 1, 1, 1); gamma_n in closed form, eqs. 30 and 34.
+        """
+        now, start = abar[torch.as_tensor(n).to(abar.device)].to(device).view(-1, 1, 1, 1), float(abar[self.noise_level])
+        odds = start / (1 - start)
+        residual = (1 - now) / now**0.5 * odds if self.eta else ((1 - now) * odds) ** 0.5
+        return now**0.5, (1 - now) ** 0.5, residual
 
     def step(self, abar: Tensor, n: int, p: int, z_n: Tensor, estimate: Tensor, noise: Tensor | None = None) -> Tensor:
         """z_p in float64, p < n, from z_n and the estimate of z_0. noise: standard normal, needed where eta is 1."""

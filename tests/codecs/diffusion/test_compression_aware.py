@@ -117,6 +117,23 @@ def test_useless_calls_are_skipped(backbone, steps, calls, eta):
 
 
 @pytest.mark.parametrize("eta", [0, 1])
+def test_times_of_a_batch_may_differ(backbone, eta):
+    """As training draws them: the same as one by one, with gradients that are numbers at the noise level too."""
+    sampler, abar, (z_0, z_c, eps) = CompressionAware(300, 3, eta), backbone.abar, map(drawn, range(3))
+    times = torch.tensor([300, 120])
+    z_c.requires_grad_()
+    z_n = sampler.diffuse(abar, times, z_0, z_c, eps)
+    estimate = sampler.estimate(abar, times, z_n, z_c, eps + 0.1)
+    for index, n in enumerate(times.tolist()):
+        one = slice(index, index + 1)
+        torch.testing.assert_close(z_n[one], sampler.diffuse(abar, n, z_0[one], z_c[one], eps[one]))
+        torch.testing.assert_close(estimate[one], sampler.estimate(abar, n, z_n[one], z_c[one], eps[one] + 0.1))
+    (gradient,) = torch.autograd.grad(estimate.sum(), z_c)
+    torch.testing.assert_close(gradient[0], torch.ones_like(gradient[0]))  # z_c itself
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("eta", [0, 1])
 @pytest.mark.parametrize("level", LEVELS)
 def test_an_oracle_recovers_the_latent(backbone, level, eta):
     """A network that names the noise that equation 11 leaves around z_0 leads to z_0, but for the little noise of time 0."""
