@@ -12,6 +12,7 @@
                 vae_compressor: ResULIC's and SLIM's; layers: what they are built of
     guides      the contract of text guidance; text: tags from a vocabulary
     sampling    from noise and hint to a latent; classifier-free guidance; tiles
+                compression_aware: ResULIC's sampler; residual, pfo: its words, and better tokens
     engine      pixels to stream and back, in batches; codec: the codec contract over it
     models      the networks of a recipe with their weights
     weights     where weights come from: published checkpoints, diffusers folders, a hub, a seed

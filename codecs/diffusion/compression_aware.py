@@ -61,6 +61,11 @@ class CompressionAware:
         z_c = z_c.double()
         return torch.where(at_level, z_c, (z_n.double() - residual * z_c - noise * eps.double()) / left)
 
+    def gamma(self, abar: Tensor, n: int) -> float:
+        """The residual's share beside unit noise at time n (below eqs. 30 and 34)."""
+        _, noise, residual = self._shares(abar, n, torch.device("cpu"))
+        return float(residual / noise)
+
     def _shares(self, abar: Tensor, n: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """What z_n has of z_0, of eps and of the residual: sqrt(abar_n), sqrt(1 - abar_n), sqrt(1 - abar_n) gamma_n.
 

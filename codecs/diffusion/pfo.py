@@ -134,7 +134,7 @@ def _clip(source: str, device: torch.device) -> Any:
     from transformers import CLIPModel
 
     try:
-        model: Any = CLIPModel.from_pretrained(source, **({"local_files_only": True} if Path(source).is_dir() else {}))
+        model: Any = CLIPModel.from_pretrained(source, local_files_only=Path(source).is_dir())
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise CodecError(f"the CLIP model {source!r} cannot be had ({reason}): name a folder with one") from error

@@ -36,6 +36,7 @@ def test_estimate_is_exact_at_every_time(backbone, level, eta):
     worst = 0.0
     for n in range(level):
         z_n = equation_11(abar, level, n, eta, z_0, z_c, eps)
+        assert sampler.gamma(abar, n) == pytest.approx(gamma(abar, level, n, eta), rel=1e-12)
         worst = max(worst, (sampler.estimate(abar, n, z_n, z_c, eps) - z_0).abs().max().item())
     print(f"N = {level}, eta = {eta}: the estimate is off by at most {worst:.1e}")
     assert worst < 1e-4
