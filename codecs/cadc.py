@@ -18,7 +18,7 @@ from icmbench.codecs.diffusion.codec import DiffusionCodec
 from icmbench.codecs.diffusion.files import run_on
 
 if TYPE_CHECKING:
-    from icmbench.codecs.diffusion.engine import Decoding, Model
+    from icmbench.codecs.diffusion.engine import Decoding
     from icmbench.codecs.diffusion.models import Recipe
     from icmbench.codecs.diffusion.sampling import Sampler
 
@@ -139,9 +139,9 @@ class Cadc(DiffusionCodec):
             raise BitstreamError("the stream is decoded under a caption of its auxiliary picture: set `captioner`")
         return container
 
-    def _setting(self, container: Container) -> tuple[Model, Decoding]:
-        model, decoding = super()._setting(container)
-        return model, replace(decoding, captioner=self._captioner) if _captioned(container) else decoding
+    def _decoding(self, container: Container) -> Decoding:
+        decoding = super()._decoding(container)
+        return replace(decoding, captioner=self._captioner) if _captioned(container) else decoding
 
 
 def _captioned(container: Container) -> bool:

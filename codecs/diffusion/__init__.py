@@ -16,6 +16,8 @@
     engine      pixels to stream and back, in batches; codec: the codec contract over it
     models      the networks of a recipe with their weights
     weights     where weights come from: published checkpoints, diffusers folders, a hub, a seed
+    adapted     a rate point's own layers over a shared UNet (CADC)
+    analyses    bit splits, bit maps, energies and operation counts of the papers
     keys        names in published checkpoints and names here
 
 Importing this package imports none of them.

@@ -109,7 +109,7 @@ class DiffusionBackbone(nn.Module):
         self.vae: Any = AutoencoderKL(**profile.vae, scaling_factor=profile.scaling)
         self.unet: Any = UNet2DConditionModel(**profile.unet)
         self.text: Any = CLIPTextModel(CLIPTextConfig(**profile.text, max_position_embeddings=TOKENS, pad_token_id=0))
-        self.abar = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+        self.abar = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device="cpu") ** 2).cumprod(0)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -119,7 +119,7 @@ class DiffusionCodec:
     def compress(self, image: Image, image_id: str | None = None) -> bytes:
         """A whole stream of a uint8 RGB image of any size. image_id: whose words to say, where a file holds them. CodecError."""
         check_image(image, self.name)
-        frame = Container(self.name, self._number, 0, 0, b"", seed=self._seed or None, overrides=self._overrides)
+        frame = self._frame()
         model, decoding = self._setting(frame)
         return model.compress(image, frame, decoding, self._guide, image_id, self._mode)
 
@@ -140,6 +140,16 @@ class DiffusionCodec:
     def rate_breakdown(self, data: bytes) -> dict[str, int]:
         """Bits of header, z, y and text, summing to the stream. BitstreamError."""
         return self._parse(data).rates(data)
+
+    def networks(self, *, empty: bool = False) -> tuple[Model, Decoding]:
+        """The model of this point, and how its streams are decoded. empty: on the meta device, without values, to count with."""
+        from icmbench.codecs.diffusion import models
+
+        frame = self._frame()
+        return (models.empty(self.recipe(), self._profile), self._decoding(frame)) if empty else self._setting(frame)
+
+    def _frame(self) -> Container:
+        return Container(self.name, self._number, 0, 0, b"", seed=self._seed or None, overrides=self._overrides)
 
     def _parse(self, data: bytes) -> Container:
         container = Container.from_bytes(data)
@@ -171,9 +181,12 @@ class DiffusionCodec:
         from icmbench.codecs.diffusion import models
 
         point = self.points[(container.model & 15) - 1]
+        return models.load(self.recipe(), self._files, point, self._dtype, self._device), self._decoding(container)
+
+    def _decoding(self, container: Container) -> Decoding:
+        point = self.points[(container.model & 15) - 1]
         sampling = self._filled(container.overrides or Overrides(), self._profile, point)
-        decoding = self.decoding(self.sampler(self.samplers[container.model >> 4 & 3], sampling), sampling.guidance)
-        return models.load(self.recipe(), self._files, point, self._dtype, self._device), decoding
+        return self.decoding(self.sampler(self.samplers[container.model >> 4 & 3], sampling), sampling.guidance)
 
     def _filled(self, given: Overrides, profile: str, point: float) -> Overrides:
         """What is given, rounded as a stream keeps it, and the usual where it is 0."""

@@ -54,7 +54,7 @@ class Model:
     """
 
     def __init__(self, backbone: DiffusionBackbone, latent: LatentCompressor, control: ControlModule | None = None) -> None:
-        if not latent.entropy_bottleneck.has_tables:
+        if not latent.entropy_bottleneck.has_tables and backbone.device.type != "meta":
             latent.update()
         self.backbone = backbone
         self.latent = latent.to(backbone.device).float().eval().requires_grad_(False)

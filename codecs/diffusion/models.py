@@ -67,6 +67,13 @@ def load(recipe: Recipe, files: Files, point: float, dtype: str, device: str, se
     return recipe.model(base, **parts)
 
 
+def empty(recipe: Recipe, profile: str) -> Model:
+    """A model on the meta device: parameters and operations to count, no values."""
+    with init_empty_weights(include_buffers=True):
+        base = DiffusionBackbone(backbone.PROFILES[profile]).eval().requires_grad_(False)
+        return recipe.model(base, **recipe.parts(base, profile))
+
+
 def save(model: Model, path: Path) -> None:
     """Write the weights of one rate point, frequency tables included, in this project's layout."""
     _write(model.state(), path)
