@@ -1,11 +1,15 @@
-"""Diff-ICMH's decoder, part by part, against the arithmetic it cannot do without. Random weights serve.
+"""Diff-ICMH's decoder, part by part, against the arithmetic it cannot do without; ResULIC's and CADC's. Random weights serve.
 
-    python tests/benchmarks/bench_diffusion.py [--profile sd21] [--size 512x768] [--steps 50] [--batch 1 8] [--device cuda]
-                                               [--dtype bfloat16] [--compile] [--repeats 3]
+    python tests/benchmarks/bench_diffusion.py [--codecs diff-icmh resulic cadc] [--profile sd21] [--size 512x768] [--steps 50]
+                                               [--batch 1 8] [--device cuda] [--dtype bfloat16] [--compile] [--repeats 3]
 
 For each batch: seconds of every part, its multiply-adds, the time they would take at the rate of one large matrix product on this
 device ("floor"), then seconds and images a second of the whole decoder, codec included. The authors' code takes 13.14 s for 768x512
-at 50 steps on an A100 (supplement, table 2); the goal on a GPU of the H200 class is 1.0 s for one image.
+at 50 steps on an A100 (supplement, table 2); the goal on a GPU of the H200 class is 1.0 s for one image. --steps is Diff-ICMH's.
+
+ResULIC (3 steps, guided; 0.43 s on an RTX 4090 in its paper; the goal is 0.15 s) and CADC (goals: 0.10 s, with its caption 0.25 s)
+are timed as a whole and by entropy decoding, captioning and the rest. CADC's captioner is BLIP-base's architecture with random
+weights, which says as many tokens as it may: 20, more than real captions.
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from icmbench.codecs.cadc import Cadc
 from icmbench.codecs.diff_icmh import DiffIcmh
 from icmbench.codecs.diffusion import sampling
+from icmbench.codecs.diffusion.codec import DiffusionCodec
+from icmbench.codecs.resulic import Resulic
 
 
 class Clock:
@@ -96,8 +103,54 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
     print(f"decoder, guided:   {whole + parts[0][1]:.3f} s, {batch / (whole + parts[0][1]):.2f} images/s")
 
 
+class Blip:
+    """BLIP-base (247M parameters) with random weights: 384x384 pixels in, `tokens` tokens out, for their time, not their words."""
+
+    fingerprint = "random"
+
+    def __init__(self, device: str, dtype: torch.dtype, small: bool, tokens: int = 20) -> None:
+        from transformers import BlipConfig, BlipForConditionalGeneration
+
+        narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = BlipConfig(text_config=narrow if small else {}, vision_config=narrow if small else {})
+        self._model: Any = BlipForConditionalGeneration(config).eval().to(device, dtype)
+        self._size, self._tokens = config.vision_config.image_size, tokens
+        self.parameters = sum(parameter.numel() for parameter in self._model.parameters())
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> str:
+        pixels = torch.from_numpy(image).to(self._model.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.nn.functional.interpolate(pixels, (self._size, self._size), mode="bicubic", antialias=True)
+        said = self._model.generate(
+            pixel_values=pixels.to(self._model.dtype), min_new_tokens=self._tokens, max_new_tokens=self._tokens, do_sample=False
+        )
+        return " ".join(str(token) for token in said[0].tolist())
+
+
+@torch.no_grad()
+def measure_whole(codec: DiffusionCodec, what: str, image: np.ndarray, batch: int, clock: Clock) -> None:
+    """Seconds of a whole decoder, and of its parts."""
+    stream = codec.compress(image)
+    request = codec._request(stream)
+    model, decoding = request.model, request.decoding
+    y_hat, z_hat = (part.expand(batch, -1, -1, -1) for part in model.latents(request.container, stream, request.check))
+    prompts = [request.prompt] * batch
+    total = clock(lambda: codec.decompress_batch([stream] * batch), warm=2)
+    parts = {
+        "entropy decoding": batch * clock(lambda: model.latents(request.container, stream, request.check)),
+        "sampling and pixels": clock(lambda: model.sample(y_hat, z_hat, decoding, prompts, range(batch)), warm=2),
+    }
+    captioner = getattr(decoding, "captioner", None)
+    if captioner is not None:
+        parts["  of it captions"] = batch * clock(lambda: captioner.caption(image))
+    encode = clock(lambda: codec.compress(image))
+    print(f"{what}, batch {batch}: decoder {total:.4f} s, {batch / total:.2f} images/s; encoder {encode:.4f} s an image")
+    print("".join(f"    {name:20} {seconds:9.4f} s\n" for name, seconds in parts.items()), end="", flush=True)
+
+
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--codecs", nargs="+", default=["diff-icmh", "resulic", "cadc"], choices=("diff-icmh", "resulic", "cadc"))
     parser.add_argument("--profile", default="sd21", choices=("sd21", "tiny"))
     parser.add_argument("--size", default="512x768", help="height x width")
     parser.add_argument("--steps", type=int, default=50)
@@ -109,24 +162,33 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     warnings.filterwarnings("ignore", message=".*random")
     height, width = map(int, options.size.split("x"))
-    codec = DiffIcmh(
-        2,
-        profile=options.profile,
-        weights="random",
-        steps=options.steps,
-        dtype=options.dtype,
-        device=options.device,
-        compile=options.compile,
-        batch=max(options.batch),
-    )
+    shared: dict[str, Any] = {
+        "profile": options.profile,
+        "weights": "random",
+        "dtype": options.dtype,
+        "device": options.device,
+        "compile": options.compile,
+        "batch": max(options.batch),
+    }
+    codec = DiffIcmh(2, steps=options.steps, **shared)
     clock = Clock(options.device, options.repeats)
     rate = peak(clock, options.device, getattr(torch, codec._dtype))
     name = torch.cuda.get_device_name(options.device) if clock.cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, {codec._dtype}, torch {torch.__version__}{', compiled' if options.compile else ''}")
     print(f"one large matrix product: {rate / 1e12:.2f} T multiply-adds a second")
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    for batch in options.batch:
+    for batch in options.batch if "diff-icmh" in options.codecs else ():
         measure(codec, image, batch, clock, rate)
+    others: dict[str, DiffusionCodec] = {}
+    if "resulic" in options.codecs:
+        others["resulic, 3 steps"] = Resulic(steps=3, residuals="a photograph of a red door", **shared)
+    if "cadc" in options.codecs:
+        blip = Blip(options.device, getattr(torch, codec._dtype), small=options.profile == "tiny")
+        print(f"captioner: {blip.parameters / 1e6:.1f}M parameters")
+        others |= {"cadc": Cadc(**shared), "cadc with captions": Cadc(captioner=blip, **shared)}
+    for what, other in others.items():
+        for batch in options.batch:
+            measure_whole(other, what, image, batch, clock)
 
 
 def test_diffusion() -> None:
