@@ -51,12 +51,14 @@ class Outcome:
     codec_images: int = 0  # compressed or decompressed
     model_images: int = 0  # shown to a task
     renewed: list[str] = field(default_factory=list)  # cells whose realisation was replaced by another
+    exhausted: bool = False  # memory ran out where no batch could be halved any more
 
     def add(self, other: Outcome) -> None:
         self.failures += other.failures
         self.codec_images += other.codec_images
         self.model_images += other.model_images
         self.renewed += other.renewed
+        self.exhausted |= other.exhausted
 
 
 class Cell:
@@ -135,7 +137,7 @@ class Cell:
         try:
             with Pillow.open(io.BytesIO(self.bench.store.read(name)), formats=["PNG"]) as picture:
                 image = read_only(np.asarray(picture))
-        except (OSError, SyntaxError, ValueError):
+        except Exception:  # Pillow raises a dozen types on bad files
             return None  # damaged: as good as absent
         return image if pixel_sha256(image) == self.stored[image_id]["sha256"] else None
 
@@ -161,6 +163,7 @@ class Cell:
             try:
                 self._predict(label, mine, originals, outcome)
             except Exception as error:
+                outcome.exhausted |= isinstance(error, MemoryError)
                 self.todo.discard(label)
                 outcome.failures.append(Failure(f"{self.name} / {label}", reason(error)))
 
@@ -241,7 +244,7 @@ class Cell:
             streams = compress_all(self.series.codec, [originals[i] for i in some], some)  # type: ignore[arg-type]
             for image_id, data in zip(some, streams, strict=False):
                 if not isinstance(data, bytes) or not data:
-                    what = "no bytes" if data == b"" else type(data).__name__
+                    what = "no bytes" if isinstance(data, bytes) else type(data).__name__
                     raise CodecError(f"compress gave {what} for {image_id!r}; a stream is bytes, at least one")
             return streams
 

@@ -43,8 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str) -> int:
-    print(f"icmbench: {sentence}", file=sys.stderr)
+    _tell(sentence)
     return 2
+
+
+def _tell(text: str) -> None:
+    """On standard error; control characters of file names and the like do not reach the terminal."""
+    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    print(f"icmbench: {shown}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,11 +174,11 @@ def _finish(result: RunResult) -> int:
     for failure in result.outcome.failures:
         reasons.setdefault(failure.reason, []).append(failure.cell)
     for why, cells in reasons.items():
-        print(f"icmbench: {cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {why}", file=sys.stderr)
+        _tell(f"{cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {why}")
     if result.missing:
-        print(f"icmbench: {len(result.missing)} cells are missing:", *result.missing, sep="\n  ", file=sys.stderr)
+        _tell("\n  ".join([f"{len(result.missing)} cells are missing:", *result.missing]))
     for cell in result.outcome.renewed:
-        print(f"icmbench: {cell}: its pixels were not kept, so all its tasks were computed anew on other ones", file=sys.stderr)
+        _tell(f"{cell}: its pixels were not kept, so all its tasks were computed anew on other ones")
     return 1 if result.missing or (result.outcome.failures and not result.tolerated) else 0
 
 

@@ -105,6 +105,7 @@ def _work(
 
     def fail(cell: Cell, error: Exception) -> None:
         broken.add(cell)
+        outcome.exhausted |= isinstance(error, MemoryError)
         outcome.failures += failures_of([cell.name], error)
         progress(images.pop(cell))
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from icmbench.tasks.base import file_sha256
@@ -83,11 +84,16 @@ def versions(*packages: str) -> dict[str, str]:
 
 @contextmanager
 def downloading(what: str, local: bool = False) -> Iterator[None]:
-    """Turns every way in which a library says that it got no files into one sentence."""
+    """Turns every way in which a library says that it got no files, or refuses what is in them, into one sentence."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # huggingface_hub's, requests' and urllib's errors are OSErrors, open_clip wraps them
-        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+    except (OSError, RuntimeError, UnpicklingError) as error:  # those of huggingface_hub, requests and urllib are OSErrors
+        if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+            raise ModelError(
+                f"cannot load {what!r}: its pickle holds more than tensors, and reading it could run any code: "
+                "take a .safetensors file of the same weights"
+            ) from error
+        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):  # open_clip wraps them
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "the folder must hold all that `save_pretrained` writes" if local else OFFLINE

@@ -85,7 +85,7 @@ class OpenClip:
         import open_clip
 
         weights = str(self.path) if self.path and not self.path.is_dir() else self.pretrained
-        with downloading(self.name, local=self.path is not None):
+        with downloading(str(self.path or self.name), local=self.path is not None):
             network, _, transform = open_clip.create_model_and_transforms(
                 self.name, weights, precision=PRECISION[self.dtype], device=self.device, weights_only=True
             )

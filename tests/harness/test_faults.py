@@ -1,12 +1,16 @@
 """Codecs, models and images that misbehave: what is lost, and what the tables say of it."""
 
+import errno
 import os
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
+import fsspec
 import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from icmbench.harness.attempt import attempt
 from icmbench.harness.errors import UserError
@@ -48,25 +52,6 @@ def test_a_stricter_policy_tries_again(tmp_path, experiment, calls, monkeypatch)
     calls()
     result = run(load_experiment(experiment(codecs=codecs, anchor=None)), tmp_path / "run")
     assert calls()["compress picky"] == 4 and not result.missing and set(result.scores.failed) == {0}
-
-
-@pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "worker process died")])
-def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment, codec, words):
-    codecs = [{"name": codec, "points": [4]}, {"name": "shift", "points": [4]}]
-    result = run(load_experiment(experiment(codecs=codecs, timeout=1)), tmp_path / "run", How(workers=2))
-    assert {failure.cell for failure in result.outcome.failures} == {f"photos / {codec} bits=4 / block 0"}
-    assert words in result.outcome.failures[0].reason
-    assert result.missing == [f"photos / {codec} bits=4 / block 0 / {task}" for task in ("mean-colour", "distance")]
-    assert "shift" in set(result.scores.codec)
-
-
-def test_a_codec_that_prints_and_runs_out_of_memory_is_given_smaller_batches(tmp_path, experiment, icmbench):
-    path = experiment(codecs=[{"name": "chatty", "points": [4]}, {"name": "shift", "points": [4]}])
-    done = icmbench("run", path, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert "CHATTER" not in done.stdout and "CHATTER" in done.stderr
-    table = pd.read_csv(tmp_path / "run" / "scores.csv")
-    assert set(table.codec) == {"uncompressed", "chatty", "shift"}
 
 
 def test_batches_are_halved_to_what_fits_and_to_what_fails():
@@ -174,3 +159,79 @@ def test_workers_do_not_outlive_their_parent(tmp_path, experiment):
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert children and not alive
+
+
+HABITS = {
+    "text": "compress gave str",
+    "nothing": "compress gave no bytes",
+    "none": "compress gave NoneType",
+    "array": "compress gave ndarray",
+    "fewer": "gave 2 results for 3 images",
+    "floats": "is float64 (40, 60, 3), not uint8 (40, 60, 3)",
+    "grey": "is uint8 (40, 60), not uint8 (40, 60, 3)",
+    "list": "is list, not uint8 (40, 60, 3)",
+    "rotated": "is uint8 (60, 40, 3), not uint8 (40, 60, 3)",
+}
+
+
+def test_what_is_no_stream_or_no_picture_is_named(tmp_path, experiment):
+    codecs = [{"name": "odd", "label": habit, "points": [4], "set": {"habit": habit}} for habit in HABITS]
+    tasks = [{"name": "distance", "dataset": "photos"}]
+    path = experiment(codecs=[*codecs, {"name": "shift", "points": [4]}], tasks=tasks, limit=3)
+    result = run(load_experiment(path), tmp_path / "run")
+    reasons = {failure.cell.split(" / ")[1].split()[0]: failure.reason for failure in result.outcome.failures}
+    assert reasons.keys() == HABITS.keys()
+    assert all(words in reasons[habit] for habit, words in HABITS.items()), reasons
+    assert set(result.missing) == {f"photos / {habit} bits=4 / block 0 / distance" for habit in HABITS}
+    assert set(result.scores.codec) == {"shift"}
+
+
+class Filling(MemoryFileSystem):
+    """An object store that takes so many files and no more."""
+
+    protocol = "filling"
+    store: ClassVar[dict] = {}
+    room = 8
+
+    def pipe_file(self, path, value, mode="overwrite", **options):
+        if len(self.store) >= Filling.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().pipe_file(path, value, mode=mode, **options)
+
+
+def test_a_full_object_store_is_said_and_what_was_written_is_kept(experiment, calls, monkeypatch):
+    fsspec.register_implementation("filling", Filling, clobber=True)
+    path = experiment(codecs=[{"name": "shift", "points": [6, 4]}])
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device.*: free some disk space"):
+        run(load_experiment(path), "filling://run")
+    calls()
+    monkeypatch.setattr(Filling, "room", 1000)
+    result = run(load_experiment(path), "filling://run")
+    assert not result.missing and calls()["compress shift"] < 20
+
+
+def test_a_read_only_store_is_said_and_can_still_be_read(tmp_path, experiment, icmbench):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    path = experiment(codecs=[{"name": "shift", "points": [4]}], anchor=None)
+    mounted = not subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True).returncode
+    if not mounted and os.getuid() == 0:
+        pytest.skip("cannot mount a read-only file system here, and root may write anywhere")
+    try:
+        run(load_experiment(path), disk / "run", How(shard=(1, 1)))
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        else:
+            for folder in [disk, *(inner for inner in disk.rglob("*") if inner.is_dir())]:
+                folder.chmod(0o555)
+        done = icmbench("run", path, "--out", disk / "run")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "cannot write" in done.stderr and "choose a folder that can be written" in done.stderr
+        planned = icmbench("plan", path, "--out", disk / "run")
+        assert planned.returncode == 0 and "0 of 9 cells missing" in planned.stdout, planned.stdout + planned.stderr
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+        else:
+            for folder in [disk, *(inner for inner in disk.rglob("*") if inner.is_dir())]:
+                folder.chmod(0o755)

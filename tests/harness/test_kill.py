@@ -12,7 +12,10 @@ import pandas as pd
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
 
-def test_kill_9_at_ten_random_moments(tmp_path, experiment, icmbench):
+KILLS = int(os.environ.get("ICMBENCH_KILLS", "5"))  # `tox run -e soak` takes 50
+
+
+def test_kill_9_at_random_moments(tmp_path, experiment, icmbench):
     path = experiment(shard_size=2, codecs=[{"name": "shift"}, {"name": "jpeg", "points": [10, 50]}])
     undisturbed = icmbench("run", path, "--out", tmp_path / "whole")
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -21,15 +24,15 @@ def test_kill_9_at_ten_random_moments(tmp_path, experiment, icmbench):
     chance = random.Random(0)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run")]
     killed = 0
-    for attempt in range(10):
+    for attempt in range(KILLS):
         process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = int(total * (attempt + chance.random()) / 11)  # while about so many files are there
+        wanted = int(total * (attempt + chance.random()) / (KILLS + 1))  # while about so many files are there
         while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < wanted:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
-    assert killed >= 8
+    assert killed >= 0.8 * KILLS
     finished = icmbench("run", path, "--out", tmp_path / "run")
     assert finished.returncode == 0, finished.stderr
     pd.testing.assert_frame_equal(

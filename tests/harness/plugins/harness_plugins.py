@@ -3,12 +3,15 @@
 Every call of a codec or model is written as a line to the file that ICMBENCH_CALLS names, also from other processes.
 """
 
+import ctypes
 import os
+import resource
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
 from icmbench.codecs.base import BitstreamError, RatePoint, fingerprint
@@ -98,17 +101,56 @@ class Crash(Shift):
 
     def compress(self, image):
         if image.mean() < 100:
-            os._exit(139)
+            ctypes.string_at(0)  # a segmentation fault
+        return super().compress(image)
+
+
+class Odd(Shift):
+    """Returns something else than it should."""
+
+    name = "odd"
+
+    def __init__(self, point, habit: str):
+        super().__init__(point)
+        self.fingerprint += habit
+        self.habit = habit
+
+    def compress(self, image):
+        data = super().compress(image)
+        return {"text": "bits", "nothing": b"", "none": None, "array": np.zeros(3)}.get(self.habit, data)
+
+    def decompress(self, data):
+        image = super().decompress(data)
+        odd = {"floats": image / 255, "grey": image[..., 0], "list": image.tolist(), "rotated": image[:, ::-1].swapaxes(0, 1)}
+        return odd.get(self.habit, image)
+
+    def compress_batch(self, images, ids):
+        return [self.compress(image) for image in images][self.habit == "fewer" :]
+
+
+class Leaky(Shift):
+    """Keeps 60 MB of every picture for ever, in processes that are given room for five pictures."""
+
+    name = "leaky"
+    kept = []  # noqa: RUF012
+
+    def compress(self, image):
+        if not self.kept:
+            room = psutil.Process().memory_info().vms + 340 * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
+        self.kept.append(np.ones(60 * 2**20, np.uint8))
         return super().compress(image)
 
 
 class Chatty(Shift):
-    """Prints, and returns nothing for a batch of more than two images but an error of memory."""
+    """Prints in three ways, and returns nothing for a batch of more than two images but an error of memory."""
 
     name = "chatty"
 
     def compress_batch(self, images, ids):
-        print("CHATTER")
+        print("CHATTER of Python")
+        os.write(1, b"CHATTER of the system\n")
+        ctypes.CDLL(None).puts(b"CHATTER of C")
         if len(images) > 2:
             raise MemoryError
         return [self.compress(image) for image in images]
@@ -138,6 +180,15 @@ class Loader(Averager):
             called(f"load {os.getpid()}")
             self.loaded = True
         time.sleep(float(os.environ.get("ICMBENCH_SLOW", 0)) * len(images))
+        return super().__call__(images)
+
+
+class Hungry(Averager):
+    """Runs out of memory on more than one image."""
+
+    def __call__(self, images):
+        if len(images) > 1:
+            raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
         return super().__call__(images)
 
 

@@ -1,0 +1,129 @@
+"""Hostile names, pictures and labels: nothing is written outside the run folder, nothing reaches terminal or report as code."""
+
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from icmbench.codecs.base import CodecError
+from icmbench.codecs.folder import Folder
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.run import How, run
+from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.coco import Coco
+from icmbench.tasks.datasets.images import read_image
+
+NAMES = [
+    "<script>alert(1)<script>.png",
+    "%2e%2e%2f%2e%2e%2fevil.png",
+    "\x1b[2J\r\n\x07.png",
+    "-rf ~ $(touch evil) `id` ;|&.png",
+    "\u202egnp.exe.png",
+    "x" * 200 + ".png",
+    "\u65e5" * 80 + ".png",
+    "a\\..\\..\\evil.png",
+    "'\"{{7*7}}{% raw %}.png",
+]
+LABEL = "../../<img src=x onerror=alert(1)>\x7f" + "x" * 4000
+DISTANCE = [{"name": "distance", "dataset": "photos"}]
+
+
+def outside(tmp_path):
+    return {path for path in tmp_path.parent.rglob("*") if tmp_path / "run" not in [path, *path.parents]}
+
+
+def test_hostile_file_names_stay_names(tmp_path, experiment, photos, calls, icmbench):
+    for path, name in zip(sorted(photos.iterdir()), NAMES):
+        path.rename(photos / name)
+    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None)
+    before = outside(tmp_path)
+    first = run(load_experiment(path), tmp_path / "run", How(keep=True))
+    assert not first.missing, first.outcome.failures
+    assert len(list((tmp_path / "run" / "reconstructions").rglob("*.png"))) == 10
+    assert outside(tmp_path) - {tmp_path / "calls.log"} == before
+    calls()
+    assert not run(load_experiment(path), tmp_path / "run", How(keep=True)).missing and calls() == {}
+    (photos / NAMES[2]).write_bytes(b"no picture")
+    failed = icmbench("run", path, "--out", tmp_path / "run")
+    assert failed.returncode == 1 and "\\x1b[2J" in failed.stderr
+    assert not {"\x1b", "\r", "\x07"} & set(failed.stderr + failed.stdout)
+
+
+def test_hostile_labels_stay_labels(tmp_path, experiment, photos):
+    path = experiment(
+        name=LABEL,
+        datasets={LABEL: {"kind": "images", "images": "photos"}},
+        codecs=[{"name": "shift", "label": LABEL, "points": [6, 4]}],
+        tasks=[{"name": "distance", "dataset": LABEL, "label": LABEL}],
+        anchor=LABEL,
+    )
+    before = outside(tmp_path)
+    result = run(load_experiment(path), tmp_path / "run", source=path)
+    assert not result.missing and set(result.scores.codec) == {LABEL}
+    assert outside(tmp_path) - {tmp_path / "calls.log"} == before
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "<img src=x" not in page and "&lt;img src=x" in page
+
+
+def annotations(tmp_path, file_name, mask="a.png"):
+    path = tmp_path / "coco.json"
+    row = {"id": 1, "image_id": 1, "category_id": 1, "file_name": mask, "segments_info": []}
+    path.write_text(
+        json.dumps({"images": [{"id": 1, "file_name": file_name}], "annotations": [row], "categories": [{"id": 1, "name": "x"}]})
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "x" * 4096, "a\0.png", "sub/../../secret.png"])
+def test_annotations_cannot_name_files_outside_their_folder(tmp_path, name):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for file in (folder / "a.png", tmp_path / "secret.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    with pytest.raises(DatasetError, match="are missing, the first is") as error:
+        Coco(folder, instances=annotations(tmp_path, name))
+    assert len(str(error.value)) < 1000
+    if len(name) < 4096:  # a long name leads nowhere
+        dataset = Coco(folder, panoptic=annotations(tmp_path, "a.png", mask=name), panoptic_masks=folder)
+        with pytest.raises(DatasetError, match="leads out of its folder"):
+            dataset.targets("panoptic", ["a.png"])
+
+
+def png_bomb(side):
+    """A PNG of a few kilobytes that claims side x side pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_is_a_bad_image_among_good_ones(tmp_path, experiment, photos):
+    (photos / "4.png").write_bytes(png_bomb(60_000))
+    with pytest.raises(DatasetError, match=r"4\.png: .*bomb"):
+        read_image(photos / "4.png")
+    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None, fail_on_error=1)
+    result = run(load_experiment(path), tmp_path / "run")
+    assert not result.missing and set(result.scores.failed) == {1}
+
+
+def test_a_bomb_among_reconstructions_made_elsewhere(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.png").write_bytes(png_bomb(60_000))
+    (tmp_path / "sizes.csv").write_text("image,point,bytes\na.png,p,12\n")
+    with pytest.raises(CodecError, match=r"a\.png"):
+        Folder("p", path=tmp_path, sizes=tmp_path / "sizes.csv").compress_batch([np.zeros((8, 8, 3), np.uint8)], ["a.png"])
+
+
+def test_a_bomb_in_place_of_a_kept_picture_is_decoded_anew(tmp_path, experiment):
+    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None)
+    run(load_experiment(path), tmp_path / "run", How(keep=True, shard=(1, 1)))
+    next((tmp_path / "run" / "reconstructions").rglob("*.png")).write_bytes(png_bomb(60_000))
+    tasks = [{**DISTANCE[0], "label": "again"}]
+    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=tasks, anchor=None)
+    result = run(load_experiment(path), tmp_path / "run", How(shard=(1, 1)))
+    assert not result.outcome.failures and result.outcome.codec_images == 1

@@ -1,0 +1,89 @@
+"""Worker processes that are lost, hang, leak or print; a clock that jumps."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.run import How, run
+
+DISTANCE = [{"name": "distance", "dataset": "photos"}]
+
+
+@pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "worker process died")])
+def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment, codec, words):
+    codecs = [{"name": codec, "points": [4]}, {"name": "shift", "points": [4]}]
+    result = run(load_experiment(experiment(codecs=codecs, timeout=1)), tmp_path / "run", How(workers=2))
+    assert {failure.cell for failure in result.outcome.failures} == {f"photos / {codec} bits=4 / block 0"}
+    assert words in result.outcome.failures[0].reason
+    assert result.missing == [f"photos / {codec} bits=4 / block 0 / {task}" for task in ("mean-colour", "distance")]
+    assert "shift" in set(result.scores.codec)
+
+
+def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment):
+    codecs = [{"name": "leaky", "points": [4]}, {"name": "shift", "points": [4]}]
+    path = experiment(codecs=codecs, tasks=DISTANCE, anchor=None, timeout=100, limit=8)
+    result = run(load_experiment(path), tmp_path / "run")
+    assert not result.missing and not result.outcome.failures
+    # a block of more pictures than there is room for
+    path = experiment(codecs=codecs, tasks=DISTANCE, anchor=None, timeout=100, shard_size=10, batch_size=1)
+    result = run(load_experiment(path), tmp_path / "run")
+    assert {failure.reason.partition(" (")[0] for failure in result.outcome.failures} == {"its worker process ran out of memory"}
+    assert result.missing == ["photos / leaky bits=4 / block 0 / distance"]
+    assert set(result.scores.codec) == {"shift"}
+
+
+def test_a_killed_worker_s_work_is_done_by_another(tmp_path, experiment):
+    path = experiment(tasks=DISTANCE, timeout=100, shard_size=1)
+    command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
+    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < 12:
+        time.sleep(0.01)
+    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    workers[0].kill()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert (pd.read_csv(tmp_path / "run" / "scores.csv").scored == 10).all()
+
+
+CLOCK = """
+import time
+true, start = time.time, time.monotonic()
+def jumping():
+    seconds = time.monotonic() - start
+    return true() + (0 if seconds < 3 else 3e7 if seconds < 6 else -3e7)
+time.time = jumping
+"""
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, experiment, calls, icmbench, monkeypatch):
+    path = experiment(tasks=DISTANCE, timeout=60)
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path / 'clock'}{os.pathsep}{os.environ['PYTHONPATH']}")
+        done = icmbench("run", path, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert (table[["encode_seconds", "decode_seconds", "task_seconds"]].dropna() >= 0).all(axis=None)
+    for number, file in enumerate((tmp_path / "run").rglob("*.parquet")):
+        os.utime(file, ns=(0, (number % 2) * 2**62))  # written in 1970, or in 2116
+    calls()
+    assert not run(load_experiment(path), tmp_path / "run").missing and calls() == {}
+
+
+def test_a_codec_that_prints_and_runs_out_of_memory_is_given_smaller_batches(tmp_path, experiment, icmbench):
+    tasks = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "hungry"}, "reference": "original"}]
+    path = experiment(codecs=[{"name": "chatty", "points": [4]}], tasks=tasks, anchor=None)
+    for options in ([], ["--workers", "2"]):
+        done = icmbench("run", path, "--out", tmp_path / f"run{len(options)}", *options)
+        assert done.returncode == 0, done.stderr
+        assert "CHATTER" not in done.stdout
+        assert all(f"CHATTER of {who}" in done.stderr for who in ("Python", "the system", "C"))
+        table = pd.read_csv(tmp_path / f"run{len(options)}" / "scores.csv")
+        assert set(table.codec) == {"uncompressed", "chatty"} and (table.scored == 10).all()
