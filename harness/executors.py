@@ -68,8 +68,8 @@ def process_pool(bench: Bench, units: Sequence[Unit], keep: bool, progress: Prog
         while waiting or running:
             while waiting and len(running) < 2 * workers:  # one ahead, so that no worker waits for its next unit
                 unit = waiting.pop()
-                future = pool.schedule(_run, (unit, keep), timeout=None if limit is None else limit * unit.images)
-                running[future] = (unit, time.monotonic())
+                seconds = None if limit is None else limit * unit.images
+                running[pool.schedule(_run, (unit, keep), timeout=seconds)] = (unit, time.monotonic())
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 unit, started = running.pop(future)
                 outcome = _outcome(bench, future, unit, time.monotonic() - started, died)

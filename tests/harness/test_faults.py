@@ -174,7 +174,9 @@ HABITS = {
 }
 
 
-def test_what_is_no_stream_or_no_picture_is_named(tmp_path, experiment):
+def test_what_is_no_stream_or_no_picture_is_named(tmp_path, experiment, photos):
+    for name in ("1.png", "2.png"):  # three of one shape, which are coded together
+        (photos / name).write_bytes((photos / "0.png").read_bytes())
     codecs = [{"name": "odd", "label": habit, "points": [4], "set": {"habit": habit}} for habit in HABITS]
     tasks = [{"name": "distance", "dataset": "photos"}]
     path = experiment(codecs=[*codecs, {"name": "shift", "points": [4]}], tasks=tasks, limit=3)
