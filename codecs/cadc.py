@@ -140,7 +140,7 @@ class Cadc(DiffusionCodec):
         return container
 
     def _decoding(self, container: Container) -> Decoding:
-        decoding = super()._decoding(container)
+        decoding: Any = super()._decoding(container)  # of `decoding` above
         return replace(decoding, captioner=self._captioner) if _captioned(container) else decoding
 
 

@@ -56,7 +56,8 @@ def add_lora(unet: UNet, rank: int = 32, alpha: float = 8) -> UNet:
     except ImportError as error:
         raise CodecError("LoRA needs peft: pip install 'icmbench[diffusion]'") from error
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS)))
+    scale: Any = alpha  # any number, though declared a whole one
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS)))
     unet.conv_in.requires_grad_(True)
     return unet
 
@@ -95,8 +96,9 @@ def fill(unet: UNet, state: Mapping[str, Tensor], source: str | Path) -> None:
         )
     dtype, device = unet.time_embedding.linear_1.weight.dtype, unet.time_embedding.linear_1.weight.device
     for layer in layers:
-        weight = plain.get(layer + ".weight", ours[layer + ".weight"]).detach()
-        plain[layer + ".weight"] = weight.float() + _product(state, layer).to(weight.device).view_as(weight)
+        key = layer + ".weight"
+        weight = (plain[key] if key in plain else ours[key]).detach()
+        plain[key] = weight.float() + _product(state, layer).to(weight.device).view_as(weight)
     for key, value in plain.items():
         parent, _, name = key.rpartition(".")
         setattr(unet.get_submodule(parent), name, nn.Parameter(value.to(device, dtype), requires_grad=False))

@@ -160,7 +160,7 @@ def complexity(codec: DiffusionCodec, height: int = 512, width: int = 512, promp
     return pd.DataFrame(rows)
 
 
-def _streams(codec: Codec, images: Mapping[str, Image]) -> Iterator[tuple[str, bytes]]:
+def _streams(codec: Codec | DiffusionCodec, images: Mapping[str, Image]) -> Iterator[tuple[str, bytes]]:
     batch: Any = getattr(codec, "compress_batch", None)
     for image_id, image in images.items():
         yield image_id, batch([image], [image_id])[0] if batch else codec.compress(image)

@@ -142,14 +142,15 @@ class CadcCompressor(LatentCompressor):
         stages = pairwise((3, *widths, channels))
         self.g_a = nn.Sequential(*(layer for a, b in stages for layer in (_down(a, b), _star(b))))
         self.h_a = nn.Sequential(nn.Conv2d(channels, channels, 3, 2, 1), _star(channels), nn.Conv2d(channels, channels, 3, 2, 1))
+        last = nn.Conv2d(channels // 4, uncertainty_channels, 1)
+        nn.init.constant_(last.get_parameter("bias"), -3.0)  # m starts near 1, the isotropic quantiser
         self.f_u = nn.Sequential(
             nn.Conv2d(channels, channels // 4, 1),
             nn.GELU(),
             nn.Conv2d(channels // 4, channels // 4, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(channels // 4, uncertainty_channels, 1),
+            last,
         )
-        nn.init.constant_(self.f_u[-1].bias, -3.0)  # m starts near 1, the isotropic quantiser
         self.g_s = nn.Sequential(*(layer for _ in range(3) for layer in (_star(channels), _up(channels, channels))))
         steps = pairwise((*auxiliary_widths, 3))
         self.g_aux = nn.Sequential(

@@ -1,7 +1,9 @@
 """CADC: any image to real bytes and back, by one evaluation of the UNet and no text."""
 
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -272,3 +274,15 @@ def test_one_step_draws_no_noise():
     clean = torch.randn(2, 4, 4, 4, dtype=torch.float64)
     eps = (hint[:, :4] - abar[999].sqrt() * clean) / (1 - abar[999]).sqrt()
     torch.testing.assert_close(sampler(lambda x, t: eps, abar, hint, noise), clean)
+
+
+@pytest.mark.skipif(not os.environ.get("ICMBENCH_SLOW"), reason="8 GB and minutes; set ICMBENCH_SLOW=1")
+def test_full_size_model_runs(picture):
+    """The paper's sizes with random weights, 1x300 padded to 256x512, on the CPU, once."""
+    codec, image = Cadc(2, weights="random", device="cpu", dtype="float32"), picture(1, 300)
+    start = time.perf_counter()
+    with pytest.warns(UserWarning, match=r"random"):
+        data = codec.compress(image)
+    encoded = time.perf_counter()
+    assert codec.decompress(data).shape == image.shape
+    print(f"sd21, 1x300: load and encode {encoded - start:.1f} s, decode {time.perf_counter() - encoded:.1f} s, {len(data)} bytes")

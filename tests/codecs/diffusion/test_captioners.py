@@ -193,3 +193,21 @@ def test_masked_captioner():
         captioner_of(lambda image: str(image.sum())), type("Nothing", (), {"__call__": lambda *_: np.zeros((40, 50))})()
     )
     assert dark.caption(PHOTOS[0]) == "0"
+
+
+def test_cadc_decodes_under_what_blip_sees_in_its_preview(blip):
+    """The decoder's own caption, by a folder in transformers' layout; no bits for it."""
+    from icmbench.codecs.cadc import PROMPT, Cadc
+
+    options = {"profile": "tiny", "weights": "random", "device": "cpu"}
+    codec = Cadc(captioner=blip, **options)
+    with pytest.warns(UserWarning, match="random"):
+        data = codec.compress(PHOTOS[0])
+    request = codec._request(data)
+    hint = request.model.hint(*request.model.latents(request.container, data))
+    preview = (request.model.preview(hint, request.decoding)[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    caption = Transformers(blip).caption(preview)
+    assert caption and set(caption.split()) <= set(WORDS)
+    assert codec.rate_breakdown(data)["text"] == 0
+    worded = Cadc(prompt=f"{caption}, {PROMPT}", **options)
+    assert np.array_equal(codec.decompress(data), worded.decompress(worded.compress(PHOTOS[0])))
