@@ -54,10 +54,9 @@ def test_bit_map_says_where(tiny, photo):
     assert 1 <= at["row"] <= 4 and 12 <= at["column"] <= 15
 
 
+@pytest.mark.filterwarnings("ignore:.*random")
 def test_channel_energy_is_the_variance_of_the_hint(picture):
     codec = Cadc(2, profile="tiny", weights="random", device="cpu")
-    with pytest.warns(UserWarning, match=r"random"):
-        codec.networks()
     image = picture(200, 300)
     table = channel_energy([codec], {"a": image})
     request = codec._request(codec.compress(image))
