@@ -29,6 +29,7 @@ from icmbench.harness.shards import Series, Sources, pixel_sha256, stream_name
 from icmbench.harness.store import Store, from_table, safe_name, whole_file, writing
 
 MANIFEST = "manifest.json"
+BROKEN = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)  # what zipfile raises for damaged archives
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # As an experiment's `points:`. Words begin with a letter or digit: some codecs pass them to a command line.
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$", max_length=80)]
@@ -78,7 +79,7 @@ class Pack:
             if sum(m.file_size for m in members) > path.stat().st_size or len({m.filename for m in members}) < len(members):
                 raise UserError(f"{path}: not a pack: its members overlap")
             text = self._archive.read(MANIFEST)
-        except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise UserError(f"{path}: not a whole pack ({error}); fetch it again") from error
         self.sha256 = hashlib.sha256(text).hexdigest()
         if self._archive.comment != self.sha256.encode():
@@ -111,7 +112,7 @@ class Pack:
         """A stream. UserError unless it is the one that was packed."""
         try:
             data = self._archive.read(row.stream)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise UserError(f"{self.path}: the stream of {row.id!r} cannot be read ({error}); fetch the pack again") from error
         found = hashlib.sha256(data).hexdigest()
         if found != row.stream or len(data) != row.bytes:

@@ -58,11 +58,11 @@ def read_scores(path: str | Path, lower_is_better: Collection[str] = ()) -> pd.D
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except (OSError, ValueError) as error:
-        raise ScoresError(f"{path}: cannot be read as a CSV file ({error})") from None
+        raise ScoresError(f"{path}: cannot be read as a CSV file ({' '.join(str(error).split())})") from None
     try:
         return normalise(_long(frame), lower_is_better)
     except ScoresError as error:
-        raise ScoresError(f"{path}: {error}") from None
+        raise ScoresError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def normalise(frame: pd.DataFrame, lower_is_better: Collection[str] = ()) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import tempfile
 import warnings
 import zipfile
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import pytest
@@ -312,10 +313,12 @@ def main():
 
     setup_folder()
     target = globals()[sys.argv[1]]
-    for module in [module for name, module in sys.modules.items() if name.startswith("icmbench.")]:
-        for value in vars(module).values():
-            if getattr(value, "__module__", "") == module.__name__ and callable(value) and not isinstance(value, type):
-                setattr(module, value.__name__, atheris.instrument_func(value))
+    for name, module in list(sys.modules.items()):
+        if name.startswith("icmbench."):
+            places = [module, *(value for value in vars(module).values() if getattr(value, "__module__", "") == name)]
+            for function in [value for place in places if hasattr(place, "__dict__") for value in vars(place).values()]:
+                if isinstance(function, FunctionType) and function.__module__ == name:
+                    atheris.instrument_func(function)  # in place
     atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: read(target, data))
     atheris.Fuzz()
 

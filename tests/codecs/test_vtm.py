@@ -304,3 +304,14 @@ def test_a_hanging_program_and_its_child_are_killed(stand_in, tmp_path, program)
 def test_only_rgb_arrays_are_compressed(stand_in):
     with pytest.raises(CodecError, match="uint8 array of shape"):
         Vtm(32, **stand_in()).compress(np.zeros((8, 8), np.uint8))
+
+
+def test_decoding_alone_needs_the_decoder_alone(stand_in, monkeypatch):
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    files = stand_in(decoder="import pathlib\npathlib.Path('rec.yuv').write_bytes(bytes(2 * 3 * 47 * 33))\n")
+    codec = Vtm(52, decoder=files["decoder"], decode_only=True)
+    assert codec.point.label == "qp=52" and codec.decompress(STREAM).shape == (33, 47, 3)
+    with pytest.raises(CodecError, match="its encoder is not here"):
+        codec.compress(picture(33, 47))
+    with pytest.raises(CodecError, match="vtm: needs decoder"):
+        Vtm(52, decode_only=True)
