@@ -94,7 +94,7 @@ def test_a_run_that_is_killed_goes_on(experiment, calls, bucket):
     tasks = [{"name": "distance", "dataset": "photos"}]
     path = experiment(codecs=[{"name": "shift", "points": [6, 4]}], shard_size=1, limit=6, tasks=tasks)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", f"{bucket}/run"]
-    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=os.environ | {"ICMBENCH_SLOW_CODEC": "0.5"}, stderr=subprocess.DEVNULL)
     store = Store(f"{bucket}/run")
     while process.poll() is None and len(store.fs.find(f"{store.path}/streams")) < 4:
         store.fs.invalidate_cache()

@@ -41,7 +41,7 @@ def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment):
 def test_a_killed_worker_s_work_is_done_by_another(tmp_path, experiment):
     path = experiment(tasks=DISTANCE, timeout=100, shard_size=1)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
-    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=os.environ | {"ICMBENCH_SLOW_CODEC": "0.1"}, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < 12:
         time.sleep(0.01)
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
