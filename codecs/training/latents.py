@@ -19,19 +19,17 @@ from icmbench.codecs.training.objective import Objective
 class LatentObjective(Objective):
     """Base of the objectives that start from a trained backbone.
 
-    profile, backbone: as of the codecs; without `backbone` the default places are searched. dtype: of the frozen networks.
+    profile, backbone: as of the codecs; without `backbone` the default places are searched.
     """
 
-    def __init__(
-        self, point: float | None, *, profile: str, backbone: Path | str | None, dtype: str = "float32", device: str = "cpu"
-    ) -> None:
+    def __init__(self, point: float | None, *, profile: str, backbone: Path | str | None, device: str = "cpu") -> None:
         super().__init__(point, device)
         files = Files(self.codec or "training", profile, None, None if backbone is None else str(backbone))
         source = files.base()
         if source is None:
             raise CodecError("training needs a trained backbone: set `backbone` to one of this project or Stable Diffusion")
-        self.profile = profile
-        base = self.freeze("base", backbones.load(profile, source, getattr(torch, dtype), device))
+        self.profile, self.source = profile, source
+        base = self.freeze("base", backbones.load(profile, source, torch.float32, device))
         self._abar = base.abar.to(self.device)
         self._moments: dict[int, Tensor] = {}
 

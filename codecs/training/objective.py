@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,8 +68,3 @@ def bits_per_pixel(likelihoods: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
     """Estimated rate: bits of all latents over the pixels they code. The real rate is counted on streams."""
     count = pixels.shape[0] * pixels.shape[2] * pixels.shape[3]
     return torch.stack([-torch.log2(likelihood).sum() for likelihood in likelihoods.values()]).sum() / count
-
-
-def chunks(size: int, count: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover `count`."""
-    return (slice(start, start + size) for start in range(0, count, size))

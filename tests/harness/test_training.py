@@ -1,13 +1,12 @@
 """Recipes: each falls, survives kill -9 with the same trace, and its export codes an image; wrong ones do not begin."""
 
 import json
-import os
+import multiprocessing
 import signal
 import time
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -45,8 +44,14 @@ RECIPES = {
         "set": {"n": 16, "m": 24, "slices": [4, 4, 16], "context_widths": [16, 12], "parameter_width": 32},
         "points": [0.032],
     },
+    "diff-icmh": {
+        "set": {"profile": "tiny", "backbone": "backbone.safetensors"},
+        "points": [2],
+        "data": {"images": "photos", "crop": 64, "pool": 8, "captions": "captions.json"},
+    },
 }
-FALLS = {"vae": "l1", "unet": "eps", "elic": "mse"}
+MODULES = ("backbone", "elic", "diff_icmh")
+FALLS = {"vae": "l1", "unet": "eps", "elic": "mse", "diff-icmh": "latent"}
 
 
 def recipe(folder, name, **changes):
@@ -67,24 +72,27 @@ def trace(out):
     return [json.loads(line) for path in sorted(out.glob("*/log.jsonl")) for line in path.read_text().splitlines()]
 
 
-def killed(work, when):
-    """Runs `work` in a process that is killed once `when` holds; forked, so that nothing is imported again."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        finally:
-            os._exit(1)  # it was to be killed
+@pytest.fixture(scope="session")
+def processes():
+    """Processes forked from one that has done the imports and nothing else: torch's state does not survive a fork."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["icmbench.harness.training", *(f"icmbench.codecs.training.{name}" for name in MODULES)])
+    return context
+
+
+def killed(process, when):
+    """Starts a process and kills it once `when` holds."""
+    process.start()
     while not when():
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it was killed"
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert process.is_alive(), "it ended before it was killed"
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_loss_falls_and_kill_9_leaves_no_trace(folder, tmp_path, name, monkeypatch):
-    torch.set_num_threads(1)
+def test_loss_falls_and_kill_9_leaves_no_trace(folder, tmp_path, processes, name):
     loaded = recipe(folder, name)
     train(loaded, tmp_path / "whole")
     expected = trace(tmp_path / "whole")
@@ -94,7 +102,8 @@ def test_loss_falls_and_kill_9_leaves_no_trace(folder, tmp_path, name, monkeypat
 
     out = tmp_path / "run"
     # Past the second checkpoint and into the steps after it, which come again.
-    killed(lambda: train(loaded, out), lambda: len(list(out.glob("*/checkpoint.pt"))) and len(trace(out)) >= 5)
+    again = processes.Process(target=train, args=(loaded, out))
+    killed(again, lambda: len(list(out.glob("*/checkpoint.pt"))) and len(trace(out)) >= 5)
     assert len(trace(out)) < STEPS
     train(loaded, out)
     assert trace(out) == expected
