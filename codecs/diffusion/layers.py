@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from icmbench.codecs.entropy.checkerboard import SCCTX
@@ -52,7 +53,11 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(nn.functional.leaky_relu(self.conv1(x), 0.01))
-        return nn.functional.leaky_relu(h, 0.1) + self.downsample(x)
+        if torch.is_grad_enabled():  # PyTorch 2.13 on a CPU corrupts memory in the gradient of a 1x1 convolution of stride 2
+            shortcut = nn.functional.conv2d(x[:, :, ::2, ::2], self.downsample.weight, self.downsample.bias)
+        else:
+            shortcut = self.downsample(x)
+        return nn.functional.leaky_relu(h, 0.1) + shortcut
 
 
 class Up(nn.Module):

@@ -26,8 +26,9 @@ class CodecObjective(LatentObjective):
         self._recipe = recipe
         parts = recipe.parts(self.base, profile)
         self._names = list(parts)
+        self.pad = max(self.pad, parts["latent"].pad)  # type: ignore[arg-type]
         for name, part in parts.items():
-            self.add_module(name, part.to(device).requires_grad_(True))
+            self.add_module(name, part.to(device))
 
     def code(self, pixels: Tensor, z0: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hint, and the estimated bits a pixel, in float32: probabilities need it."""
@@ -42,7 +43,8 @@ class CodecObjective(LatentObjective):
 
     def export(self, folder: Path) -> None:
         """<codec>-lambda<point>.safetensors, and the backbone beside it where that is this project's own file."""
-        parts = {name: copy.deepcopy(self.get_submodule(name)) for name in self._names}
+        shared = {id(tensor): tensor for tensor in (*self.base.parameters(), *self.base.buffers())}
+        parts: Any = {name: copy.deepcopy(self.get_submodule(name), dict(shared)) for name in self._names}
         parts["latent"].update()
         models.save(self._recipe.model(self.base, **parts), folder / f"{self.codec}-lambda{self.point:g}.safetensors")
         if self.source.name == BACKBONE and PRETRAINED not in self.source.parents and not (folder / BACKBONE).exists():

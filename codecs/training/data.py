@@ -30,8 +30,9 @@ class Crops(Dataset[dict[str, Any]]):
     length drawn from this range (Diff-ICMH: [512, 640]); else images keep their size, and those below `crop` are enlarged to it.
     flip: mirror half of them. captions: JSON {image id: caption, or a list to draw from}. tags: JSON {image id: [tag, ...]}, as in
     the codecs' option. masks: a folder of grey pictures <image id without suffix>.png of the photographs' sizes, 255 for the region
-    of interest. pool: draw only so many crops and keep them in memory; 0 for a fresh one at every step. limit: only the first
-    images. seed: of all that is drawn. CodecError where there is no image, or one without its caption, tags or mask.
+    of interest. labels: JSON {image id: class index}. pool: draw only so many crops and keep them in memory; 0 for a fresh one at
+    every step. limit: only the first images. seed: of all that is drawn. CodecError where there is no image, or one without its
+    text, mask or label.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Crops(Dataset[dict[str, Any]]):
         captions: Path | None = None,
         tags: Path | None = None,
         masks: Path | None = None,
+        labels: Path | None = None,
         pool: int = 0,
         limit: int | None = None,
         seed: int = 0,
@@ -63,6 +65,9 @@ class Crops(Dataset[dict[str, Any]]):
         texts = captions or tags
         self.texts = None if texts is None else _texts(texts, self.ids, tags is not None)
         self.masks = None if masks is None else _masks(masks, self.ids)
+        self.labels = None if labels is None else _labels(labels, self.ids)
+        found = {"text": self.texts, "mask": self.masks, "label": self.labels}
+        self.brings = {kind for kind, values in found.items() if values is not None}
         self._pool: list[dict[str, Any] | None] = [None] * pool
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -105,6 +110,8 @@ class Crops(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"pixels": _tensor(photo.crop(box), mirrored), "slot": slot, "text": ""}
         if mask is not None:
             sample["mask"] = _tensor(mask.crop(box), mirrored)
+        if self.labels is not None:
+            sample["label"] = self.labels[image_id]
         if self.texts is not None:
             choices = self.texts[image_id]
             sample["text"] = choices[int(rng.integers(len(choices)))]
@@ -112,10 +119,10 @@ class Crops(Dataset[dict[str, Any]]):
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """pixels uint8 (B, 3, H, W), text B strings, slot int64 (B,), mask uint8 (B, 1, H, W)."""
+    """pixels uint8 (B, 3, H, W), text B strings, slot and label int64 (B,), mask uint8 (B, 1, H, W)."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
     return {
-        key: torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values) if key == "slot" else values
+        key: torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values) if key in ("slot", "label") else values
         for key, values in batch.items()
     }
 
@@ -135,14 +142,7 @@ def _tensor(picture: Pillow.Image, mirrored: bool) -> Tensor:
 
 def _texts(path: Path, ids: Sequence[str], tags: bool) -> dict[str, list[str]]:
     """The prompts to draw from, by image id."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CodecError(f"{path} cannot be read as JSON ({error}): write {{image id: text}}") from error
-    if not isinstance(content, dict):
-        raise CodecError(f"{path}: write {{image id: {'[tag, ...]' if tags else 'text'}}}")
-    if missing := [image_id for image_id in ids if image_id not in content]:
-        raise CodecError(f"{path} has no text for {len(missing)} images, such as {missing[0]}: add them, empty for none")
+    content = _content(path, ids, "text")
     found = {}
     for image_id in ids:
         value = content[image_id]
@@ -151,6 +151,26 @@ def _texts(path: Path, ids: Sequence[str], tags: bool) -> dict[str, list[str]]:
             raise CodecError(f"{path}: the text of {image_id} is a string or a list of strings")
         found[image_id] = [", ".join(choices)] if tags else choices or [""]
     return found
+
+
+def _labels(path: Path, ids: Sequence[str]) -> dict[str, int]:
+    content = _content(path, ids, "class index")
+    if wrong := [image_id for image_id in ids if type(content[image_id]) is not int or content[image_id] < 0]:
+        raise CodecError(f"{path}: the class index of {wrong[0]} is a number from 0")
+    return {image_id: content[image_id] for image_id in ids}
+
+
+def _content(path: Path, ids: Sequence[str], what: str) -> dict[str, Any]:
+    """A JSON file with something of every image."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CodecError(f"{path} cannot be read as JSON ({error}): write {{image id: {what}}}") from error
+    if not isinstance(content, dict):
+        raise CodecError(f"{path}: write {{image id: {what}}}")
+    if missing := [image_id for image_id in ids if image_id not in content]:
+        raise CodecError(f"{path} has no {what} for {len(missing)} images, such as {missing[0]}: add them")
+    return content
 
 
 def _masks(folder: Path, ids: Sequence[str]) -> dict[str, Path]:

@@ -62,6 +62,12 @@ class LatentObjective(Objective):
         kept = (torch.rand(len(batch["text"])) >= dropout).tolist() if self.training else [True] * len(batch["text"])
         return [text if keep else "" for text, keep in zip(batch["text"], kept)]
 
+    def cleaned(self, x: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimate of z0 (B, 4, h, w) from noise at times t (B,), and what it multiplies errors of the noise by (B,)."""
+        abar = self._abar[t].view(-1, 1, 1, 1)
+        gain = ((1 - abar) / abar).sqrt()
+        return (x / abar.sqrt() - gain * eps).float(), gain.flatten().float()
+
     def noised(self, z0: Tensor, low: int = 0, high: int = 1000) -> tuple[Tensor, Tensor, Tensor]:
         """(x_t, t, eps) at times drawn from low to high - 1 (DDPM, Ho et al. 2020, eq. 4)."""
         t = torch.randint(low, high, (len(z0),)).to(z0.device)

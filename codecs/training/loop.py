@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -76,7 +77,9 @@ class Stage:
 def accelerator(precision: str = "no") -> Accelerator:
     """Of this process. precision: "no", "bf16" or "fp16"."""
     try:
-        return Accelerator(mixed_precision=precision)
+        # Networks whose terms have no weight get no gradient.
+        spare = DistributedDataParallelKwargs(find_unused_parameters=True)
+        return Accelerator(mixed_precision=precision, kwargs_handlers=[spare])
     except ValueError as error:
         raise CodecError(f"precision {precision} does not work here ({error}): set precision: no") from error
 
@@ -113,8 +116,10 @@ def train(
     """
     torch.manual_seed(seed)
     objective = build(str(accelerator.device))
-    if missing := objective.needs - {"text" if data.texts is not None else "", "mask" if data.masks is not None else ""}:
-        remedy = {"text": "captions or tags", "mask": "masks"}
+    if data.crop % objective.pad:
+        raise CodecError(f"data.crop: this objective takes multiples of {objective.pad} pixels, not {data.crop}")
+    if missing := objective.needs - data.brings:
+        remedy = {"text": "captions or tags", "mask": "masks", "label": "labels"}
         raise CodecError(f"this objective needs {', '.join(remedy[need] for need in sorted(missing))}: set them in data")
     if start is not None:
         _begin_with(objective, start)

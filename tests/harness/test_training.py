@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
         blob = Image.fromarray(random.integers(0, 255, (4, 5), dtype=np.uint8))
         blob.resize((80, 70), Image.Resampling.BICUBIC).save(root / "masks" / f"{k}.png")
     (root / "captions.json").write_text(json.dumps({f"{k}.png": f"picture number {k}" for k in range(4)}))
+    (root / "labels.json").write_text(json.dumps({f"{k}.png": 10 * k for k in range(4)}))
     models.save_backbone(backbone.random("tiny", 1), root / "backbone.safetensors")
     return root
 
@@ -49,9 +50,30 @@ RECIPES = {
         "points": [2],
         "data": {"images": "photos", "crop": 64, "pool": 8, "captions": "captions.json"},
     },
+    "resulic": {
+        "set": {"profile": "tiny", "backbone": "backbone.safetensors", "perceptual": "random", "gain_limit": 10},
+        "points": [6],
+        "data": {"images": "photos", "crop": 128, "pool": 4, "captions": "captions.json"},
+    },
+    "slim": {
+        "set": {"profile": "tiny", "backbone": "backbone.safetensors", "perceptual": "random", "classifier": "random"},
+        "points": [2],
+        "data": {
+            **{"images": "photos", "crop": 128, "pool": 4, "captions": "captions.json"},
+            **{"masks": "masks", "labels": "labels.json"},
+        },
+    },
+    "cadc": {
+        "set": {
+            **{"profile": "tiny", "backbone": "backbone.safetensors", "perceptual": "random", "clip_source": "random"},
+            **{"discriminator": "random", "captions": "data", "rank_lora": 4},
+        },
+        "points": [8],
+        "data": {"images": "photos", "crop": 256, "pool": 4, "captions": "captions.json"},
+    },
 }
-MODULES = ("backbone", "elic", "diff_icmh")
-FALLS = {"vae": "l1", "unet": "eps", "elic": "mse", "diff-icmh": "latent"}
+MODULES = ("backbone", "elic", "diff_icmh", "resulic", "slim", "cadc")
+FALLS = {"vae": "l1", "unet": "eps", "elic": "mse", "diff-icmh": "latent", "resulic": "latent", "slim": "guide", "cadc": "mse"}
 
 
 def recipe(folder, name, **changes):
