@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.bitstream import Overrides
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.files import Published, run_on
+from icmbench.codecs.diffusion.files import PRETRAINED, Published, run_on
 from icmbench.codecs.diffusion.text import TagGuide
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class DiffIcmh(DiffusionCodec):
     steps, sampler, cfg, seed: of the sampling. steps: 50, and 20 for tiny, by default. sampler: "ddpm" as in the published code, or
         "ddim" as in the paper. cfg: scale of the guidance by tags, 1 for none.
     tags: tags for all images, or a JSON file {image id: [tag, ...]}. tagger: a folder with RAM++'s weights and tag lists, or a
-        callable from image to vocabulary indexes. vocabulary: one tag a line; RAM++'s for the published weights.
+        callable from image to vocabulary indexes. vocabulary: one tag a line; RAM++'s for the published weights; with
+        tiny's own weights, by default the words that their training knew.
     colour: "wavelet" takes the low frequencies from the decoded hint. mode: "portable" streams decode on any processor.
     dtype, device: of all but the entropy coder; by default bfloat16 on a CUDA device if there is one, else float32 on the CPU.
     tile, overlap: latents (8 pixels a position) with a longer side are sampled in tiles, 0 for never. batch: images at a time.
@@ -47,7 +48,7 @@ class DiffIcmh(DiffusionCodec):
     published = Published(
         "RuoyuFeng/Diff-ICMH", "difficmh_models/CNscale1.0_1_1_{point}_2_WTagGCM_bs16x1_lr0.00005_cfg7.0/model.ckpt"
     )
-    weights = "RuoyuFeng/Diff-ICMH on the hub, over Stable Diffusion 2.1-base (CreativeML Open RAIL++-M); profile tiny: none needed"
+    weights = "RuoyuFeng/Diff-ICMH on the hub, over Stable Diffusion 2.1-base (CreativeML Open RAIL++-M); tiny: with the package"
 
     def __init__(
         self,
@@ -72,6 +73,8 @@ class DiffIcmh(DiffusionCodec):
         batch: int = 8,
         compile: bool = False,
     ) -> None:
+        if profile == "tiny" and weights is None and vocabulary is None and tagger is None:
+            vocabulary = PRETRAINED / profile / "vocabulary.txt"
         if steps == 0 or cfg == 0:  # 0 means the usual value in a stream
             raise CodecError(f"{self.name} takes steps and cfg from 1")
         super().__init__(

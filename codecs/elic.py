@@ -14,6 +14,7 @@ import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.bitstream import Container
+from icmbench.codecs.diffusion.files import PRETRAINED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +29,18 @@ class Elic:
     """ELIC (CVPR 2022), the learned codec that the papers compare with.
 
     point: the lambda its weights were trained with, or a label. weights: a file in CompressAI's, Chandelier's or this project's
-    layout, in which "{point}" stands for the point, or a folder that `icmbench train` wrote. variant: official or chandelier; None
-    takes what the file holds. dtype: float32 or bfloat16, of the transforms. mode: default streams decode on the machine that made
-    them, portable ones anywhere. CodecError.
+    layout, in which "{point}" stands for the point, or a folder that `icmbench train` wrote; or "tiny": what comes with the
+    package for demonstration, points 0.004 to 0.032. variant: official or chandelier; None takes what the file holds. dtype:
+    float32 or bfloat16, of the transforms. mode: default streams decode on the machine that made them, portable ones anywhere.
+    CodecError.
     """
 
     name = "elic"
     extra = "learned"
-    weights = "Elic2022Official or Elic2022Chandelier state dicts, trained by yourself or by their authors (set: {weights: PATH})"
+    weights = (
+        "small ones for demonstration come with the package (set: {weights: tiny}); Elic2022Official or Elic2022Chandelier state "
+        "dicts, trained by yourself or by their authors (set: {weights: PATH})"
+    )
     default_points = LAMBDAS
     version = 1
 
@@ -50,14 +55,16 @@ class Elic:
         device: str = "cpu",
     ) -> None:
         if weights is None:
-            raise CodecError("elic needs weights; set weights: PATH, with {point} where the files of several points differ")
+            raise CodecError(
+                "elic needs weights; set weights: PATH, with {point} where files of several points differ, or tiny, for a first try"
+            )
         if dtype not in ("float32", "bfloat16"):
             raise CodecError(f"elic runs in float32 or bfloat16, not in {dtype!r}")
         import torch
 
         from icmbench.codecs import elic_model
 
-        path = Path(str(weights).replace("{point}", str(point)))
+        path = PRETRAINED / "tiny" if weights == "tiny" else Path(str(weights).replace("{point}", str(point)))
         if path.is_dir():
             path /= elic_model.file_name(point)
         self.point = RatePoint.of("lambda", point) if isinstance(point, int | float) else RatePoint(point, 0.0, {"point": point})

@@ -1,6 +1,7 @@
 """Which files a codec of the family needs, where they are looked for, and on what they are run. Imports nothing heavy.
 
-    weights folder           <codec>-lambda<point>.safetensors or the authors' checkpoints; backbone.safetensors if there
+    weights folder           <codec>-lambda<point>.safetensors or the authors' checkpoints; backbone.safetensors if there;
+                             <codec>-shared.safetensors, if there: what the points have in common and their own files leave out
     pretrained/<profile>/    the same, as it comes with this package
     hub                      what the authors published
 
@@ -98,7 +99,14 @@ class Files:
 
     def needed(self, point: float) -> list[Path]:
         """All weight files of a point, the backbone's included, for fingerprints; none for random weights."""
-        return [path for source in (self.point(point), self.base()) if source is not None for path in _weight_files(source)]
+        sources = (self.point(point), self.shared(point), self.base())
+        return [path for source in sources if source is not None for path in _weight_files(source)]
+
+    def shared(self, point: float) -> Path | None:
+        """The file of what a point has in common with the others, if it has one."""
+        file = self.point(point)
+        beside = None if file is None else file.with_name(f"{self.codec}-shared.safetensors")
+        return beside if beside is not None and beside.is_file() else None
 
 
 def _weight_files(source: Path) -> list[Path]:

@@ -59,7 +59,8 @@ def load(recipe: Recipe, files: Files, point: float, dtype: str, device: str, se
             return recipe.model(base, **recipe.parts(base, files.profile))
     with init_empty_weights():
         parts = recipe.parts(base, files.profile)
-    state = weights.read_state(file)
+    shared = files.shared(point)
+    state = ({} if shared is None else weights.read_state(shared)) | weights.read_state(file)
     if recipe.published is None or any(key.startswith("latent.") for key in state):
         recipe.fill(parts, state, file)
     else:

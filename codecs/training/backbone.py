@@ -25,8 +25,9 @@ _DECAY = 0.98  # of the running moments of latents
 class Vae(Objective):
     """The autoencoder: L1 + perceptual + KL (Rombach et al. 2022, appendix G, without its discriminator).
 
-    profile: whose sizes. l1, mse, kl: weights of the means over values. perceptual: a network of `perceptual.py`, or None;
-    perceptual_weight, perceptual_crop: its weight, and the side of the part of each crop that it sees, 0 for all.
+    profile: whose sizes. l1, mse, kl: weights of the means over values; chroma: of the L1 of pixels less their grey, without which
+    small networks learn colours late. perceptual: a network of `perceptual.py`, or None; perceptual_weight, perceptual_crop: its
+    weight, and the side of the part of each crop that it sees, 0 for all.
     decoder_only: keep the encoder and the latents' moments, so that what was trained on the latents stays valid.
     The export has latents of mean 0 and variance 1 a channel on the training data after the profile's scaling: the last encoder
     and first decoder convolution take the measured moments in. Its UNet and text encoder are random.
@@ -42,6 +43,7 @@ class Vae(Objective):
         profile: str = "tiny",
         l1: float = 1.0,
         mse: float = 0.0,
+        chroma: float = 0.0,
         kl: float = 1e-4,
         perceptual: str | None = None,
         perceptual_weight: float = 0.5,
@@ -58,7 +60,7 @@ class Vae(Objective):
         if decoder_only:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
-        self.weights = {"l1": l1, "mse": mse, "kl": kl}
+        self.weights = {"l1": l1, "mse": mse, "chroma": chroma, "kl": kl}
         if perceptual is not None:
             self.freeze("distance", perceptual_distance(perceptual, device))
             self.weights["perceptual"] = perceptual_weight
@@ -73,7 +75,9 @@ class Vae(Objective):
                 self.mean.lerp_(z.float().mean((0, 2, 3)), 1 - _DECAY)
                 self.square.lerp_(z.float().square().mean((0, 2, 3)), 1 - _DECAY)
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        terms = {"l1": F.l1_loss(decoded, pixels), "mse": F.mse_loss(decoded, pixels), "kl": kl}
+        error = decoded - pixels
+        chroma = (error - error.mean(1, keepdim=True)).abs().mean()
+        terms = {"l1": error.abs().mean(), "mse": error.square().mean(), "chroma": chroma, "kl": kl}
         if "distance" in self._frozen:
             terms["perceptual"] = self._frozen["distance"](*corner((decoded, pixels), self._crop))
         return terms

@@ -44,7 +44,8 @@ class Stage:
     steps: of the optimiser. batch: images of one process at a time. accumulate: such batches to a step. lr: of the main group.
     warmup: steps of a linear start. schedule: "cosine" falls to zero at the last step. lr_steps: {step: lr from there on}, instead.
     weight_decay: of AdamW. clip: largest norm of each group's gradient. ema: decay of the averaged weights, which are what is
-    exported; 0 for none. log_every, checkpoint_every, validate_every: steps; 0 for never. workers: processes that read photographs.
+    exported; 0 for none. only: parts to train; the others stay as the stage before left them. log_every, checkpoint_every,
+    validate_every: steps; 0 for never. workers: processes that read photographs.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class Stage:
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.0
+    only: list[str] | None = None
     log_every: int = 1
     checkpoint_every: int = 500
     validate_every: int = 0
@@ -123,6 +125,8 @@ def train(
         raise CodecError(f"this objective needs {', '.join(remedy[need] for need in sorted(missing))}: set them in data")
     if start is not None:
         _begin_with(objective, start)
+    if stage.only is not None:
+        _freeze_others(objective, stage.only)
     nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
     run = _Run(objective.train(), stage, folder, accelerator, json.loads(identity))
     first = run.resume()
@@ -319,9 +323,18 @@ def _begin_with(objective: Objective, path: Path) -> None:
     objective.load_state_dict(state, strict=False)
 
 
+def _freeze_others(objective: Objective, only: list[str]) -> None:
+    """CodecError where a name is nothing's."""
+    parts = {name.partition(".")[0] for name, _ in objective.named_parameters()}
+    if unknown := set(only) - parts:
+        raise CodecError(f"only: there is no {', '.join(sorted(unknown))}; the parts are {', '.join(sorted(parts))}")
+    for name, parameter in objective.named_parameters():
+        if name.partition(".")[0] not in only:
+            parameter.requires_grad_(False)
+
+
 def _same(ours: Any, theirs: Any, folder: Path) -> None:
-    if ours != theirs:
-        keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    if keys := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
         raise CodecError(f"{folder} was begun with another recipe ({', '.join(keys)} differ): choose another folder or delete it")
 
 

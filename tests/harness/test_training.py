@@ -7,11 +7,15 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from icmbench.codecs.diff_icmh import DiffIcmh
 from icmbench.codecs.diffusion import backbone, models
 from icmbench.codecs.elic import Elic
+from icmbench.codecs.training.halve import ship
 from icmbench.harness.errors import UserError
 from icmbench.harness.recipe import load_recipe
 from icmbench.harness.training import train
@@ -151,6 +155,29 @@ def test_elic_export_codes_an_image_and_validation_counts_real_bits(folder, tmp_
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_points_that_share_their_control_ship_it_once(folder, tmp_path):
+    stages = [{**STAGE, "name": "base", "steps": 3, "shared": True}, {**STAGE, "steps": 2, "only": ["latent"]}]
+    export = train(recipe(folder, "diff-icmh", points=[2, 8], stages=stages), tmp_path / "run")
+    ship([*export.glob("*-lambda*")], tmp_path / "small")
+    shipped = {path.name: load_file(path) for path in (tmp_path / "small").iterdir()}
+    assert {key.partition(".")[0] for key in shipped["diff-icmh-shared.safetensors"]} == {"control"}
+    assert {key.partition(".")[0] for key in shipped["diff-icmh-lambda2.safetensors"]} == {"latent"}
+    image = np.asarray(Image.open(folder / "photos" / "0.png"))
+    backbone = folder / "backbone.safetensors"
+    codecs = [
+        DiffIcmh(point, profile="tiny", weights=tmp_path / "small", backbone=backbone, steps=1, device="cpu") for point in (2, 8)
+    ]
+    streams = [codec.compress(image) for codec in codecs]
+    assert codecs[0].decompress(streams[1]).shape == image.shape
+    latents = [load_file(path) for path in sorted(export.glob("*-lambda*"))]
+    assert any(not torch.equal(latents[0][key], latents[1][key]) for key in latents[0])
+    before = codecs[0].fingerprint
+    changed = {key: value + 1 for key, value in shipped["diff-icmh-shared.safetensors"].items()}
+    save_file(changed, tmp_path / "small" / "diff-icmh-shared.safetensors")
+    again = DiffIcmh(2, profile="tiny", weights=tmp_path / "small", backbone=backbone, steps=1, device="cpu")
+    assert again.fingerprint != before
+
+
 @pytest.mark.parametrize(
     "name, changes, said",
     [
@@ -159,6 +186,7 @@ def test_elic_export_codes_an_image_and_validation_counts_real_bits(folder, tmp_
         ("elic", {"objective": "elik"}, ["unknown training 'elik'", "elic"]),
         ("elic", {"stages": [{**STAGE, "step": 3}]}, ["stages.0: unknown key 'step'", "did you mean 'steps'"]),
         ("elic", {"stages": [STAGE, STAGE]}, ["name"]),
+        ("elic", {"stages": [{**STAGE, "only": ["control"]}]}, ["only: there is no control", "network"]),
         ("elic", {"data": {"images": "nowhere"}}, ["data.images", "no such file or folder", "nowhere"]),
         ("elic", {"data": {"images": "photos", "captions": "none.json"}}, ["data.captions", "none.json"]),
         ("elic", {"data": {"images": "photos", "masks": "nomasks"}}, ["data.masks", "nomasks"]),

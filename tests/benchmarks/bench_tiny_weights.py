@@ -1,0 +1,124 @@
+"""The small trained weights on photographs that they were not trained on: rate, PSNR and LPIPS-like distance of all codecs,
+between the mean colour and the VAE's own reconstruction, with JPEG at no more than the same bytes beside them.
+
+Kodak from ICMBENCH_TEST_DATA, and photographs of scikit-image and scikit-learn; ICMBENCH_CURVE names a CSV file to write. The
+distance is ST-LPIPS on VGG-16; training saw the one on AlexNet.
+"""
+
+import io
+import os
+import re
+import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from icmbench.codecs.base import compress_all, decompress_all
+from icmbench.codecs.diffusion import backbone
+from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
+from icmbench.tasks.datasets.packaged import PackagedPhotos
+
+FOLDER = Path(os.environ.get("ICMBENCH_WEIGHTS", PRETRAINED / "tiny"))
+KODAK = Path(os.environ.get("ICMBENCH_TEST_DATA", "absent")) / "kodak"
+SIDE = 384  # pixels of the centre crops, which every codec pads alike
+
+
+def photographs():
+    packaged = PackagedPhotos()
+    found = {image_id: packaged.read(image_id) for image_id in packaged.ids if not image_id.startswith("foolbox/")}
+    found |= {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in sorted(KODAK.glob("*.png"))}
+    return {name: centre(image) for name, image in found.items() if min(image.shape[:2]) >= SIDE}
+
+
+def centre(image):
+    top, left = (image.shape[0] - SIDE) // 2, (image.shape[1] - SIDE) // 2
+    return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])
+
+
+def trained():
+    """{codec: points} of the files at hand."""
+    points = {}
+    for path in FOLDER.glob("*-lambda*.safetensors"):
+        name, point = re.fullmatch(r"(.+)-lambda(.+)\.safetensors", path.name).groups()
+        points.setdefault(name, []).append(float(point) if "." in point else int(point))
+    return {name: sorted(values) for name, values in sorted(points.items())}
+
+
+def build(name, point, **options):
+    kind = next(iter(entry_points(group="icmbench.codecs", name=name))).load()
+    profile = {} if name == "elic" else {"profile": "tiny"}
+    return kind(point, weights=FOLDER, **profile, **options)
+
+
+def vae_alone(images):
+    base = backbone.load("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
+    with torch.inference_mode():
+        pixels = [torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in images]
+        decoded = [base.decode(base.encode(one))[0].permute(1, 2, 0).numpy() for one in pixels]
+    return [np.round(one * 255).astype(np.uint8) for one in decoded]
+
+
+def jpeg_within(image, limit):
+    """The best JPEG of at most `limit` bytes: the highest quality at full size, else reduced by 2, 4 or 8."""
+    full = Image.fromarray(image)
+    for reduction in (1, 2, 4, 8):
+        small = full.reduce(reduction)
+        for quality in (95, 80, 60, 40, 30, 20, 15, 10, 5, 1):
+            buffer = io.BytesIO()
+            small.save(buffer, "JPEG", quality=quality, optimize=True)
+            if len(buffer.getvalue()) <= limit:
+                return np.asarray(Image.open(buffer).resize(full.size, Image.Resampling.BICUBIC)), len(buffer.getvalue())
+    return np.asarray(small.resize(full.size)), len(buffer.getvalue())
+
+
+class Measure:
+    """bpp, PSNR and distance, means over images."""
+
+    def __init__(self, originals):
+        from icmbench.codecs.training.perceptual import perceptual_distance
+
+        self.originals, self.network, self.rows = originals, perceptual_distance("stlpips-vgg", "cpu"), []
+
+    def __call__(self, codec, point, images, sizes=None):
+        psnr = [10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)) for a, b in zip(self.originals, images)]
+        with torch.inference_mode():
+            pairs = [[torch.from_numpy(x).permute(2, 0, 1)[None] / 255 for x in pair] for pair in zip(images, self.originals)]
+            distances = [float(self.network(*pair)) for pair in pairs]
+        pixels = sum(image.shape[0] * image.shape[1] for image in images)
+        row = {
+            "codec": codec,
+            "point": point,
+            "bpp": 8 * sum(sizes) / pixels if sizes else np.nan,
+            "psnr": np.mean(psnr),
+            "stlpips_vgg": np.mean(distances),
+        }
+        self.rows.append(row)
+        print("  ".join(f"{value:.4f}" if isinstance(value, float) else f"{value:>10}" for value in row.values()), flush=True)
+        return row
+
+
+@pytest.mark.skipif(not (FOLDER / BACKBONE).is_file(), reason="no trained weights here")
+def test_curve():
+    warnings.simplefilter("ignore")
+    images = list(photographs().values())
+    measure = Measure(images)
+    means = [np.broadcast_to(image.mean((0, 1)).round().astype(np.uint8), image.shape).copy() for image in images]
+    worst = measure("mean colour", "", means)["stlpips_vgg"]
+    best = measure("VAE alone", "", vae_alone(images))["stlpips_vgg"]
+    for name, points in trained().items():
+        for point in points:
+            codec = build(name, point)
+            streams = compress_all(codec, images, [str(k) for k in range(len(images))])
+            row = measure(name, point, decompress_all(codec, streams), [len(stream) for stream in streams])
+            row["gap_closed"] = (worst - row["stlpips_vgg"]) / (worst - best)
+            jpegs = [jpeg_within(image, len(stream)) for image, stream in zip(images, streams)]
+            measure("jpeg at most as large", f"{name} {point:g}", [image for image, _ in jpegs], [size for _, size in jpegs])
+    table = pd.DataFrame(measure.rows)
+    print(table.to_string(float_format="{:.4f}".format))
+    if "ICMBENCH_CURVE" in os.environ:
+        table.round(5).to_csv(os.environ["ICMBENCH_CURVE"], index=False)
