@@ -20,7 +20,10 @@ def attempt(call: Callable[[Sequence[int]], Sequence[T]], indices: Sequence[int]
     to the images that cause it, whose place takes the exception.
     """
     try:
-        results = call(indices)
+        try:
+            results = call(indices)
+        except SystemExit as error:  # a library's wish to end must not end the run, as if all were well
+            raise CodecError(f"wanted to end the process (sys.exit, {error.code!r})") from error
         if len(results) != len(indices):
             raise CodecError(f"gave {len(results)} results for {len(indices)} images")
         return dict(zip(indices, results, strict=True))

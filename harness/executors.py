@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
+import math
 import os
-import signal
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stdout, suppress
-
-import pebble
 
 from icmbench.harness.bench import Bench
 from icmbench.harness.cell import Failure, Outcome
 from icmbench.harness.errors import UserError
 from icmbench.harness.loop import Progress, Unit, run_units
 from icmbench.harness.shards import cell_name
+from icmbench.harness.workers import Died, Overdue, Worker, quiet, wait
 
-EXHAUSTED = 137  # exit code of a worker without memory, as of one that the kernel ends for want of it
+STILLBORN = 2  # workers that may fail to start while none has
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -30,24 +21,6 @@ def in_process(bench: Bench, units: Sequence[Unit], keep: bool, progress: Progre
     """One unit after the other, here."""
     with quiet():
         yield from run_units(bench, units, keep, progress)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Sends to standard error what plug-ins print, their C libraries included: it must not spoil what the command prints."""
-    saved = None
-    with suppress(OSError, ValueError):  # one of the two may be closed
-        sys.stdout.flush()
-        saved = os.dup(1)
-        os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # what C still holds back
-        if saved is not None:
-            os.dup2(saved, 1)
-            os.close(saved)
 
 
 def process_pool(bench: Bench, units: Sequence[Unit], keep: bool, progress: Progress, workers: int) -> Iterator[Outcome]:
@@ -59,28 +32,39 @@ def process_pool(bench: Bench, units: Sequence[Unit], keep: bool, progress: Prog
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, threads))  # spawned children read them before numpy and torch start
-    limit = bench.experiment.timeout
-    pool = pebble.ProcessPool(workers, initializer=_start_worker, initargs=(bench,), context=multiprocessing.get_context("spawn"))
+    limit = math.inf if bench.experiment.timeout is None else bench.experiment.timeout
     waiting = list(reversed(units))
-    running: dict[Future[Outcome], tuple[Unit, float]] = {}
     died: set[Unit] = set()
+    stillborn = 0  # workers that did not start, since one did
+    pool: list[Worker] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < 2 * workers:  # one ahead, so that no worker waits for its next unit
-                unit = waiting.pop()
-                seconds = None if limit is None else limit * unit.images
-                running[pool.schedule(_run, (unit, keep), timeout=seconds)] = (unit, time.monotonic())
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                unit, started = running.pop(future)
-                outcome = _outcome(bench, future, unit, time.monotonic() - started, died)
-                if isinstance(outcome, list):
-                    waiting += outcome
-                    continue
-                progress(unit.images)
-                yield outcome
+        for _ in range(min(workers, len(units))):
+            pool.append(Worker(bench, keep))
+        while waiting or any(worker.unit for worker in pool):
+            for worker in pool:
+                if waiting and worker.idle:
+                    unit = waiting.pop()
+                    worker.give(unit, limit * unit.images)
+            wait(pool)
+            for place, worker in enumerate(pool):
+                at = worker.unit
+                try:
+                    outcome = worker.collect()
+                except (Died, Overdue) as error:
+                    worker.stop()
+                    stillborn = 0 if any(other.ready for other in pool) else stillborn + 1
+                    if stillborn > STILLBORN:
+                        advice = "call run() of a script below `if __name__ == '__main__':`"
+                        raise UserError(f"worker processes cannot start ({error}): {advice}") from None
+                    outcome, instead = _lost(bench, at, error, died) if at else (None, [])
+                    waiting += instead
+                    pool[place] = Worker(bench, keep)
+                if outcome is not None and at is not None:
+                    progress(at.images)
+                    yield outcome
     finally:
-        pool.stop()
-        pool.join()
+        for worker in pool:
+            worker.stop()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -88,28 +72,16 @@ def process_pool(bench: Bench, units: Sequence[Unit], keep: bool, progress: Prog
                 os.environ[name] = value
 
 
-def _outcome(bench: Bench, future: Future[Outcome], unit: Unit, seconds: float, died: set[Unit]) -> Outcome | list[Unit]:
-    """What became of a unit, or the units to try instead. seconds: since it was scheduled; died: those that took a worker down."""
-    limit = bench.experiment.timeout
-    try:
-        return future.result()
-    except TimeoutError:
-        assert limit is not None
-        if seconds < limit * unit.images:  # the pool goes by the wall clock, which was set forward
-            return [unit]
-        why = f"took longer than the experiment's timeout of {limit:g} s an image"
-    except pebble.ProcessExpired as error:
-        if len(unit.series) == 1 and unit not in died:  # an earlier unit may have left the worker without memory
-            died.add(unit)
-            return [unit]
-        causes = {EXHAUSTED: "ran out of memory", -signal.SIGKILL: "was killed, perhaps for want of memory"}
-        how = causes.get(error.exitcode, "died")
-        why = f"its worker process {how} ({error}): run the same command again"
-    except BrokenProcessPool:
-        raise UserError("worker processes cannot start: call run() of a script below `if __name__ == '__main__':`") from None
+def _lost(bench: Bench, unit: Unit, error: Died | Overdue, died: set[Unit]) -> tuple[Outcome | None, list[Unit]]:
+    """What becomes of a worker's unit: an outcome, or units to try instead. died: those that took a worker down on their own."""
     if len(unit.series) > 1:  # which of its series did it? the others are to go on
-        return [Unit(unit.block, (k,)) for k in unit.series]
-    return lost(bench, unit, why)
+        return None, [Unit(unit.block, (k,)) for k in unit.series]
+    if isinstance(error, Died) and unit not in died:  # an earlier unit may have left the worker without memory
+        died.add(unit)
+        return None, [unit]
+    if isinstance(error, Died):
+        return lost(bench, unit, f"{error}: run the same command again"), []
+    return lost(bench, unit, f"took longer than the experiment's timeout of {bench.experiment.timeout:g} s an image"), []
 
 
 def lost(bench: Bench, unit: Unit, why: str) -> Outcome:
@@ -132,28 +104,3 @@ def make_units(bench: Bench, workers: int) -> list[Unit]:
     if not units:
         raise UserError("nothing to do: no dataset has images")
     return units
-
-
-_bench: Bench | None = None
-
-
-def _start_worker(bench: Bench) -> None:
-    global _bench
-    _bench = bench
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _die_with(parent: int) -> None:
-    """A worker whose parent was killed must not go on computing beside the next run."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _run(unit: Unit, keep: bool) -> Outcome:
-    assert _bench is not None
-    with quiet():
-        [outcome] = run_units(_bench, [unit], keep, lambda images: None)
-    if outcome.exhausted:  # what took the memory would keep it: the unit is tried in a new process
-        os._exit(EXHAUSTED)
-    return outcome

@@ -2,12 +2,14 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pandas as pd
+import psutil
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
@@ -40,3 +42,28 @@ def test_kill_9_at_random_moments(tmp_path, experiment, icmbench):
     )
     names = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*.parquet*")}
     assert names == {str(file.relative_to(tmp_path / "whole")) for file in (tmp_path / "whole").rglob("*.parquet*")}
+
+
+def test_kill_9_of_workers_at_random_moments(tmp_path, experiment, icmbench):
+    path = experiment(shard_size=1, timeout=300, codecs=[{"name": "shift"}, {"name": "jpeg", "points": [10, 50]}])
+    undisturbed = icmbench("run", path, "--out", tmp_path / "whole")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    chance = random.Random(1)
+    command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
+    environment = os.environ | {"ICMBENCH_SLOW_CODEC": "0.1"}
+    killed = 0
+    while killed < KILLS:  # a unit that was met too often is named, and the command issued again
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and killed < KILLS:
+                time.sleep(chance.random() * 2)
+                workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+                if workers:
+                    chance.choice(workers).kill()
+                    killed += 1
+            _, errors = process.communicate(timeout=100)
+            assert process.returncode in (0, 1, 2) and "Traceback" not in errors, errors
+    finished = icmbench("run", path, "--out", tmp_path / "run", "--workers", "2")
+    assert finished.returncode == 0, finished.stderr
+    one, other = (pd.read_csv(tmp_path / folder / "scores.csv").drop(columns=TIMES) for folder in ("whole", "run"))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)

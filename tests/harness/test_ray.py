@@ -10,10 +10,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from icmbench.harness.bench import Bench
 from icmbench.harness.errors import UserError
+from icmbench.harness.executors import make_units
 from icmbench.harness.experiment import load_experiment
-from icmbench.harness.ray_executor import cores_each
+from icmbench.harness.ray_executor import cores_each, ray_cluster
 from icmbench.harness.run import How, run
+from icmbench.harness.store import Store
 
 TASKS = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "loader"}, "reference": "original"}]
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
@@ -70,6 +73,18 @@ def test_two_nodes_give_the_local_run_bit_by_bit(tmp_path, experiment, calls, cl
     assert run(load_experiment(path), tmp_path / "ray", How(workers=2, executor="ray")).outcome.codec_images == 0
     with pytest.raises(UserError, match="room for 0 workers of one core and 1 GPUs"):
         run(load_experiment(path), tmp_path / "gpu", How(workers=2, executor="ray", gpus=1))
+
+
+def test_no_unit_is_started_before_its_worker_is_free(tmp_path, experiment, calls, cluster):
+    """Back-pressure: while nobody takes what is done, no more than a unit a worker is at work or waits to be taken."""
+    bench = Bench(load_experiment(experiment(shard_size=1, tasks=TASKS)), Store(tmp_path / "ray"))
+    bench.prepare("mean-colour")
+    told: list[int] = []
+    outcomes = ray_cluster(bench, make_units(bench, 2), keep=False, progress=told.append, workers=2, gpus=0)
+    next(outcomes)
+    time.sleep(4)  # ten units of 0.2 s
+    assert 3 <= calls()["compress shift"] <= 6 and len(told) == 1
+    assert len(list(outcomes)) == 9 and len(told) == 10
 
 
 @pytest.mark.parametrize("loss", ["worker", "node"])

@@ -1,6 +1,7 @@
 """Worker processes that are lost, hang, leak or print; a clock that jumps."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,20 +10,61 @@ import pandas as pd
 import psutil
 import pytest
 
+from icmbench.harness.errors import UserError
 from icmbench.harness.experiment import load_experiment
 from icmbench.harness.run import How, run
 
 DISTANCE = [{"name": "distance", "dataset": "photos"}]
 
 
-@pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "worker process died")])
-def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment, codec, words):
-    codecs = [{"name": codec, "points": [4]}, {"name": "shift", "points": [4]}]
-    result = run(load_experiment(experiment(codecs=codecs, timeout=1)), tmp_path / "run", How(workers=2))
-    assert {failure.cell for failure in result.outcome.failures} == {f"photos / {codec} bits=4 / block 0"}
-    assert words in result.outcome.failures[0].reason
-    assert result.missing == [f"photos / {codec} bits=4 / block 0 / {task}" for task in ("mean-colour", "distance")]
+ODD = {"stuck": "took longer than", "crash": "process died", "clinging": "process died", "quitting": "sys.exit"}
+
+
+def test_codecs_that_hang_crash_or_quit_cost_their_cells_only(tmp_path, experiment, calls):
+    codecs = [{"name": codec, "points": [4]} for codec in [*ODD, "shift"]]
+    result = run(load_experiment(experiment(codecs=codecs, timeout=1, limit=3)), tmp_path / "run", How(workers=2))
+    for left in [line for line in calls() if line.startswith("left")]:
+        psutil.Process(int(left.split()[1])).kill()
+    reasons = {failure.cell: failure.reason for failure in result.outcome.failures}
+    assert set(reasons) == {f"photos / {codec} bits=4 / block 0" for codec in ODD}
+    assert all(words in reasons[f"photos / {codec} bits=4 / block 0"] for codec, words in ODD.items()), reasons
+    tasks = ("mean-colour", "distance")
+    assert set(result.missing) == {f"photos / {codec} bits=4 / block 0 / {task}" for codec in ODD for task in tasks}
     assert "shift" in set(result.scores.codec)
+
+
+def test_an_encoder_that_hangs_is_ended_and_long_complaints_pass(tmp_path, experiment):
+    command = {"encode": ["sh", "-c", "sleep 98765", "{point}", "{input}", "{stream}"], "decode": ["true", "{stream}", "{output}"]}
+    codecs = [{"name": "command", "points": [4], "set": command}, {"name": "verbose", "points": [4, 2]}, {"name": "shift"}]
+    path = experiment(codecs=codecs, tasks=DISTANCE, timeout=1, limit=2)
+    result = run(load_experiment(path), tmp_path / "run", How(workers=2))
+    reasons = {failure.cell.split(" / ")[1].split()[0]: failure.reason for failure in result.outcome.failures}
+    assert "took longer than" in reasons["command"] and len(reasons["verbose"]) > 2**20
+    assert set(result.scores.codec) == {"shift"}
+    assert not [process for process in psutil.process_iter(["cmdline"]) if "98765" in " ".join(process.info["cmdline"] or [])]
+
+
+def test_ctrl_c_ends_all_workers(tmp_path, experiment):
+    path = experiment(tasks=DISTANCE, shard_size=1)
+    command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
+    environment = os.environ | {"ICMBENCH_SLOW_CODEC": "0.2"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < 4:
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate()
+    assert process.returncode == 130 and errors == "icmbench: stopped; the same command goes on from here\n"
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=5)[1]
+
+
+def test_workers_that_cannot_start_end_the_run(tmp_path, experiment, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('broken')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{os.environ['PYTHONPATH']}")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "broken"), *sys.path])
+    with pytest.raises(UserError, match=r"worker processes cannot start .*exit code 1.*__main__"):
+        run(load_experiment(experiment(tasks=DISTANCE)), tmp_path / "run", How(workers=2))
 
 
 def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment):

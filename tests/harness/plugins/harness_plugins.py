@@ -6,6 +6,7 @@ Every call of a codec or model is written as a line to the file that ICMBENCH_CA
 import ctypes
 import os
 import resource
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -104,6 +105,37 @@ class Crash(Shift):
         if image.mean() < 100:
             ctypes.string_at(0)  # a segmentation fault
         return super().compress(image)
+
+
+class Clinging(Crash):
+    """So too, and leaves a child behind that holds open what its process held."""
+
+    name = "clinging"
+
+    def compress(self, image):
+        if image.mean() < 100 and not os.fork():
+            called(f"left {os.getpid()}")
+            time.sleep(300)
+            os._exit(0)
+        return super().compress(image)
+
+
+class Quitting(Shift):
+    """Ends the program on the third picture, as if all were well."""
+
+    name = "quitting"
+
+    def compress(self, image):
+        return sys.exit(0) if image.mean() < 100 else super().compress(image)
+
+
+class Verbose(Shift):
+    """Complains at length."""
+
+    name = "verbose"
+
+    def compress(self, image):
+        raise ArithmeticError("no! " * 2**18)
 
 
 class Odd(Shift):
