@@ -16,7 +16,7 @@ centred, this is the percentile interval. BCa would also take a jackknife over a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from icmbench.results.batch import pareto_pchip_deltas
 from icmbench.results.bd import Envelope, Method, bd_rate
 
 Array = npt.NDArray[np.float64]
@@ -220,7 +221,10 @@ def _curves(rows: pd.DataFrame, metrics: list[str]) -> Array:
 
 def _deltas(anchor: Array, test: Array, method: Method, envelope: Envelope, higher_is_better: bool) -> Array:
     """BD-rate and BD-quality of curves (replicates, points, 2), float64 (replicates, 2), NaN where undefined."""
-    results: Iterator = (
-        bd_rate(a, b, method, envelope, higher_is_better, cross_checks=False) for a, b in zip(anchor, test, strict=True)
-    )
-    return np.array([(r.bd_rate_percent, r.bd_quality) for r in results], dtype=np.float64)
+    deltas, decided = np.full((len(anchor), 2), np.nan), np.zeros(len(anchor), bool)
+    if (method, envelope) == ("pchip", "pareto"):
+        deltas, decided = pareto_pchip_deltas(anchor, test, higher_is_better)
+    for k in np.flatnonzero(~decided):
+        result = bd_rate(anchor[k], test[k], method, envelope, higher_is_better, cross_checks=False)
+        deltas[k] = [np.nan if delta is None else delta for delta in (result.bd_rate_percent, result.bd_quality)]
+    return deltas
