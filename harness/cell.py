@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from icmbench.harness.shards import (
     Series,
     Sources,
     cell_name,
+    picture_name,
     pixel_sha256,
     prediction_name,
     stream_name,
@@ -119,19 +119,15 @@ class Cell:
 
     # --- kept reconstructions
 
-    def _picture(self, image_id: str) -> str:
-        folder = self.stream_file.removeprefix("streams/").removesuffix(".parquet")
-        return f"reconstructions/{folder}/{quote(image_id, safe='')[-200:]}.png"
-
     def _kept(self) -> bool:
-        return all(row["error"] or self.bench.store.exists(self._picture(i)) for i, row in self.stored.items())
+        return all(row["error"] or self.bench.store.exists(picture_name(self.stream_file, i)) for i, row in self.stored.items())
 
     def _whole(self) -> bool:
         """Whether every picture is there and holds the recorded pixels."""
         return all(row["error"] or self._load_kept(i) is not None for i, row in self.stored.items())
 
     def _load_kept(self, image_id: str) -> Image | None:
-        name = self._picture(image_id)
+        name = picture_name(self.stream_file, image_id)
         if not self.stored or not self.bench.store.exists(name):
             return None
         try:
@@ -144,7 +140,7 @@ class Cell:
     def _save_kept(self, image_id: str, image: Image) -> None:
         buffer = io.BytesIO()
         Pillow.fromarray(image).save(buffer, "PNG", compress_level=1)
-        self.bench.store.write(self._picture(image_id), buffer.getvalue())
+        self.bench.store.write(picture_name(self.stream_file, image_id), buffer.getvalue())
 
     # --- work
 

@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,19 +78,35 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--shard", metavar="I/N", help="only the I-th of N parts, for N jobs; then run once without it for the tables"
         )
+        sub.add_argument(
+            "--images", type=int, default=12, metavar="N", help="images in the report, most damaged first (default 12)"
+        )
+
+    def published(sub: argparse.ArgumentParser, about: str) -> None:
+        sub.add_argument("--published", nargs="*", metavar="FILE", help=f"{about}: of CSV or JSON files, or those in icmbench")
 
     sub = command("run", _run, "compute what is missing of an experiment, then its tables and report")
     experiment(sub)
     working(sub)
+    sub.add_argument("--bootstrap", type=int, metavar="N", help="replicates behind the 95%% intervals (default 200; papers: 1000)")
     sub = command("plan", _plan, "which cells are missing, how long they take, and what the standard sets would")
     experiment(sub)
     sub = command("report", _report, "write a run's BD table, curves and report anew from its scores.csv")
     sub.add_argument("run", type=Path, metavar="RUN")
     sub.add_argument("--anchor", help="another anchor than the experiment's")
+    sub.add_argument("--bundle", action="store_true", help="also bundle/: tables, CSVs, figures as PNG, SVG and PDF, provenance")
+    published(sub, "draw curves that papers report, dashed, in no table")
+    sub = command("compare", _compare, "what moved between two runs, and which codec, weight, library, image or setting moved it")
+    sub.add_argument("runs", type=Path, nargs=2, metavar="RUN")
+    sub.add_argument("--tolerance", type=float, default=1e-9, metavar="T", help="relative difference that counts as equal (1e-9)")
     sub = command("bdrate", _bdrate, "BD-rate table of a CSV: scores.csv, or columns codec, bpp and one a metric")
     sub.add_argument("curves", type=Path, metavar="CURVES.csv")
     sub.add_argument("--anchor", required=True)
+    sub.add_argument("--method", choices=["pchip", "cubic", "akima"], default="pchip", help="interpolation (default pchip)")
+    sub.add_argument("--envelope", choices=["error", "pareto", "isotonic"], default="pareto", help="for dips (default pareto)")
     sub.add_argument("--lower-is-better", nargs="*", default=[], metavar="METRIC", help="metrics of which less is better")
+    published(sub, "let curves that papers report take part")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="write bdrate.csv and report/ with all tables and curves there")
     sub = command("list", _list, "what can be named in an experiment file")
     sub.add_argument("kind", nargs="?", choices=["codecs", "tasks", "datasets", "models"])
     for name, function, about in (("encode", _encode, "an image to a stream"), ("decode", _decode, "a stream to an image")):
@@ -136,6 +151,10 @@ def _run(options: argparse.Namespace) -> int:
     from icmbench.harness.run import run
 
     loaded, out = _load(options)
+    if options.bootstrap is not None:
+        if options.bootstrap < 0:
+            raise UserError("--bootstrap: a number of replicates, or 0 for no intervals")
+        loaded = loaded.model_copy(update={"bootstrap": options.bootstrap})
     return _finish(run(loaded, out, _how(options), source=options.experiment))
 
 
@@ -158,7 +177,7 @@ def _how(options: argparse.Namespace) -> How:
         shard = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= shard[0] <= shard[1]:
             raise UserError(f"--shard {options.shard}: write I/N with I from 1 to N")
-    return How(options.workers, options.executor, options.gpus, bool(options.keep), shard)
+    return How(options.workers, options.executor, options.gpus, bool(options.keep), shard, max(0, options.images))
 
 
 def _finish(result: RunResult) -> int:
@@ -197,24 +216,46 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from icmbench.harness.show import show_bdrate
-    from icmbench.harness.tables import derive, recorded
+    from icmbench.harness.tables import bundle, derive, recorded
 
-    scores, heading = recorded(options.run)
-    if options.anchor:
-        heading = replace(heading, anchor=options.anchor)
-    bdrate, report = derive(options.run, scores, heading)
-    show_bdrate(heading.only_primary(bdrate))
+    material = recorded(options.run, options.anchor, options.published)
+    bdrate, report = derive(options.run, material)
+    show_bdrate(material.heading.only_primary(bdrate))
     print(f"report: {report}")
+    if options.bundle:
+        print(f"bundle: {bundle(options.run, material, bdrate)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from icmbench.results.compare import compare
+
+    print(compare(*options.runs, options.tolerance), end="")
     return 0
 
 
 def _bdrate(options: argparse.Namespace) -> int:
     from icmbench.harness.show import show_bdrate
-    from icmbench.results.tables import bdrate_from_csv
+    from icmbench.harness.store import writing
+    from icmbench.harness.tables import gather_published
+    from icmbench.results.published import with_reported
+    from icmbench.results.report import write_report
+    from icmbench.results.scores import read_scores
+    from icmbench.results.tables import bdrate_frame
+    from icmbench.results.writers import write_csv
 
     if not options.curves.is_file():
         raise UserError(f"{options.curves}: no such file")
-    show_bdrate(bdrate_from_csv(options.curves, options.anchor, lower_is_better=options.lower_is_better))
+    scores = read_scores(options.curves, options.lower_is_better)
+    if options.published is not None:
+        scores = with_reported(scores, gather_published(options.published))
+    bdrate = bdrate_frame(scores, options.anchor, options.method, options.envelope)
+    show_bdrate(bdrate)
+    if options.out:
+        with writing(options.out):
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_csv(bdrate, options.out / "bdrate.csv")
+            print(f"report: {write_report(options.out, scores, bdrate, {'title': options.curves.stem})}")
     return 0
 
 

@@ -58,6 +58,8 @@ class Experiment(Block):
 
     shard_size: images of one unit of work and of resume; lower it for codecs of minutes an image.
     fail_on_error: True, or how many images (from 1 on), or which share of them (below 1), may fail; they leave every codec's score.
+    bootstrap: replicates of the images behind the 95% intervals; 0 for none.
+    published: files of curves that papers report, drawn dashed; `true` stands for those that come with icmbench.
     timeout: seconds that a codec and all tasks may take for one image, in worker processes.
     """
 
@@ -71,6 +73,8 @@ class Experiment(Block):
     limit: int | None = Field(None, ge=1)
     fail_on_error: bool | int | float = True
     timeout: float | None = Field(None, gt=0)
+    bootstrap: int = Field(200, ge=0, le=100_000)
+    published: list[Literal[True] | Path] = Field(default_factory=list)
     folder: Path = Field(Path(), exclude=True)  # of the file: relative paths start here
 
     @field_validator("fail_on_error")
@@ -79,6 +83,11 @@ class Experiment(Block):
         if value is False or not 0 <= value < math.inf:
             raise ValueError("write true, a count of images, or a share below 1")
         return value
+
+    @field_validator("published", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [] if value is False else value if isinstance(value, list) else [value]
 
     @field_validator("datasets")
     @classmethod

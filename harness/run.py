@@ -16,11 +16,15 @@ from icmbench.harness.environment import environment
 from icmbench.harness.errors import UserError
 from icmbench.harness.experiment import Experiment
 from icmbench.harness.loop import Unit
+from icmbench.harness.pictures import entries
 from icmbench.harness.progress import Bar
 from icmbench.harness.ray_executor import ray_cluster
-from icmbench.harness.scoring import primary_metrics, score
+from icmbench.harness.resampling import Resampling
+from icmbench.harness.scoring import bit_split, primary_metrics, score
 from icmbench.harness.store import Store, writing
-from icmbench.harness.tables import Heading, derive
+from icmbench.harness.tables import PICTURES, PUBLISHED, Heading, Material, analyses, derive, gather_published, read_json
+from icmbench.results.bootstrap import with_intervals
+from icmbench.results.writers import write_csv
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class How:
     executor: processes of this machine, or a Ray cluster; gpus: GPUs of each worker there.
     keep: keep every reconstruction as a lossless picture.
     shard: (i, n) computes the i-th of n parts (from 1 on) and leaves the tables to a later run without it.
+    images: how many the report shows, the most damaged first.
     """
 
     workers: int = 1
@@ -37,6 +42,7 @@ class How:
     gpus: float = 0.0
     keep: bool = False
     shard: tuple[int, int] | None = None
+    images: int = 12
 
 
 @dataclass
@@ -78,13 +84,26 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
     worked = time.perf_counter()
     if how.shard:
         return RunResult(outcome, {"loop": worked - started})
-    scores, missing = score(bench)
+    resampling = Resampling(bench, experiment.bootstrap, how.workers) if experiment.bootstrap else None
+    found = score(bench, resampling.add if resampling else None)
     scored = time.perf_counter()
+    replicates = resampling.finish() if resampling else {}
+    scores, missing = with_intervals(found.frame, replicates), found.missing
     anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None  # it may be among the missing
     heading = Heading(experiment.name, anchor, primary_metrics(bench))
+    shown = entries(bench, scores, found.failed, how.images, read_json(store, PICTURES))
+    store.write_json(PICTURES, shown)
+    parts = bit_split(bench)
     with store.workplace() as folder, writing(folder):
         scores.to_csv(folder / "scores.csv", index=False)
-        bdrate, page = derive(folder, scores, heading)
+        if len(parts):
+            (folder / "analyses").mkdir(exist_ok=True)
+            write_csv(parts, folder / "analyses" / "bit-split.csv")
+        reported = None
+        if experiment.published:
+            reported = gather_published([experiment.folder / file for file in experiment.published if file is not True])
+            write_csv(reported, folder / PUBLISHED)
+        bdrate, page = derive(folder, Material(scores, heading, replicates, analyses(folder), reported, shown))
     report = store.full(page.relative_to(folder).as_posix())
     seconds = {"loop": worked - started, "scoring": scored - worked, "report": time.perf_counter() - scored}
     return RunResult(outcome, seconds, scores, bdrate, report, missing, heading, experiment.fail_on_error is not True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,12 @@ from icmbench.harness.attempt import reason
 from icmbench.harness.bench import Bench
 from icmbench.harness.shards import PREDICTION, Block, Series, cell_name, digest, prediction_name
 from icmbench.harness.store import from_table
-from icmbench.tasks.base import Prediction, Task
+from icmbench.tasks.base import Prediction, Statistics, Task
 
 COLUMNS = [
     "codec", "point", "dataset", "task", "model", "metric", "value", "low", "high", "unit", "higher_is_better", "reference",
     "realisation", "bpp", "payload_bpp", "mean_image_bpp", "expected", "scored", "empty", "failed", "limited", "encode_seconds",
-    "decode_seconds", "task_seconds",
+    "decode_seconds", "task_seconds", "undefined",
 ]  # fmt: skip
 
 
@@ -32,45 +32,73 @@ class Evidence:
     predictions: list[Prediction]
     seconds: float
     streams: pd.DataFrame | None
+    files: list[str]  # the prediction shards
 
 
-def score(bench: Bench) -> tuple[pd.DataFrame, list[str]]:
-    """The scores frame (columns `COLUMNS`) of every complete series and task, and the names of the cells that are missing.
+# label, series, evidence, statistics, values, failed images
+Seen = Callable[[str, Series, Evidence, Statistics, Mapping[str, float], frozenset[str]], None]
 
-    An image that failed for one codec leaves every codec's score, so that all stand on the same images.
+
+@dataclass
+class Scored:
+    """frame: columns `COLUMNS`, of every complete series and task. missing: names of the cells that are not there.
+
+    failed: by task label, the images that leave every codec's score, so that all stand on the same images.
     """
+
+    frame: pd.DataFrame
+    missing: list[str]
+    failed: dict[str, frozenset[str]]
+
+
+def score(bench: Bench, seen: Seen | None = None) -> Scored:
+    """Score everything that is complete; `seen` is shown the statistics of each series and task on the way."""
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
+    left_out: dict[str, frozenset[str]] = {}
     for label, task in bench.tasks.items():
         series_of_task = [series for series in bench.series if series.codec is not None or not task.needs_originals]
         absent = {series.name: absent_cells(bench, label, series) for series in series_of_task}
         missing += [cell for cells in absent.values() for cell in cells]
         complete = [series for series in series_of_task if not absent[series.name]]
-        failed = set().union(*(failed_images(bench, label, series) for series in complete))
+        failed = frozenset().union(*(failed_images(bench, label, series) for series in complete))
         if len(failed) > bench.tolerated(label):
             missing.append(
                 f"{label}: {len(failed)} of {len(task.ids)} images failed, {sorted(failed)[0]!r} first; see fail_on_error"
             )
             continue
         try:
-            rows += _task_rows(bench, label, task, complete, failed)
+            rows += _task_rows(bench, label, task, complete, failed, seen)
+            left_out[label] = failed
         except Exception as error:  # one task's labels or metric must not cost the others their tables
             missing.append(f"{label}: cannot be scored: {reason(error)}")
-    return pd.DataFrame(rows, columns=COLUMNS), missing
+    return Scored(pd.DataFrame(rows, columns=COLUMNS), missing, left_out)
 
 
-def _task_rows(bench: Bench, label: str, task: Task, complete: list[Series], failed: set[str]) -> list[dict[str, Any]]:
+def _task_rows(
+    bench: Bench, label: str, task: Task, complete: list[Series], failed: frozenset[str], seen: Seen | None
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     targets: list[Any] | None = None
     for series in complete:
         evidence = gather(bench, label, series, failed)
-        if series.codec is None and task.reference == "original":
-            targets = task.pseudo_targets(evidence.predictions)
-        elif targets is None and task.reference == "labels":
-            targets = task.targets(evidence.ids)
+        if targets is None and (series.codec is None or task.reference == "labels"):
+            targets = targets_of(task, evidence.ids, evidence)
         if targets is not None:
-            rows += _rows(bench, label, task, series, evidence, targets)
+            statistics = task.statistics(evidence.predictions, targets)
+            values = task.aggregate(statistics)
+            rows += _rows(bench, label, task, series, evidence, values)
+            if seen is not None:
+                seen(label, series, evidence, statistics, values, failed)
     return rows
+
+
+def targets_of(task: Task, ids: Sequence[str], originals: Evidence | None) -> list[Any]:
+    """What the images are scored against: labels, or with `reference: original` the predictions on the originals."""
+    if task.reference == "original":
+        assert originals is not None
+        return list(task.pseudo_targets(originals.predictions))
+    return list(task.targets(ids))
 
 
 def primary_metrics(bench: Bench) -> dict[str, str]:
@@ -100,6 +128,7 @@ def failed_images(bench: Bench, label: str, series: Series) -> set[str]:
 def gather(bench: Bench, label: str, series: Series, failed: Collection[str]) -> Evidence:
     """One task's predictions on one series whose shards are all there, the failed images left out."""
     ids: list[str] = []
+    files: list[str] = []
     predictions: list[Prediction] = []
     seconds: list[float] = []
     streams: list[pd.DataFrame] = []
@@ -107,6 +136,7 @@ def gather(bench: Bench, label: str, series: Series, failed: Collection[str]) ->
         assert file is not None
         table = bench.store.read_table(file)
         good = [image_id not in failed for image_id in mine]
+        files.append(file)
         names = [name for name in table.column_names if name not in dict(PREDICTION)]
         kept = table.filter(pa.array(good))
         ids += kept.column("id").to_pylist()
@@ -115,7 +145,7 @@ def gather(bench: Bench, label: str, series: Series, failed: Collection[str]) ->
         if stream is not None:
             streams.append(stream.loc[[image_id for image_id, keep in zip(mine, good, strict=True) if keep]])
     frame = pd.concat(streams) if streams else None
-    return Evidence(ids, predictions, float(np.mean(seconds)), frame)
+    return Evidence(ids, predictions, float(np.mean(seconds)), frame, files)
 
 
 def shards(bench: Bench, label: str, series: Series) -> Iterator[tuple[Block, list[str], str | None, pd.DataFrame | None]]:
@@ -136,8 +166,9 @@ def shards(bench: Bench, label: str, series: Series) -> Iterator[tuple[Block, li
         yield block, mine, prediction_name(block, mine, sources, series, label, task, pixels), stream
 
 
-def _rows(bench: Bench, label: str, task: Task, series: Series, evidence: Evidence, targets: list[Any]) -> Iterator[dict[str, Any]]:
-    values = task.aggregate(task.statistics(evidence.predictions, targets))
+def _rows(
+    bench: Bench, label: str, task: Task, series: Series, evidence: Evidence, values: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
     block = next(block for block in bench.experiment.tasks if block.label == label)
     common = {
         "codec": series.label,
@@ -146,7 +177,7 @@ def _rows(bench: Bench, label: str, task: Task, series: Series, evidence: Eviden
         "task": label,
         "model": block.model["name"] if block.model else "",
         "reference": "source" if task.annotation is None else task.reference,
-        "realisation": _realisation(bench, block.dataset, series),
+        "realisation": realisation(bench, label, series),
         "expected": len(task.ids),
         "scored": len(evidence.ids),
         "empty": sum(task.is_empty(prediction) for prediction in evidence.predictions),
@@ -166,13 +197,26 @@ def _rows(bench: Bench, label: str, task: Task, series: Series, evidence: Eviden
         }
 
 
-def _realisation(bench: Bench, dataset: str, series: Series) -> str:
+def realisation(bench: Bench, label: str, series: Series) -> str:
     """Empty where pixels follow from bytes; else the seed and, where decoding is not deterministic, a digest of the pixels."""
     parts = [] if series.seed is None else [f"seed={series.seed}"]
     if not series.deterministic:
+        dataset = next(block.dataset for block in bench.experiment.tasks if block.label == label)
         frames = (bench.streams(block, series) for block in bench.blocks(dataset))
         parts.append(digest([str(pixels) for frame in frames if frame is not None for pixels in frame["sha256"]])[:8])
     return " ".join(parts)
+
+
+def bit_split(bench: Bench) -> pd.DataFrame:
+    """Mean bits of an image by part of the stream, of every codec point that itemises its streams; columns as of `analyses`."""
+    records = []
+    for series in bench.series[1:]:
+        frames = [bench.streams(block, series) for dataset in bench.datasets for block in bench.blocks(dataset)]
+        texts = [text for frame in frames if frame is not None for text in frame["parts"].dropna()]
+        split = pd.DataFrame([json.loads(text) for text in texts]).fillna(0).mean()
+        records += [(series.label, series.point, str(part), bits) for part, bits in split.items()]
+    frame = pd.DataFrame(records, columns=["codec", "point", "part", "bits"])
+    return frame.groupby(["codec", "point", "part"], sort=False, as_index=False)["bits"].mean()  # over seeds
 
 
 def _rates(streams: pd.DataFrame | None) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 sources/<dataset>/<block>-<key>.parquet                              hashes of the source pixels
 streams/<dataset>/<codec>/<point>/<block>-<key>.parquet              real bytes, and the hash of what they decode to
 predictions/<dataset>/<task>/<codec>/<point>/<block>-<key>.parquet   what the model said of those pixels
+reconstructions/<dataset>/<codec>/<point>/<block>-<key>/<image>.png   with --keep reconstructions
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +114,12 @@ def stream_name(block: Block, sources: Sources, series: Series) -> str:
     """Where a stream shard lies; its key holds the source pixels and everything that decides the bytes."""
     key = digest([list(block.ids), [sources.sha256[i] for i in block.ids], series.fingerprint])
     return f"streams/{safe_name(block.dataset)}/{series.folder}/{block.number:05d}-{key}.parquet"
+
+
+def picture_name(stream_file: str, image_id: str) -> str:
+    """Where the kept reconstruction of an image lies, by the name of its stream shard."""
+    folder = stream_file.removeprefix("streams/").removesuffix(".parquet")
+    return f"reconstructions/{folder}/{quote(image_id, safe='')[-200:]}.png"
 
 
 def prediction_name(

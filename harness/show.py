@@ -8,6 +8,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from icmbench.results.writers import percent_text, span
+
 
 def show_bdrate(frame: pd.DataFrame) -> None:
     """The BD table: savings are negative; where a number is undefined stands the reason."""
@@ -15,11 +17,19 @@ def show_bdrate(frame: pd.DataFrame) -> None:
     table = Table(title=title)
     for column in ("codec", "dataset", "task", "metric"):
         table.add_column(column)
-    for column in ("BD-rate %", "BD-quality", "overlap"):
+    barred = bool(frame["low"].notna().any())
+    for column in ("BD-rate %", *(["95% interval"] if barred else []), "cubic, akima", "BD-quality", "overlap"):
         table.add_column(column, justify="right")
     table.add_column("note", overflow="fold")
     for row in frame.to_dict("records"):
-        numbers = (_number(row["bd_rate_percent"], "+.1f"), _number(row["bd_quality"], "+.2f"), _number(row["overlap"], ".0%"))
+        others = ", ".join(percent_text(row[method]) for method in ("cubic", "akima")) if pd.notna(row["pchip"]) else ""
+        numbers = (
+            _number(row["bd_rate_percent"], "+.1f"),
+            *([span(row["low"], row["high"])] if barred else []),
+            others,
+            _number(row["bd_quality"], "+.2f"),
+            _number(row["overlap"], ".0%"),
+        )
         table.add_row(row["codec"], row["dataset"], row["task"], row["metric"], *numbers, str(row["note"] or ""))
     _print(table)
 

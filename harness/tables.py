@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from icmbench.harness.errors import UserError
+from icmbench.harness.resampling import load
+from icmbench.harness.store import Store
+from icmbench.results.analyses import COLUMNS
+from icmbench.results.bundle import write_bundle
+from icmbench.results.published import reported_curves
 from icmbench.results.report import write_report
 from icmbench.results.scores import read_scores
 from icmbench.results.tables import bdrate_frame
 from icmbench.results.writers import write_csv
+
+PUBLISHED = "published.csv"
+PICTURES = "pictures.json"
 
 
 @dataclass(frozen=True)
@@ -29,22 +39,87 @@ class Heading:
         return frame[frame["metric"] == frame["task"].map(self.primary)]
 
 
-def derive(folder: Path, scores: pd.DataFrame, heading: Heading) -> tuple[pd.DataFrame, Path]:
+@dataclass(frozen=True)
+class Material:
+    """All that tables and report are made of.
+
+    replicates: by task label, as of `resampling.load`. own: codecs' analyses by name, as of `analyses.COLUMNS`. reported: curves of
+    papers, as of `reported_curves`. pictures: as of `pictures.entries`.
+    """
+
+    scores: pd.DataFrame
+    heading: Heading
+    replicates: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    own: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    reported: pd.DataFrame | None = None
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def derive(folder: Path, material: Material) -> tuple[pd.DataFrame, Path]:
     """Write bdrate.csv and report/; return the BD frame and the path of the report. Raises ScoresError for an unknown anchor."""
-    bdrate = bdrate_frame(scores, heading.anchor)
+    m = material
+    bdrate = bdrate_frame(m.scores, m.heading.anchor, replicates=m.replicates)
     write_csv(bdrate, folder / "bdrate.csv")
-    return bdrate, write_report(folder, scores, bdrate, {"title": heading.title, "primary": dict(heading.primary)})
+    meta = {"title": m.heading.title, "primary": dict(m.heading.primary)}
+    return bdrate, write_report(folder, m.scores, bdrate, meta, m.reported, m.own, m.pictures)
 
 
-def recorded(folder: Path) -> tuple[pd.DataFrame, Heading]:
-    """Scores and heading of a finished run."""
+def bundle(folder: Path, material: Material, bdrate: pd.DataFrame) -> Path:
+    """Write bundle/, the tables and figures of a paper with their provenance; return its path."""
+    inputs = [folder / "scores.csv", *folder.glob("experiment.yaml"), *sorted(folder.glob("replicates/*.parquet"))]
+    facts = {
+        **read_json(Store(folder), "environment.json"),
+        "bd": {"method": "pchip", "envelope": "pareto", "anchor": material.heading.anchor},
+        "bootstrap": {label: int(frame["replicate"].max()) for label, frame in material.replicates.items()},
+        "inputs": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs},
+    }
+    m = material
+    write_bundle(folder / "bundle", m.scores, bdrate, facts, m.heading.primary, m.reported, m.own)
+    return folder / "bundle"
+
+
+def recorded(folder: Path, anchor: str | None = None, published: Sequence[str] | None = None) -> Material:
+    """What a finished run left. anchor: instead of the experiment's. published: as of `gather_published`, beside the run's."""
     try:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         experiment = environment["experiment"]
-        heading = Heading(experiment["name"], experiment["anchor"], environment["primary"])
+        title, own_anchor, primary = experiment["name"], experiment["anchor"], environment["primary"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
     scores = read_scores(folder / "scores.csv")
-    return scores, heading if heading.anchor in set(scores["codec"]) else replace(
-        heading, anchor=None
-    )  # it may be among the missing
+    own_anchor = own_anchor if own_anchor in set(scores["codec"]) else None  # it may be among the missing
+    kept = [reported_curves(folder / PUBLISHED)] if (folder / PUBLISHED).is_file() else []
+    more = [] if published is None else [gather_published(published)]
+    return Material(
+        scores,
+        Heading(title, anchor or own_anchor, primary),
+        {label: frame.drop(columns="key") for label, frame in load(Store(folder)).items()},
+        analyses(folder),
+        pd.concat([*kept, *more], ignore_index=True).drop_duplicates() if kept or more else None,
+        read_json(Store(folder), PICTURES),
+    )
+
+
+def gather_published(files: Sequence[str | Path]) -> pd.DataFrame:
+    """The curves of files of a user, or without any those that come with icmbench. Raises ScoresError."""
+    return pd.concat([reported_curves(file) for file in files] or [reported_curves()], ignore_index=True)
+
+
+def analyses(folder: Path) -> dict[str, pd.DataFrame]:
+    """Codecs' own analyses that lie in a run as analyses/<name>.csv."""
+    found = {}
+    for path in sorted(folder.glob("analyses/*.csv")):
+        if path.stem not in COLUMNS:
+            raise UserError(f"{path}: no such analysis; the names are {', '.join(COLUMNS)}")
+        text = dict.fromkeys(("codec", "point", "image", "part", "side"), str)
+        found[path.stem] = pd.read_csv(path, dtype=text, keep_default_na=False)
+    return found
+
+
+def read_json(store: Store, name: str) -> dict[str, Any]:
+    """A JSON object of a run; empty where it is not there or damaged."""
+    try:
+        found = json.loads(store.read(name))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

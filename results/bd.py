@@ -157,6 +157,18 @@ def rate_at(
     return RateAt(float(10 ** (PchipInterpolator(y, x)(target) if len(x) > 1 else x[0])))
 
 
+def quality_at(curve: npt.ArrayLike, rate: float) -> float | None:
+    """The quality of a curve of shape (n, 2) at a rate: PCHIP over log10 rate; None beyond its points."""
+    try:
+        points = _distinct(_sorted(_points(curve), "curve", _Words("quality", 1.0)), "pareto")
+    except _Undefined:
+        return None
+    x, y, target = points.x, points.y, np.log10(rate)
+    if not x[0] <= target <= x[-1]:
+        return None
+    return float(PchipInterpolator(x, y)(target) if len(x) > 1 else y[0])
+
+
 def mean_bd_rate(percents: Sequence[float]) -> float:
     """Average of BD-rates in log-rate, so that a codec and its reverse (-50% and +100%) cancel."""
     values = np.asarray(percents, dtype=float)

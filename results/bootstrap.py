@@ -186,17 +186,22 @@ def bd_intervals(
 
 
 def with_intervals(scores: pd.DataFrame, replicates: Mapping[str, pd.DataFrame], level: float = 0.95) -> pd.DataFrame:
-    """The scores frame with `low` and `high` of each task (by its label) that has replicates; percentages stay within 0 to 100."""
+    """The scores frame with `low`, `high` and `undefined` of each task (by its label) that has replicates.
+
+    Percentages stay within 0 to 100.
+    """
     scores = scores.copy()
     place = ["codec", "point", "realisation", "metric"]
     for task, frame in replicates.items():
-        found = score_intervals(frame, level).set_index(place)[["low", "high"]]
+        found = score_intervals(frame, level).set_index(place)
         rows = scores.index[scores["task"] == task]
         where = pd.MultiIndex.from_frame(scores.loc[rows, place].fillna("").astype(str))
         known = where.isin(found.index)
-        bars = found.reindex(where[known]).to_numpy()
+        mine = found.reindex(where[known])
+        bars = mine[["low", "high"]].to_numpy()
         percent = (scores.loc[rows[known], "unit"] == "%").to_numpy()
         scores.loc[rows[known], ["low", "high"]] = np.where(percent[:, None], np.clip(bars, 0, 100), bars)
+        scores.loc[rows[known], "undefined"] = mine["undefined"].to_numpy()
     return scores
 
 

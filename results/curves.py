@@ -226,7 +226,7 @@ def _plot(
     suffix = (f" ({unit})" if unit else "") + ("" if higher else ", less is better")
     axes.set_xlabel("bits per pixel (log scale)")
     axes.set_ylabel(shown(f"{kind}{key.metric}{suffix}"))
-    _rate_axis(axes, np.array([dot[1] for dot in dots]))
+    log_axis(axes, np.array([dot[1] for dot in dots]))
     axes.grid(True)
     axes.set_axisbelow(True)
     if rows["limited"].any():
@@ -240,8 +240,8 @@ def settle(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
-def _rate_axis(axes: Axes, rates: np.ndarray) -> None:
-    """A log axis with plain numbers on it, more of them where the rates are close together."""
+def log_axis(axes: Axes, rates: np.ndarray) -> None:
+    """A log x axis with plain numbers on it, more of them where the values, all above 0, are close together."""
     if not len(rates):
         return
     decades = np.log10(rates.max() / rates.min())

@@ -1,15 +1,14 @@
-"""Figures beside the rate-accuracy curves: features lost by layer, time against BD-rate, and what the bits are spent on.
+"""Figures beside the rate-accuracy curves: features lost by layer, time against BD-rate, realism against fidelity.
 
 Each function returns a matplotlib figure for print (`PRINT`) or for the page (`PAGE`); `extra_figures` makes all that the data
-allow.
+allow, those of a codec's own analyses (`analyses.py`) included.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import matplotlib as mpl
 import numpy as np
@@ -19,21 +18,21 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from icmbench.results.curves import COLOURS, INK, PRINT, Style, Theme, settings, settle, shown, stem, styles
+from icmbench.results import analyses
+from icmbench.results.bd import quality_at
+from icmbench.results.curves import PRINT, Style, Theme, log_axis, settings, settle, shown, stem, styles
 from icmbench.results.curves import title as key_title
-from icmbench.results.scores import GROUP, ScoresError, codecs, curve, keys
+from icmbench.results.scores import GROUP, LAYER, ScoresError, codecs, curve, keys
 
-LAYER = re.compile(r"layer(\d+)\.(\d+)")
-PARTS = ["codec", "point", "part", "bits"]
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||", "---")
+REALISM, FIDELITY = ("fid", "kid"), ("lpips", "dists")  # of both, less is better
 
 
 def extra_figures(
-    scores: pd.DataFrame, bdrate: pd.DataFrame, parts: pd.DataFrame | None = None, theme: Theme = PRINT
+    scores: pd.DataFrame, bdrate: pd.DataFrame, own: Mapping[str, pd.DataFrame] | None = None, theme: Theme = PRINT
 ) -> Iterator[tuple[str, str, Figure]]:
-    """(file stem, title, figure) of all layer curves, of decoding time against BD-rate of every other key, and of the bit split.
+    """(file stem, title, figure) of layer curves, decoding time against BD-rate, realism against fidelity, codecs' analyses.
 
-    scores: a normalised frame of the keys wanted. parts: as of `bit_split`, or None.
+    scores: a normalised frame of the keys wanted. own: frames of codecs' own analyses, by a name of `analyses.FIGURES`.
     """
     layered = scores[scores["metric"].str.fullmatch(LAYER)]
     for where, rows in layered.groupby([name for name in GROUP if name != "metric"], sort=False):
@@ -50,8 +49,32 @@ def extra_figures(
                 f"{key_title(key)}: BD-rate by time to decode",
                 time_against_bdrate(rows, deltas, theme=theme),
             )
-    if parts is not None and len(parts):
-        yield "bit-split", "What the bits are spent on", bit_split(parts, theme)
+    for dataset, rows in scores.groupby("dataset", sort=False):
+        there = set(rows["metric"])
+        pairs = [(realism, fidelity) for realism in REALISM for fidelity in FIDELITY if {realism, fidelity} <= there]
+        for realism, fidelity in pairs:
+            rate = _shared_rate(rows[rows["metric"].isin([realism, fidelity])])
+            if rate is not None:
+                yield (
+                    f"realism-{_stem(f'{dataset} {realism} {fidelity}')}",
+                    f"{dataset}: {realism} against {fidelity} at {rate:.3g} bpp",
+                    realism_against_fidelity(rows, rate, realism, fidelity, theme),
+                )
+    for name, frame in (own or {}).items():
+        if len(frame):
+            title, draw = analyses.FIGURES[name]
+            yield name, title, draw(frame, theme)
+
+
+def _shared_rate(rows: pd.DataFrame) -> float | None:
+    """The rate, to two digits, in the middle of what most codecs' curves cover; None without two codecs."""
+    spans = rows[rows["bpp"] > 0].groupby("codec")["bpp"].agg(["min", "max"])
+    if len(spans) < 2:
+        return None
+    ends = np.sort(np.log10(spans.to_numpy()).ravel())
+    inside = [((spans["min"] <= 10**x) & (spans["max"] >= 10**x)).sum() for x in (ends[:-1] + ends[1:]) / 2]
+    best = np.flatnonzero(np.array(inside) == max(inside))
+    return float(f"{10 ** ((ends[best[0]] + ends[best[-1] + 1]) / 2):.2g}")
 
 
 def layer_curves(rows: pd.DataFrame, theme: Theme = PRINT) -> Figure:
@@ -118,60 +141,53 @@ def time_against_bdrate(rows: pd.DataFrame, bdrate: pd.DataFrame, seconds: str =
                 sizes = np.clip([[y - bars.loc[name, "low"]], [bars.loc[name, "high"] - y]], 0, None)
                 axes.errorbar([x], [y], sizes, fmt="none", ecolor=look.colour, elinewidth=1.1, capsize=2.5)
             _mark(axes, x, y, name, look)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        log_axis(axes, times[times > 0].to_numpy())
         axes.margins(0.18, 0.12)
         axes.set_xlabel(f"seconds to {seconds.partition('_')[0]} an image (log scale)")
         axes.set_ylabel(textwrap.shorten(shown(f"BD-rate against {anchor} (%)"), 50))
-        if missing:
-            figure.supxlabel(
-                textwrap.shorten(shown(f"no BD-rate or time: {', '.join(missing)}"), 80), fontsize="small", color=theme.muted
-            )
+        _below(figure, "no BD-rate or time", missing, theme)
         axes.grid(True)
         axes.set_axisbelow(True)
         settle(figure)
         return figure
 
 
-def bit_split(parts: pd.DataFrame, theme: Theme = PRINT) -> Figure:
-    """Share of each part of the streams: a bar for each codec point, its mean bits an image beside it.
+def realism_against_fidelity(
+    rows: pd.DataFrame, rate: float, realism: str = "fid", fidelity: str = "lpips", theme: Theme = PRINT
+) -> Figure:
+    """Two metrics at one rate, a mark for each codec: perceptual realism across, perceptual fidelity up; lower left is better.
 
-    parts: columns codec, point, part, bits (mean bits of an image), in the order to be shown. Raises ScoresError for others.
+    rows: scores of one dataset. Values at `rate` (bits per pixel) lie on each codec's curve (PCHIP over log-rate); codecs whose
+    points do not reach it are named below the axes. After ResULIC, figure 11.
     """
-    missing = [column for column in PARTS if column not in parts]
-    if missing or not len(parts):
-        raise ScoresError(f"a bit split needs rows with {', '.join(PARTS)}; missing: {', '.join(missing) or 'rows'}")
-    table = parts.pivot_table("bits", ["codec", "point"], "part", "sum", fill_value=0, sort=False)
-    totals = table.sum(axis=1)
-    names = [shown(" ".join(where)) for where in table.index]
-    with mpl.rc_context({**settings(theme), "hatch.linewidth": 0.5}):
-        figure = Figure(figsize=(5.2, 1.1 + 0.28 * len(table)), dpi=72, layout="constrained", facecolor=theme.face)
+    looks = styles(codecs(rows))
+    missing = []
+    with mpl.rc_context(settings(theme)):
+        figure = Figure(figsize=(4.8, 3.6), dpi=72, layout="constrained", facecolor=theme.face)
         axes = figure.add_subplot()
-        left = np.zeros(len(table))
-        handles: list[Any] = []
-        colours: Sequence[str] = [colour for colour in COLOURS if colour != INK]
-        for k, part in enumerate(table.columns):
-            share = 100 * (table[part] / totals.where(totals > 0)).fillna(0).to_numpy()
-            look: dict[str, Any] = {
-                "color": colours[k % len(colours)],
-                "hatch": HATCHES[k // len(colours) % len(HATCHES)],
-                "edgecolor": "white",
-            }
-            handles.append(axes.barh(range(len(table)), share, left=left, height=0.7, linewidth=0.6, **look))
-            left += share
-        for place, total in enumerate(totals):
-            axes.text(101, place, f"{total:,.0f} bits", va="center", fontsize="small")
-        axes.set_yticks(range(len(table)), names)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("share of the bits (%)")
-        figure.set_layout_engine("constrained", w_pad=0.12)  # room for the bits, which stand outside the axes
-        legend = figure.legend(handles, [*map(str, range(len(handles)))], loc="outside lower center", ncols=min(len(handles), 4))
-        for text, name in zip(legend.get_texts(), table.columns, strict=True):
-            text.set_text(shown(str(name)))
+        for name, look in looks.items():
+            curves = [curve(rows[rows["metric"] == metric], name)[["bpp", "value"]].to_numpy() for metric in (realism, fidelity)]
+            x, y = (quality_at(points, rate) for points in curves)
+            if x is None or y is None:
+                missing.append(name)
+            else:
+                _mark(axes, x, y, name, look)
+        axes.margins(0.18, 0.12)
+        axes.set_xlabel(f"{realism}, less is better")
+        axes.set_ylabel(f"{fidelity}, less is better")
+        axes.set_title(f"at {rate:.3g} bits per pixel")
+        _below(figure, "not measured about this rate", missing, theme)
+        axes.grid(True)
+        axes.set_axisbelow(True)
         settle(figure)
         return figure
+
+
+def _below(figure: Figure, why: str, names: list[str], theme: Theme) -> None:
+    """A line below the axes that names what is not in them."""
+    if names:
+        text = textwrap.shorten(shown(f"{why}: {', '.join(names)}"), 80)
+        figure.supxlabel(text, fontsize="small", color=theme.muted)
 
 
 def _mark(axes: mpl.axes.Axes, x: float, y: float, name: str, look: Style) -> None:

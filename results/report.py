@@ -17,13 +17,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from icmbench.results import curves
-from icmbench.results.figures import LAYER, extra_figures
+from icmbench.results.figures import extra_figures
 from icmbench.results.published import with_reported
-from icmbench.results.scores import UNCOMPRESSED, Key, by_reference, codecs, keys, normalise, primary_keys
+from icmbench.results.scores import LAYER, UNCOMPRESSED, Key, by_reference, codecs, keys, normalise, primary_keys
 from icmbench.results.tables import LIMITED, mean_frame, rate_frame, signed
-from icmbench.results.writers import TITLES, details, means_table, overview, scores_table, write_tables
+from icmbench.results.writers import TITLES, checks, details, extra_tables, means_table, overview, scores_table, write_tables
 
-TEXT = ("Codec", "Point", "Dataset", "Task", "Model", "Metric", "Unit", "Realisation", "Datasets")  # all else lines up on the right
+TEXT = (
+    "Codec", "Point", "Dataset", "Task", "Model", "Metric", "Unit", "Realisation", "Datasets", "Side", "Part", "Closest layer",
+)  # fmt: skip  # all else lines up on the right
 LEADS = {
     "labels": "Task models on the reconstructions, scored against the datasets' labels.",
     "source": "Reconstructions compared with the images that were coded.",
@@ -38,14 +40,16 @@ def write_report(
     bdrate: pd.DataFrame,
     meta: Mapping[str, Any] | None = None,
     reported: pd.DataFrame | None = None,
-    parts: pd.DataFrame | None = None,
+    own: Mapping[str, pd.DataFrame] | None = None,
+    pictures: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write report/index.html, the curves as PNG and SVG, and the tables as Markdown and LaTeX; returns the page's path.
 
     scores, bdrate: as of `normalise` and `bdrate_frame`. meta, every key optional: `title`; `environment`, a JSON-like
     mapping, else the run folder's environment.json; `primary`, task to metric, else each task's first metric.
-    reported: curves of papers, as of `reported_curves`: dashed in the figures, in no table. parts: as of `figures.bit_split`.
-    Raises ScoresError for scores that are malformed.
+    reported: curves of papers, as of `reported_curves`: dashed in the figures, in no table. own: frames of codecs' own analyses,
+    by name as of `analyses.COLUMNS`. pictures: `entries`, as of
+    `pictures.entry`, and `left_out`, why some are not shown. Raises ScoresError for scores that are malformed.
     """
     meta = meta or {}
     scores = normalise(scores)
@@ -57,13 +61,9 @@ def write_report(
     chosen = primary_keys(scores, primary)
     names = _stems(chosen)
     rates = rate_frame(scores)
-    for key, name in names.items():
-        curves.save(curves.draw(drawn, key, looks), folder / name, (".png", ".svg"))
-    write_tables(scores, bdrate, folder, primary)
-    more = [*extra_figures(_shown_rows(scores, chosen), bdrate, parts)]
-    for name, _, figure in more:
-        curves.save(figure, folder / name, (".png", ".svg"))
-    on_page = extra_figures(_shown_rows(scores, chosen), bdrate, parts, curves.PAGE)
+    write_figures(folder, scores, bdrate, primary, reported, own, (".png", ".svg"))
+    write_tables(scores, bdrate, folder, primary, own)
+    on_page = extra_figures(_shown_rows(scores, chosen), bdrate, own, curves.PAGE)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -82,6 +82,9 @@ def write_report(
             {"title": title, "stem": name, "svg": Markup(curves.page_svg(figure, name, title))} for name, title, figure in on_page
         ],
         reported=len(drawn) > len(scores),
+        tables=[(title, _table(frame)) for _, title, frame in extra_tables(scores, own)],
+        pictures=_json((pictures or {}).get("entries")),
+        left_out=(pictures or {}).get("left_out", []),
         gaps=_gaps(bdrate),
         environment=_environment(meta.get("environment"), Path(run_folder)),
         rows=len(scores),
@@ -90,6 +93,34 @@ def write_report(
     path = folder / "index.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return path
+
+
+def write_figures(
+    folder: Path,
+    scores: pd.DataFrame,
+    bdrate: pd.DataFrame,
+    primary: Mapping[str, str] | None = None,
+    reported: pd.DataFrame | None = None,
+    own: Mapping[str, pd.DataFrame] | None = None,
+    formats: Sequence[str] = (".png", ".svg", ".pdf"),
+) -> list[Path]:
+    """Every figure that the data allow, in a folder that exists; the arguments are those of `write_report`."""
+    scores = normalise(scores)
+    drawn = with_reported(scores, reported)
+    looks = curves.styles(codecs(drawn))
+    chosen = primary_keys(scores, primary)
+    paths = []
+    for key, name in _stems(chosen).items():
+        paths += curves.save(curves.draw(drawn, key, looks), folder / name, formats)
+    for name, _, figure in extra_figures(_shown_rows(scores, chosen), bdrate, own):
+        paths += curves.save(figure, folder / name, formats)
+    return paths
+
+
+def _json(value: Any) -> Markup:
+    """JSON that is safe within a script element; empty without content."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")) if value else ""
+    return Markup(text.replace("<", r"\u003c").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029"))
 
 
 def _block(
@@ -105,6 +136,7 @@ def _block(
     """All that the page shows of one reference: agreement and accuracy are different blocks."""
     means = mean_frame(bdrate)
     every = details(rates, bdrate, reference)
+    against = checks(bdrate, reference)
     glance = overview(bdrate, keys)
     return {
         "id": reference or "scores",
@@ -112,6 +144,7 @@ def _block(
         "lead": LEADS.get(reference, ""),
         "overview": _table(glance, percent=glance.columns[1:]),
         "details": _table(every, _is_main(every, keys), ["BD-rate %"]),
+        "checks": _table(against, _is_main(against, keys), [*({"BD-rate %", "PCHIP", "Cubic", "Akima"} & {*against.columns})]),
         "means": _table(means_table(means[means["reference"] == reference]), percent=["Mean BD-rate %"]),
         "figures": [
             {"title": curves.title(key), "stem": names[key], "svg": Markup(curves.inline_svg(drawn, key, looks))} for key in keys

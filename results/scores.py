@@ -1,6 +1,7 @@
 """The scores frame: reading it, checking it, and the curves in it.
 
-A row is one metric of one task on one point of one codec, with the columns `SCORES`. Rows of the codec `uncompressed` (no
+A row is one metric of one task on one point of one codec, with the columns `SCORES`: `low` and `high` are its 95% interval over
+images, `undefined` the share of bootstrap replicates without a number. Rows of the codec `uncompressed` (no
 rate) are the ceiling. Curves made elsewhere come as a CSV of `codec`, `bpp` (or `rate`) and either `metric`, `value` or one
 column a metric; what such a file leaves out is filled with defaults.
 """
@@ -8,6 +9,7 @@ column a metric; what such a file leaves out is filled with defaults.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import pandas as pd
 SCORES = [
     "codec", "point", "dataset", "task", "model", "metric", "value", "low", "high", "unit", "higher_is_better", "reference",
     "realisation", "bpp", "payload_bpp", "mean_image_bpp", "expected", "scored", "empty", "failed", "limited", "encode_seconds",
-    "decode_seconds", "task_seconds",
+    "decode_seconds", "task_seconds", "undefined",
 ]  # fmt: skip
 TEXT = ["codec", "point", "dataset", "task", "model", "metric", "unit", "reference", "realisation"]
 FLAGS = ["higher_is_better", "limited"]
@@ -27,6 +29,7 @@ NUMBERS = [column for column in SCORES if column not in (*TEXT, *FLAGS)]
 GROUP = ["dataset", "task", "model", "metric", "reference"]  # what must agree for points to stand on one pair of axes
 UNCOMPRESSED = "uncompressed"
 LOWER_IS_BETTER = frozenset({"lpips", "dists", "fid", "kid", "parse_failures"})  # where `higher_is_better` is left out
+LAYER = re.compile(r"layer(\d+)\.(\d+)")  # metrics of the task `layers`: feature difference by stage and block
 NO = frozenset({"", "0", "false", "no", "nan", "none", "<na>"})
 
 

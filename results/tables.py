@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from icmbench.results.bd import BDResult, Envelope, Method, bd_rate, mean_bd_rate, rate_at
 from icmbench.results.bootstrap import bd_intervals
-from icmbench.results.scores import Key, ScoresError, ceiling, codecs, curve, keys, nearest, normalise, read_scores
+from icmbench.results.scores import Key, ScoresError, ceiling, codecs, curve, keys, nearest, normalise
 
 BDRATE = [
     "codec", "anchor", "dataset", "task", "model", "metric", "bd_rate_percent", "bd_quality", "overlap", "low", "high", "note",
-    "reference",
+    "reference", "quality_low", "quality_high", "undefined", "pchip", "cubic", "akima", "spread", "interval_low", "interval_high",
+    "anchor_points", "test_points", "anchor_inside", "test_inside",
 ]  # fmt: skip
 MEANS = ["codec", "anchor", "task", "model", "metric", "bd_rate_percent", "datasets", "note", "reference"]
 RATES = ["codec", "dataset", "task", "model", "metric", "ceiling", "share", "rate", "note", "reference"]
+INTERVALS = ("low", "high", "quality_low", "quality_high", "undefined")
 SHARES = (0.90, 0.95, 0.99)
 LIMITED = "limited: not reportable"
 AGREEMENT = "agreement with the predictions on the originals, not accuracy"
@@ -35,11 +36,14 @@ def bdrate_frame(
 ) -> pd.DataFrame:
     """BD-rate and BD-quality of every codec but the anchor, a row for each dataset, task, model, metric and reference.
 
-    Columns `BDRATE`: those of bdrate.csv, then `reference`, which tells labels from agreement ("original"). Points of several
-    realisations are averaged first. `note` holds what is needed to judge the number: the reason where there is none,
-    points dropped or moved, the spread of the other interpolations, failed images, the mark of a limited run.
+    Columns `BDRATE`. Points of several realisations are averaged first. `reference` tells labels from agreement ("original").
+    `pchip`, `cubic` and `akima` are BD-rates by each interpolation and `spread` their range; `interval_low` to `interval_high` the
+    quality that both curves reach, `anchor_points` and `test_points` the points on the envelopes, `_inside` those within the
+    interval. `note` holds what else is needed to judge the number: the reason where there is none, points dropped or moved,
+    failed images, the mark of a limited run.
     replicates: of each task, by its label, as of `bootstrap.replicates`; `low` and `high` are the 95% interval of BD-rate over
-    images, and the note has that of BD-quality and the share of undefined replicates. executor: as of `bd_intervals`.
+    images, `quality_low` and `quality_high` that of BD-quality, `undefined` the share of replicates without a BD-rate, whose number
+    is in the note. executor: as of `bd_intervals`.
     An anchor of None gives no rows. Raises ScoresError for an anchor that is not in the scores.
     """
     scores = normalise(scores)
@@ -67,23 +71,12 @@ def bdrate_frame(
                     "bd_rate_percent": _nan(result.bd_rate_percent),
                     "bd_quality": _nan(result.bd_quality),
                     "overlap": _nan(result.overlap),
-                    "low": math.nan if bars is None else bars["low"],
-                    "high": math.nan if bars is None else bars["high"],
+                    **_checks(result),
+                    **({} if bars is None else {name: bars[name] for name in INTERVALS}),
                     "note": "; ".join((*_notes(key, result, {str(anchor): base, codec: points}), *_interval_note(bars))),
                 }
             )
     return pd.DataFrame(records, columns=BDRATE)
-
-
-def bdrate_from_csv(
-    path: str | Path,
-    anchor: str,
-    method: Method = "pchip",
-    envelope: Envelope = "pareto",
-    lower_is_better: Sequence[str] = (),
-) -> pd.DataFrame:
-    """`bdrate_frame` of a scores.csv, or of curves made elsewhere (see `read_scores`). Raises ScoresError."""
-    return bdrate_frame(read_scores(path, lower_is_better), anchor, method, envelope)
 
 
 def mean_frame(bdrate: pd.DataFrame) -> pd.DataFrame:
@@ -157,9 +150,6 @@ def _notes(key: Key, result: BDResult, curves: dict[str, pd.DataFrame]) -> Itera
     if result.hint and result.overlap is not None:
         yield f"overlap only {result.overlap:.0%}: {result.hint}"
     yield from map(str, result.changes)
-    if result.bd_rate_percent is not None:
-        checks = ", ".join(f"{method} {_check(value)}" for method, value in result.cross_checks.items())
-        yield checks + (f" (spread {result.spread:.1f})" if result.spread is not None else "")
     for (codec, frame), points in zip(curves.items(), result.points, strict=True):
         if 0 < points < 4:
             yield f"{codec} has {points} point{'s' * (points > 1)} on its envelope"
@@ -188,21 +178,28 @@ def _intervals(
     return found
 
 
+def _checks(result: BDResult) -> dict[str, float]:
+    """Numbers beside a BD-rate by which to judge it."""
+    low, high = result.interval or (math.nan, math.nan)
+    methods = {**result.cross_checks, result.method: result.bd_rate_percent}
+    return {
+        **{method: _nan(methods.get(method)) for method in get_args(Method)},
+        "spread": _nan(result.spread),
+        "interval_low": low,
+        "interval_high": high,
+        **dict(zip(("anchor_points", "test_points"), result.points, strict=True)),
+        **dict(zip(("anchor_inside", "test_inside"), result.points_inside, strict=True)),
+    }
+
+
 def _interval_note(bars: pd.Series | None) -> Iterator[str]:
-    if bars is None:
-        return
-    yield f"95% interval of {bars['replicates']:,} paired replicates, {_share(bars['undefined'])} undefined"
-    if not math.isnan(bars["quality_low"]):
-        missing = f", {_share(bars['quality_undefined'])} undefined" if bars["quality_undefined"] else ""
-        yield f"BD-quality {signed(bars['quality_low'], 3)} to {signed(bars['quality_high'], 3)}{missing}"
+    if bars is not None:
+        yield f"95% interval of {bars['replicates']:,} paired replicates, {share_text(bars['undefined'])} undefined"
 
 
-def _share(share: float) -> str:
+def share_text(share: float) -> str:
+    """A share of replicates in words."""
     return "none" if share == 0 else "under 0.1%" if share < 0.001 else f"{share:.1%}"
-
-
-def _check(percent: float | None) -> str:
-    return "n/a" if percent is None else f"{percent:+.3g}" if abs(percent) >= 1000 else signed(percent)
 
 
 def _why_no_ceiling(top: float | None, higher_is_better: bool) -> str:

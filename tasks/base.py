@@ -145,6 +145,10 @@ class Task(ABC):
     def aggregate(self, statistics: Statistics, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         """Cheap. `weights` (n images) says how often each image counts; None counts each once."""
 
+    def names(self, prediction: Prediction) -> list[str]:
+        """What the model sees in an image, one name an object or class: the report says what coding lost of it."""
+        return []
+
     def draw(self, image: Image, prediction: Prediction) -> Image:
         """The image with the prediction on it, for the report."""
         return image

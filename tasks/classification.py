@@ -63,8 +63,12 @@ class Classification(Task):
         top1, top5 = accuracy(statistics, weights)
         return {"top1": float(top1), "top5": float(top5)}
 
-    def draw(self, image: Image, prediction: Prediction) -> Image:
-        """The best class and its score under the upper edge."""
+    def names(self, prediction: Prediction) -> list[str]:
+        """The best class."""
         names = getattr(self.model, "categories", None)
         best = int(prediction["classes"][0])
-        return caption(image, f"{names[best] if names else f'class {best}'}  {prediction['scores'][0]:.2f}")
+        return [names[best] if names else f"class {best}"]
+
+    def draw(self, image: Image, prediction: Prediction) -> Image:
+        """The best class and its score under the upper edge."""
+        return caption(image, f"{self.names(prediction)[0]}  {prediction['scores'][0]:.2f}")

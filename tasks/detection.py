@@ -131,6 +131,10 @@ class Detection(Task):
     def aggregate(self, statistics: Matches, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         return ap_scores(statistics, weights)
 
+    def names(self, prediction: Prediction) -> list[str]:
+        """Categories of the objects from `pseudo_threshold` up."""
+        return [self.model.categories[index] for index in np.asarray(prediction["classes"])[self._sure(prediction)]]
+
     def draw(self, image: Image, prediction: Prediction) -> Image:
         """Boxes from `pseudo_threshold` up with their names and scores."""
         sure = self._sure(prediction)

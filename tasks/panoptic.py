@@ -173,6 +173,10 @@ class PanopticSegmentation(Task):
     def aggregate(self, statistics: PanopticStatistics, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         return panoptic_scores(statistics, weights)
 
+    def names(self, prediction: Prediction) -> list[str]:
+        """The category of every segment."""
+        return [self.model.categories[index] for index in prediction["classes"]]
+
     def draw(self, image: Image, prediction: Prediction) -> Image:
         return paint(image, read_map(prediction["segments"]) - 1)
 

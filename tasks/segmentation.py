@@ -127,5 +127,11 @@ class SemanticSegmentation(Task):
     def aggregate(self, statistics: Confusion, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         return segmentation_scores(statistics, weights)
 
+    def names(self, prediction: Prediction) -> list[str]:
+        """Categories that cover at least a hundredth of the image."""
+        found, pixels = np.unique(read_map(prediction["labels"]), return_counts=True)
+        known = self.model.categories
+        return [known[index] for index in found[pixels >= pixels.sum() / 100] if index < len(known)]
+
     def draw(self, image: Image, prediction: Prediction) -> Image:
         return paint(image, read_map(prediction["labels"]))

@@ -77,3 +77,9 @@ def scores() -> pd.DataFrame:
                             }
                         )
     return pd.DataFrame(rows, columns=SCORES)
+
+
+@pytest.fixture
+def few(scores) -> pd.DataFrame:
+    """One task on labels and one on agreement, for speed."""
+    return scores[scores["task"].isin(["yolox", "ssd"])].copy()

@@ -160,7 +160,8 @@ def test_intervals_reach_the_scores_and_the_bd_table():
     assert scores["low"].isna().all()
     row = bdrate_frame(barred, "a", replicates={"quality": frame}).iloc[0]
     assert (row["low"], row["bd_rate_percent"], row["high"]) == pytest.approx((-50, -50, -50))
-    assert "95% interval of 100 paired replicates, none undefined; BD-quality " in row["note"]
+    assert "95% interval of 100 paired replicates, none undefined" in row["note"] and row["undefined"] == 0
+    assert row["quality_low"] < row["bd_quality"] < row["quality_high"]
     assert np.isnan(bdrate_frame(barred, "a").iloc[0]["low"])
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icmbench.results.figures import bit_split, layer_curves, time_against_bdrate
+from icmbench.results.analyses import bit_map, bit_split, complexity_table, energy_shares
+from icmbench.results.figures import extra_figures, layer_curves, realism_against_fidelity, time_against_bdrate
 from icmbench.results.report import write_report
 from icmbench.results.scores import ScoresError, codecs, normalise, primary_keys
 from icmbench.results.tables import bdrate_frame
@@ -71,8 +72,50 @@ def test_bit_split_adds_up(parts):
 
 def test_the_report_shows_them(scores, layers, parts, tmp_path):
     frame = pd.concat([normalise(scores[scores["task"] == "yolox"]), layers], ignore_index=True)
-    page = write_report(tmp_path, frame, bdrate_frame(frame, "jpeg"), parts=parts).read_text(encoding="utf-8")
+    page = write_report(tmp_path, frame, bdrate_frame(frame, "jpeg"), own={"bit-split": parts}).read_text(encoding="utf-8")
     assert 'id="more"' in page and "kodak layers: features lost by layer" in page and "What the bits are spent on" in page
     made = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"layers-kodak-layers.svg", "bit-split.png"} <= made and any(name.startswith("time-coco-yolox") for name in made)
     assert codecs(frame)[0] == "jpeg"
+
+
+def test_bit_maps_share_one_scale_and_show_every_place():
+    rows = [(c, "1", "a.png", r, k, f * (r * 3 + k)) for c, f in (("slim", 1), ("elic", 2)) for r in range(2) for k in range(3)]
+    figure = bit_map(pd.DataFrame(rows, columns=["codec", "point", "image", "row", "column", "bits"]))
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    assert [image.get_array().shape for image in images] == [(2, 3), (2, 3)]
+    assert images[1].get_array()[1, 2] == 10 and images[0].norm is images[1].norm and images[0].norm.vmax == 10
+    with pytest.raises(ScoresError, match="missing: row, column"):
+        bit_map(pd.DataFrame(rows, columns=["codec", "point", "image", "y", "x", "bits"]))
+
+
+def test_energy_shares_add_up():
+    rows = [("cadc", p, channel, e * (1 + int(p))) for p in "01" for channel, e in ((1, 6.0), (2, 3.0), (3, 1.0))]
+    axes = energy_shares(pd.DataFrame(rows, columns=["codec", "point", "channel", "energy"])).axes[0]
+    heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])
+    np.testing.assert_allclose(heights, [[60, 60], [30, 30], [10, 10]])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cadc\n0", "cadc\n1"]
+
+
+def test_complexity_is_summed_by_side():
+    encode = [("slim", "encode", "vae", 34e6, 5e11), ("slim", "encode", "lfgcm", 51.49e6, 1e11)]
+    rows = [*encode, ("slim", "decode", "unet", 866e6, 2e12)]
+    table = complexity_table(pd.DataFrame(rows, columns=["codec", "side", "part", "parameters", "macs"]))
+    assert table["Part"].tolist() == ["vae", "lfgcm", "all", "unet"]
+    assert table.loc[2, ["Parameters (M)", "MACs (G)"]].tolist() == ["85.49", "600.00"]
+
+
+def test_realism_against_fidelity_reads_the_curves_at_one_rate():
+    rows = [
+        {"codec": codec, "point": str(k), "dataset": "clic", "task": "p", "metric": metric, "bpp": f * bpp, "value": v + f}
+        for codec, f in (("a", 1.0), ("b", 1.5), ("far", 100.0))
+        for metric, values in (("fid", (90, 60, 40)), ("lpips", (0.4, 0.3, 0.2)))
+        for k, (bpp, v) in enumerate(zip((0.01, 0.02, 0.04), values))
+    ]
+    frame = normalise(pd.DataFrame(rows))
+    axes = (figure := realism_against_fidelity(frame, 0.02)).axes[0]
+    marks = {text.get_text(): text.xy for text in axes.texts}
+    assert marks["a"] == pytest.approx((61, 1.3)) and {*marks} == {"a", "b"} and 62 < marks["b"][0] < 91.5
+    assert figure.get_supxlabel() == "not measured about this rate: far"
+    (stem, title, _), *_ = extra_figures(frame, bdrate_frame(frame, "a").head(0))
+    assert stem == "realism-clic-fid-lpips" and title == "clic: fid against lpips at 0.024 bpp"

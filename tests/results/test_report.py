@@ -1,30 +1,15 @@
-"""The report: what it says, that it stands alone, and that it works in a browser."""
+"""The report: what it says and that it stands alone."""
 
 import html.parser
 import json
 import re
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from icmbench.results.report import write_report
 from icmbench.results.scores import ScoresError
-from icmbench.results.tables import bdrate_frame
 
-HOSTILE = "<img src=x onerror=\"document.title='broken'\">'&{{ 7*7 }}</script>"
-
-
-def report_of(scores: pd.DataFrame, folder: Path, anchor: str | None = "jpeg", **meta) -> str:
-    return write_report(folder, scores, bdrate_frame(scores, anchor), {"title": "a run", **meta}).read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def few(scores) -> pd.DataFrame:
-    """One task on labels and one on agreement, for speed."""
-    return scores[scores["task"].isin(["yolox", "ssd"])].copy()
+from .pages import HOSTILE, report_of
 
 
 class Parser(html.parser.HTMLParser):
@@ -136,72 +121,3 @@ def test_names_that_meet_get_files_of_their_own(few, tmp_path):
     report_of(pd.concat([few, twin]), tmp_path)
     names = {path.name for path in (tmp_path / "report").glob("*.png")}
     assert {"coco-yolox-yolox-onnx-AP.png", "COCO-yolox-yolox-onnx-AP-2.png"} <= names
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    driver = pytest.importorskip("playwright.sync_api", reason="the browser test needs the package playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("the browser test needs Chromium on the path")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    with driver.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=chromium, args=[*quiet, "--disable-component-update", "--disable-sync"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def page(browser, few, tmp_path, request) -> Iterator:
-    """The report of hostile names in a window of the test's size; fails on any error or request beyond the file."""
-    report_of(few.replace({"codec": {"webp": HOSTILE}}), tmp_path)
-    context = browser.new_context(viewport=getattr(request, "param", {"width": 1280, "height": 900}))
-    tab = context.new_page()
-    trouble: list[str] = []
-    tab.on("console", lambda message: trouble.append(message.text))
-    tab.on("pageerror", lambda error: trouble.append(str(error)))
-    tab.on("request", lambda sent: trouble.append(sent.url) if not sent.url.endswith("index.html") else None)
-    tab.goto((tmp_path / "report" / "index.html").as_uri())
-    yield tab
-    context.close()
-    assert not trouble
-
-
-def test_browser_sorts_and_filters(page):
-    assert page.title() == "a run"
-    table = page.locator("#labels ~ .small table").first
-    cells = table.locator("tbody tr td:nth-child(2)")
-    table.locator("th button").nth(1).click()
-    first = [float(text) for text in cells.all_inner_texts()]
-    table.locator("th button").nth(1).click()
-    assert first == sorted(first) and [float(text) for text in cells.all_inner_texts()] == first[::-1]
-    assert table.locator("th").nth(1).get_attribute("aria-sort") == "descending"
-    visible = page.locator("#labels ~ .tall tbody tr:visible")
-    primary = visible.count()
-    page.locator(".main-only").first.uncheck()
-    assert visible.count() == 2 * primary == 8
-    page.fill("#filter", "avif ap50 quality=25")
-    assert page.locator(".filtered tbody tr:visible").count() == 1
-
-
-def test_browser_hides_codecs_and_tells_points(page):
-    figure = page.locator("figure").first
-    dot = figure.locator('.dot[data-codec="1"]').nth(2)
-    box = dot.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
-    tip = page.locator("#tip")
-    assert tip.inner_text().startswith(HOSTILE) and tip.inner_text().endswith("at 0.33 bpp")
-    button = page.locator(".legend button").nth(1)
-    button.click()
-    assert button.get_attribute("aria-pressed") == "false"
-    assert page.locator('figure .codec[data-codec="1"]:visible').count() == 0
-    assert page.locator('figure .codec[data-codec="0"]:visible').count() > 0
-    button.click()
-    assert figure.locator('.codec[data-codec="1"]:visible').count() > 0
-
-
-@pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
-def test_browser_fits_a_phone(page):
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
-    for figure in page.locator("figure svg").all():
-        assert 300 < figure.bounding_box()["width"] <= 390

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from icmbench.results.bd import bd_rate
-from icmbench.results.scores import ScoresError, normalise
-from icmbench.results.tables import bdrate_frame, bdrate_from_csv, mean_frame, rate_frame, signed
+from icmbench.results.scores import ScoresError, normalise, read_scores
+from icmbench.results.tables import BDRATE, bdrate_frame, mean_frame, rate_frame, signed
 from icmbench.results.writers import bdrate_tables, scores_tables, to_latex, to_line, to_markdown, write_csv, write_tables
 
 HOSTILE = r'<b>&"a|b`*\[x](y)\end{x}$%_#~^'
@@ -22,7 +22,8 @@ def only(frame: pd.DataFrame, **values: str) -> pd.Series:
 
 def test_columns_and_rows(scores):
     frame = bdrate_frame(scores, "jpeg")
-    assert ",".join(frame.columns) == (
+    assert [*frame.columns] == BDRATE
+    assert ",".join(BDRATE[:13]) == (
         "codec,anchor,dataset,task,model,metric,bd_rate_percent,bd_quality,overlap,low,high,note,reference"
     )
     metrics = scores.groupby(["dataset", "task", "metric"]).ngroups
@@ -43,7 +44,11 @@ def test_numbers_are_those_of_the_curves(scores):
         expected.overlap,
     )
     assert row["bd_rate_percent"] == pytest.approx(-38, abs=1)
-    assert f"cubic {signed(expected.cross_checks['cubic'])}" in row["note"] and "(spread " in row["note"]
+    assert (row["cubic"], row["akima"]) == (expected.cross_checks["cubic"], expected.cross_checks["akima"])
+    assert row["pchip"] == row["bd_rate_percent"] and row["spread"] == expected.spread
+    assert (row["interval_low"], row["interval_high"]) == expected.interval
+    assert (row["anchor_points"], row["test_points"]) == (4, 5)
+    assert (row["anchor_inside"], row["test_inside"]) == expected.points_inside
 
 
 def test_less_is_better_where_the_rows_say_so(scores):
@@ -75,9 +80,9 @@ def test_notes_tell_what_weakens_a_number(scores):
         "diffusion: mean of 3 realisations",
         "diffusion has 3 points on its envelope",
         "jpeg has 3 points on its envelope",
-        "cubic n/a",
     ):
         assert part in row["note"]
+    assert math.isnan(row["cubic"]) and math.isfinite(row["akima"])
     assert "limited" not in only(bdrate_frame(scores, "jpeg"), codec="webp", task="classification", metric="top1")["note"]
 
 
@@ -107,14 +112,15 @@ def test_curves_made_elsewhere(tmp_path):
     path.write_text(
         "codec,bpp,AP\n" + "".join(f"{c},{f * r},{q}\n" for c, f in (("a", 1), ("b", 0.5)) for r, q in ((1, 20), (2, 30)))
     )
-    frame = bdrate_from_csv(path, "a")
+    frame = bdrate_frame(read_scores(path), "a")
     assert frame[["codec", "anchor", "metric"]].to_numpy().tolist() == [["b", "a", "AP"]]
     assert frame["bd_rate_percent"].tolist() == [pytest.approx(-50)]
 
 
 def test_a_scores_csv_gives_the_same_table(scores, tmp_path):
     write_csv(scores, tmp_path / "scores.csv")
-    pd.testing.assert_frame_equal(bdrate_from_csv(tmp_path / "scores.csv", "jpeg"), bdrate_frame(scores, "jpeg"), check_dtype=False)
+    again = bdrate_frame(read_scores(tmp_path / "scores.csv"), "jpeg")
+    pd.testing.assert_frame_equal(again, bdrate_frame(scores, "jpeg"), check_dtype=False)
 
 
 def test_means_over_datasets(scores):

@@ -1,0 +1,151 @@
+"""Figures and tables of a codec's own analyses, which it hands over as data frames.
+
+Columns, all of them required; a point is what the codec calls its rate point:
+
+    bit-split    codec, point, part, bits             mean bits of an image by part of the stream (from `rate_breakdown`)
+    bit-map      codec, point, image, row, column, bits   bits spent on each place of the latent, row and column from 0
+    energy       codec, point, channel, energy        mean energy (variance) of each latent channel, channels from 1
+    complexity   codec, side, part, parameters, macs  networks of each side (encode, decode), multiply-accumulates of an image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from icmbench.results.curves import COLOURS, INK, PRINT, Theme, settings, settle, shown
+from icmbench.results.scores import ScoresError
+
+COLUMNS = {
+    "bit-split": ["codec", "point", "part", "bits"],
+    "bit-map": ["codec", "point", "image", "row", "column", "bits"],
+    "energy": ["codec", "point", "channel", "energy"],
+    "complexity": ["codec", "side", "part", "parameters", "macs"],
+}
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||", "---")
+FILLS: Sequence[str] = [colour for colour in COLOURS if colour != INK]
+PANELS = 12  # of a figure of bit maps
+
+
+def bit_split(parts: pd.DataFrame, theme: Theme = PRINT) -> Figure:
+    """Share of each part of the streams: a bar for each codec point, its mean bits an image beside it. Raises ScoresError."""
+    _require(parts, "bit-split")
+    table = parts.pivot_table("bits", ["codec", "point"], "part", "sum", fill_value=0, sort=False)
+    totals = table.sum(axis=1)
+    names = [shown(" ".join(where)) for where in table.index]
+    with mpl.rc_context({**settings(theme), "hatch.linewidth": 0.5}):
+        figure = Figure(figsize=(5.2, 1.1 + 0.28 * len(table)), dpi=72, layout="constrained", facecolor=theme.face)
+        axes = figure.add_subplot()
+        left = np.zeros(len(table))
+        handles: list[Any] = []
+        for k, part in enumerate(table.columns):
+            share = 100 * (table[part] / totals.where(totals > 0)).fillna(0).to_numpy()
+            handles.append(axes.barh(range(len(table)), share, left=left, height=0.7, linewidth=0.6, **_fill(k)))
+            left += share
+        for place, total in enumerate(totals):
+            axes.text(101, place, f"{total:,.0f} bits", va="center", fontsize="small")
+        axes.set_yticks(range(len(table)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("share of the bits (%)")
+        figure.set_layout_engine("constrained", w_pad=0.12)  # room for the bits, which stand outside the axes
+        _legend(figure, handles, [str(part) for part in table.columns])
+        settle(figure)
+        return figure
+
+
+def bit_map(maps: pd.DataFrame, theme: Theme = PRINT) -> Figure:
+    """Where in an image the bits go: a panel for each codec, point and image, on one colour scale. After SLIM, figure 6.
+
+    At most `PANELS` panels. Raises ScoresError.
+    """
+    _require(maps, "bit-map")
+    panels = [*maps.groupby(["codec", "point", "image"], sort=False)][:PANELS]
+    norm = Normalize(0, max(float(rows["bits"].max()) for _, rows in panels))
+    with mpl.rc_context(settings(theme)):
+        columns = min(len(panels), 3)
+        lines = -(-len(panels) // columns)
+        figure = Figure(figsize=(1.0 + 2.4 * columns, 0.3 + 2.0 * lines), dpi=72, layout="constrained", facecolor=theme.face)
+        places = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, (name, rows) in zip(places, panels, strict=False):
+            grid = np.full((int(rows["row"].max()) + 1, int(rows["column"].max()) + 1), np.nan)
+            grid[rows["row"].astype(int), rows["column"].astype(int)] = rows["bits"]
+            axes.imshow(grid, cmap="cividis", norm=norm, interpolation="nearest")
+            axes.set_title(shown(f"{name[0]} {name[1]}\n{name[2]}"), fontsize="small")
+        for axes in places:
+            axes.set_axis_off()
+        figure.colorbar(ScalarMappable(norm, "cividis"), ax=[*places], pad=0.02, label="bits a latent place")
+        settle(figure)
+        return figure
+
+
+def energy_shares(energy: pd.DataFrame, theme: Theme = PRINT) -> Figure:
+    """Share of each point's energy by latent channel, a group of bars for each point. After CADC, figure 6. Raises ScoresError."""
+    _require(energy, "energy")
+    table = energy.pivot_table("energy", ["codec", "point"], "channel", "sum", fill_value=0, sort=False).sort_index(axis=1)
+    shares = 100 * table.div(table.sum(axis=1), axis=0).fillna(0)
+    with mpl.rc_context({**settings(theme), "hatch.linewidth": 0.5}):
+        figure = Figure(figsize=(1.6 + 1.1 * min(len(table), 8), 3.2), dpi=72, layout="constrained", facecolor=theme.face)
+        axes = figure.add_subplot()
+        width = 0.8 / max(1, len(shares.columns))
+        handles = [
+            axes.bar(np.arange(len(shares)) + (k + 0.5) * width - 0.4, shares[channel], width, linewidth=0.6, **_fill(k))
+            for k, channel in enumerate(shares.columns)
+        ]
+        names = ["\n".join(shown(str(part)) for part in where) for where in shares.index]
+        axes.set_xticks(range(len(shares)), names, fontsize="small")
+        axes.set_ylabel("share of the energy (%)")
+        axes.grid(True, axis="y")
+        axes.set_axisbelow(True)
+        _legend(figure, handles, [f"channel {channel}" for channel in shares.columns])
+        settle(figure)
+        return figure
+
+
+def complexity_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text table of parameters and multiply-accumulates by codec, side and part, with each side's sum. After SLIM, table 3.
+
+    Raises ScoresError.
+    """
+    _require(frame, "complexity")
+    rows = []
+    for (codec, side), parts in frame.groupby(["codec", "side"], sort=False):
+        sums = parts[["parameters", "macs"]].sum()
+        listed = [(part.part, part.parameters, part.macs) for part in parts.itertuples()]
+        listed += [("all", sums["parameters"], sums["macs"])] if len(parts) > 1 else []
+        rows += [
+            {"Codec": codec, "Side": side, "Part": part, "Parameters (M)": f"{n / 1e6:.2f}", "MACs (G)": f"{macs / 1e9:.2f}"}
+            for part, n, macs in listed
+        ]
+    return pd.DataFrame(rows)
+
+
+FIGURES: dict[str, tuple[str, Callable[[pd.DataFrame, Theme], Figure]]] = {
+    "bit-split": ("What the bits are spent on", bit_split),
+    "bit-map": ("Where the bits are spent", bit_map),
+    "energy": ("Energy by latent channel", energy_shares),
+}
+
+
+def _require(frame: pd.DataFrame, name: str) -> None:
+    missing = [column for column in COLUMNS[name] if column not in frame]
+    if missing or not len(frame):
+        raise ScoresError(f"{name} needs rows with {', '.join(COLUMNS[name])}; missing: {', '.join(missing) or 'rows'}")
+
+
+def _fill(k: int) -> dict[str, Any]:
+    """The look of the k-th part: colours first, then hatches too."""
+    return {"color": FILLS[k % len(FILLS)], "hatch": HATCHES[k // len(FILLS) % len(HATCHES)], "edgecolor": "white"}
+
+
+def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    legend = figure.legend(handles, [*map(str, range(len(handles)))], loc="outside lower center", ncols=min(len(handles), 4))
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(shown(name))  # not as a label: matplotlib hides those that begin with an underscore

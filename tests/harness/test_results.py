@@ -1,0 +1,153 @@
+"""From a run to its intervals, pictures and paper bundle."""
+
+import base64
+import hashlib
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from icmbench.harness import resampling
+from icmbench.harness.experiment import load_experiment
+from icmbench.harness.run import How, run
+from icmbench.results.bootstrap import draw_weights
+from icmbench.results.published import REPORTED
+
+
+def decoded(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def test_intervals_are_those_of_the_resampled_images(tmp_path, photos, experiment):
+    result = run(load_experiment(experiment()), tmp_path / "run")
+    table = pd.read_csv(tmp_path / "run" / "scores.csv")
+    row = table[(table.point == "bits=2") & (table.metric == "distance")].iloc[0]
+
+    from harness_plugins import Shift
+
+    codec = Shift(6)
+    images = [np.asarray(Image.open(path)) for path in sorted(photos.iterdir())]
+    each = np.array([np.abs(codec.decompress(codec.compress(image)).astype(int) - image).mean() for image in images])
+    drawn = np.array([draw_weights(10, 0, k) @ each / 10 for k in range(1, 201)])
+    low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975])
+    assert (row.low, row.high) == pytest.approx((row.value + low - middle, row.value + high - middle))
+    assert row.undefined == 0
+    bars = table[table.metric == "within"]
+    assert ((bars.low >= 0) & (bars.high <= 100)).all() and (bars[bars.codec == "uncompressed"].low == 100).all()
+    assert "200 paired replicates" in " ".join(result.bdrate.note) or not len(result.bdrate)
+
+
+def test_replicates_are_kept_and_only_what_changed_is_drawn_again(tmp_path, experiment, monkeypatch):
+    run(load_experiment(experiment()), tmp_path / "run")
+    first = pd.read_csv(tmp_path / "run" / "scores.csv")
+    drawn = []
+    inner = resampling.replicates
+    monkeypatch.setattr(resampling, "replicates", lambda points, *rest: drawn.append(points[0]) or inner(points, *rest))
+    run(load_experiment(experiment()), tmp_path / "run")
+    assert not drawn
+    pd.testing.assert_frame_equal(first[["low", "high"]], pd.read_csv(tmp_path / "run" / "scores.csv")[["low", "high"]])
+    run(load_experiment(experiment(codecs=[{"name": "shift", "points": [6, 4, 2, 1]}])), tmp_path / "run")
+    assert [(point.codec, point.point) for point in drawn] == [("shift", "bits=7")] * 2
+    for file in (tmp_path / "run" / "replicates").iterdir():
+        file.write_bytes(b"damaged")
+    run(load_experiment(experiment(bootstrap=50)), tmp_path / "run")
+    assert len(drawn) == 2 + 4 + 3
+    none = run(load_experiment(experiment(bootstrap=0)), tmp_path / "run")
+    assert none.scores.low.isna().all()
+
+
+def test_workers_draw_the_same_replicates(tmp_path, experiment, monkeypatch):
+    tasks = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "averager"}, "reference": "original"}]
+    path = experiment(tasks=tasks, bootstrap=40)
+    one = run(load_experiment(path), tmp_path / "run")
+    for file in (tmp_path / "run" / "replicates").iterdir():
+        file.unlink()
+    monkeypatch.setattr(resampling, "WORTH_WORKERS", 0)
+    two = run(load_experiment(path), tmp_path / "run", How(workers=2))
+    pd.testing.assert_frame_equal(one.scores, two.scores)
+    assert one.scores.high.notna().all() and len([*(tmp_path / "run" / "replicates").iterdir()]) == 1
+
+
+def test_the_report_shows_the_most_damaged_images(tmp_path, photos, experiment, monkeypatch):
+    from harness_plugins import MeanColour
+
+    def marked(self, image, prediction):
+        return np.where(np.arange(image.shape[1])[None, :, None] < 9, np.uint8(0), image)
+
+    monkeypatch.setattr(MeanColour, "draw", marked)
+    monkeypatch.setattr(MeanColour, "names", lambda self, prediction: ["bright" if prediction["colour"].mean() > 100 else "dark"])
+    result = run(load_experiment(experiment()), tmp_path / "run", How(images=3))
+    kept = json.loads((tmp_path / "run" / "pictures.json").read_text())
+    assert len(kept["entries"]) == 3 and not kept["left_out"]
+    damage = [entry["damage"] for entry in kept["entries"]]
+    assert damage == sorted(damage, reverse=True) and damage[0] > 0
+    worst = kept["entries"][0]
+    assert [one["point"] for one in worst["shown"]] == ["bits=2", "bits=4"]  # lowest and middle, most damaged first
+    original = np.asarray(Image.open(photos / worst["image"]))
+    assert np.abs(decoded(worst["clean"]).astype(int) - original).mean() < 12
+    assert decoded(worst["drawn"])[:, :6].max() < 60 < decoded(worst["clean"])[:, :6].mean()
+    first = worst["shown"][0]
+    assert first["bpp"] == pytest.approx(first["bits"] / original.shape[0] / original.shape[1], rel=1e-4)
+    assert (worst["score"], first["score"], first["damage"]) == (100, 0, 100)
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert worst["shown"][0]["drawn"] in page and result.report
+    before = (tmp_path / "run" / "pictures.json").read_bytes()
+    run(load_experiment(experiment()), tmp_path / "run", How(images=3))
+    assert (tmp_path / "run" / "pictures.json").read_bytes() == before
+
+
+def test_pixels_that_cannot_be_had_again_are_left_out_and_kept_ones_shown(tmp_path, experiment, monkeypatch):
+    from harness_plugins import MeanColour
+
+    monkeypatch.setattr(MeanColour, "draw", lambda self, image, prediction: image)
+    path = experiment(codecs=[{"name": "shaky", "points": [2]}], anchor=None)
+    run(load_experiment(path), tmp_path / "run", How(images=2))
+    left = json.loads((tmp_path / "run" / "pictures.json").read_text())
+    assert not left["entries"] and "shaky bits=6: decoded again its pixels are not those scored" in left["left_out"][0]
+    run(load_experiment(path), tmp_path / "kept", How(images=2, keep=True))
+    assert len(json.loads((tmp_path / "kept" / "pictures.json").read_text())["entries"]) == 2
+
+
+def test_bundle_published_and_compare(tmp_path, experiment, icmbench):
+    curves = tmp_path / "paper.csv"
+    curves.write_text("codec,dataset,bpp,distance\nTheirs,photos,1,9\nTheirs,photos,4,3\n")
+    path = experiment(published=str(curves), bootstrap=20)
+    done = icmbench("run", path, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "Theirs (reported)" in (tmp_path / "run" / "report" / "index.html").read_text()
+    before = (tmp_path / "run" / "bdrate.csv").read_bytes()
+    done = icmbench("report", tmp_path / "run", "--bundle")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "bdrate.csv").read_bytes() == before
+    bundle = tmp_path / "run" / "bundle"
+    facts = json.loads((bundle / "provenance.json").read_text())
+    assert facts["experiment"]["name"] == "small" and facts["bootstrap"] == {"distance": 20, "mean-colour": 20}
+    files = {file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file()} - {"provenance.json"}
+    assert files == {*facts["files"]} and {"tables/scores.tex", "tables/scores.csv", "tables/published.csv"} <= files
+    for name in files:
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == facts["files"][name]
+    curve = "figures/photos-distance-distance"
+    assert {curve + suffix for suffix in (".png", ".svg", ".pdf")} <= files and "tables/bit-split.csv" in files
+    assert REPORTED not in (bundle / "tables" / "scores.md").read_text()
+    other = experiment(codecs=[{"name": "shift", "points": [6, 4, 1]}], bootstrap=20)
+    assert icmbench("run", other, "--out", tmp_path / "other").returncode == 0
+    said = icmbench("compare", tmp_path / "run", tmp_path / "other")
+    assert said.returncode == 0 and "2 scores are in the first run alone, of shift bits=6" in said.stdout
+
+
+def test_bdrate_of_curves_made_elsewhere_gives_the_same_tables(tmp_path, icmbench):
+    points = ((1, 20), (2, 28), (4, 31))
+    rows = [f"{codec},{factor * rate},{value}" for codec, factor in (("a", 1), ("b", 0.5)) for rate, value in points]
+    (tmp_path / "curves.csv").write_text("codec,bpp,AP\n" + "\n".join(rows) + "\n")
+    done = icmbench("bdrate", tmp_path / "curves.csv", "--anchor", "a", "--out", tmp_path / "out")
+    assert done.returncode == 0 and "-50.0" in done.stdout, done.stderr
+    table = pd.read_csv(tmp_path / "out" / "bdrate.csv")
+    assert table.loc[0, "bd_rate_percent"] == pytest.approx(-50) and table.loc[0, "akima"] == pytest.approx(-50)
+    made = {path.name for path in (tmp_path / "out" / "report").iterdir()}
+    assert {"index.html", "bdrate.md", "bdrate.tex", "scores.md", "scores.tex", "AP.png", "AP.svg"} <= made
+    (tmp_path / "paper.csv").write_text("codec,bpp,AP\nc,0.25,20\nc,1,31\n")
+    with_theirs = icmbench("bdrate", tmp_path / "curves.csv", "--anchor", "a", "--published", tmp_path / "paper.csv")
+    assert "c (reported)" in with_theirs.stdout and "c (reported)" not in done.stdout
