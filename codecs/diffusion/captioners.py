@@ -25,6 +25,7 @@ from icmbench.codecs.diffusion.guides import named
 
 MAX_TOKENS = 48  # of a caption
 REMEMBERED = 20_000
+LARGEST_ANSWER = 2**22  # bytes
 BUSY = (408, 409, 429, 500, 502, 503, 504)  # worth another try
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".jinja")
 
@@ -149,18 +150,25 @@ class Endpoint:
         key = os.environ.get(self._key)
         try:
             response = self._client.request(
-                "POST", self._url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=self._timeout
+                "POST",
+                self._url,
+                json=body,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=self._timeout,
+                preload_content=False,
             )
+            answer = response.read(LARGEST_ANSWER, decode_content=True)
+            response.close()
         except urllib3.exceptions.HTTPError as error:
             raise CodecError(f"the captioner at {self._url} gave no answer ({error}); is the server up?") from error
-        shown = response.data[:200].decode(errors="replace")
+        shown = answer[:200].decode(errors="replace")
         if response.status in (401, 403):
             raise CodecError(f"the captioner at {self._url} wants a key ({response.status}): put it into the variable {self._key}")
         if response.status != 200:
             raise CodecError(f"the captioner at {self._url} refused the request ({response.status}): {shown}")
         try:
-            said = json.loads(response.data)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
+            said = json.loads(answer)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise CodecError(f"the captioner at {self._url} does not speak OpenAI's chat protocol; it said: {shown}") from error
         return " ".join(said.split()) if isinstance(said, str) else ""
 

@@ -35,4 +35,4 @@ class Guide(Protocol):
 
 def named(function: Any) -> str:
     """What a function or object is called in fingerprints: its attribute `fingerprint`, or its name."""
-    return getattr(function, "fingerprint", None) or getattr(function, "__qualname__", type(function).__qualname__)
+    return str(getattr(function, "fingerprint", None) or getattr(function, "__qualname__", type(function).__qualname__))

@@ -22,6 +22,7 @@ from icmbench.tasks.models.hub import require
 BUSY = (408, 409, 429, 500, 502, 503, 504)  # worth another try
 CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 60.0
+LARGEST_ANSWER = 2**22  # bytes
 
 
 class OpenAIEndpoint:
@@ -127,12 +128,23 @@ class OpenAIEndpoint:
         messages.append({"role": "user", "content": content})
         key = os.environ.get(self._api_key_variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        for left in range(self._retries, -1, -1):  # answers that break off; the client itself tries the request again
+            try:
+                return self._read(*self._post({**self.request, "messages": messages}, headers))
+            except urllib3.exceptions.HTTPError as error:
+                if left and not isinstance(error, urllib3.exceptions.MaxRetryError):
+                    continue
+                reason = getattr(error, "reason", None) or error
+                raise ModelError(f"{self.url} gave no answer in {self._retries + 1} tries ({reason}); is the server up?") from error
+        raise AssertionError("unreachable")
+
+    def _post(self, body: Any, headers: dict[str, str]) -> tuple[int, bytes]:
+        """Status and answer, of which no more is read than any model says."""
+        response = self._client.request("POST", self.url, json=body, headers=headers, preload_content=False)
         try:
-            response = self._client.request("POST", self.url, json={**self.request, "messages": messages}, headers=headers)
-        except urllib3.exceptions.HTTPError as error:
-            reason = getattr(error, "reason", None) or error
-            raise ModelError(f"{self.url} gave no answer in {self._retries + 1} tries ({reason}); is the server up?") from error
-        return self._read(response.status, response.data)
+            return response.status, response.read(LARGEST_ANSWER, decode_content=True)
+        finally:
+            response.close()
 
     def _read(self, status: int, body: bytes) -> str:
         """The text of an answer; a refusal to speak is an empty one."""

@@ -1,5 +1,6 @@
 """Hostile names, pictures and labels: nothing is written outside the run folder, nothing reaches terminal or report as code."""
 
+import csv
 import json
 import struct
 import zlib
@@ -14,7 +15,10 @@ from icmbench.harness.experiment import load_experiment
 from icmbench.harness.run import How, run
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
+from icmbench.tasks.datasets.flickr30k import Flickr30k
+from icmbench.tasks.datasets.imagenet import ImageNet
 from icmbench.tasks.datasets.images import read_image
+from icmbench.tasks.datasets.refcoco import RefCoco
 
 NAMES = [
     "<script>alert(1)<script>.png",
@@ -90,6 +94,26 @@ def test_annotations_cannot_name_files_outside_their_folder(tmp_path, name):
         dataset = Coco(folder, panoptic=annotations(tmp_path, "a.png", mask=name), panoptic_masks=folder)
         with pytest.raises(DatasetError, match="leads out of its folder"):
             dataset.targets("panoptic", ["a.png"])
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{secret}", "x" * 4096, "a\0.png", "sub/../../secret.png", "\x1b[2J\r\n.png"])
+@pytest.mark.parametrize("kind", ["flickr30k", "refcoco", "imagenet"])
+def test_lists_cannot_name_files_outside_their_folder(tmp_path, kind, name):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for file in (folder / "a.png", tmp_path / "secret.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    name = name.format(secret=tmp_path / "secret.png")
+    karpathy = {"images": [{"split": "test", "filename": name, "sentences": [{"raw": "a cat"}]}]}
+    refs = [{"file_name": name, "sentence": "the cat", "bbox_xywh": [1, 2, 3, 4]}]
+    (tmp_path / "list.json").write_text(json.dumps(karpathy if kind == "flickr30k" else refs))
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "class_index"], [name, 3]])
+    with pytest.raises(DatasetError) as error:
+        {"flickr30k": Flickr30k, "refcoco": RefCoco, "imagenet": ImageNet}[kind](
+            folder, tmp_path / ("list.csv" if kind == "imagenet" else "list.json")
+        )
+    assert "missing" in str(error.value) and len(str(error.value)) < 1000 and str(error.value).isprintable()
 
 
 def png_bomb(side):

@@ -112,7 +112,7 @@ class Server:
     """Speaks OpenAI's chat protocol: says the mean of the image's pixels; the first request is refused as too many."""
 
     def __init__(self):
-        self.requests, self.keys, self.status = [], [], [429]
+        self.requests, self.keys, self.status, self.answer = [], [], [429], None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -128,6 +128,7 @@ class Server:
                 said = f" mean\n{[round(float(array.mean()), 3) for array in pixels]} {content[-1]['text']}"
                 status = outer.status.pop(0) if outer.status else 200
                 data = json.dumps({"choices": [{"message": {"content": said}}]}).encode() if status == 200 else b"no"
+                data = data if outer.answer is None else outer.answer
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -168,6 +169,16 @@ def test_endpoint(server, monkeypatch):
 def test_endpoint_refuses(server, status, message):
     server.status = [status]
     with pytest.raises(CodecError, match=message):
+        Endpoint(server.url, "llava").caption(PHOTOS[0])
+
+
+GARBAGE = [b"", b"\xff", b"<html>", b"[" * 100_000, b'{"choices": 3}', b" " * 2**23]
+
+
+@pytest.mark.parametrize("answer", GARBAGE, ids=lambda answer: str(len(answer)))
+def test_endpoint_that_answers_garbage(server, answer):
+    server.answer, server.status = answer, []
+    with pytest.raises(CodecError, match="does not speak OpenAI's chat protocol"):
         Endpoint(server.url, "llava").caption(PHOTOS[0])
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import resource
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -95,6 +98,26 @@ def cut_off(handler: BaseHTTPRequestHandler) -> bool:
     handler.end_headers()
     handler.wfile.write(b'{"choices": [')
     handler.close_connection = True
+    return True
+
+
+def endless(handler: BaseHTTPRequestHandler) -> bool:
+    """256 MB of blanks, as a stream without a length."""
+    handler.send_response(200)
+    handler.end_headers()
+    handler.close_connection = True
+    with contextlib.suppress(OSError):
+        for _ in range(256):
+            handler.wfile.write(b" " * 2**20)
+    return True
+
+
+def bomb(handler: BaseHTTPRequestHandler) -> bool:
+    """256 MB of zeros in a megabyte."""
+    packer = zlib.compressobj(1, wbits=31)
+    body = b"".join([packer.compress(bytes(2**20)) for _ in range(256)]) + packer.flush()
+    with contextlib.suppress(OSError):
+        reply(handler, 200, body, Content_Encoding="gzip")
     return True
 
 
@@ -200,6 +223,16 @@ def test_lasting_troubles_are_one_sentence(server: Server, status: int, body: by
     with pytest.raises(ModelError, match=said):
         endpoint(server).answer(IMAGES[:1], PROMPTS[:1])
     assert len(server.requests) == (4 if status == 500 else 1), "only what may pass is tried again"
+
+
+@pytest.mark.parametrize("trouble", [endless, bomb])
+def test_an_answer_without_end_is_not_read_to_its_end(server: Server, trouble: Any) -> None:
+    server.troubles = {-1: trouble}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match="does not speak OpenAI's chat protocol"):
+        endpoint(server).answer(IMAGES[:1], PROMPTS[:1])
+    assert len(server.requests) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
 def test_a_silent_and_an_absent_server(server: Server) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from icmbench.codecs.diffusion.weights import read_state  # noqa: E402
 from icmbench.harness import plugins  # noqa: E402
 
 PICTURE = np.zeros((40, 40, 3), np.uint8)
@@ -52,6 +53,7 @@ def codec(name, **options):
 
 LOADERS = {
     "elic": codec("elic", point=0.016),
+    "diffusion": lambda file, folder: read_state(file),  # all of Diff-ICMH, ResULIC, SLIM, CADC, RAM++ and the backbones
     "torchvision-detector": model("torchvision-detector", architecture="ssdlite320_mobilenet_v3_large"),
     "torchvision-semantic": model("torchvision-semantic", architecture="lraspp_mobilenet_v3_large"),
     "torchvision-classifier": model("torchvision-classifier", architecture="mobilenet_v3_small"),
