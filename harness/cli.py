@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: done, every cell is there. 1: some are missing. 2: bad input, said in one sentence."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to end a job: workers are stopped as by Ctrl-C
     try:
         code = int(options.command(options))

@@ -108,12 +108,18 @@ def _rgb(picture: Pillow.Image) -> Pillow.Image:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Sorted POSIX paths, relative to `folder`, of all images below it; hidden files and folders are left out."""
+    """Sorted POSIX paths, relative to `folder`, of all images below it; hidden files and folders are left out.
+
+    Raises DatasetError for a file name that is no Unicode.
+    """
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         inner = Path(place).relative_to(folder)
         found += [(inner / name).as_posix() for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    strange = next((name for name in found if not name.isascii() and name != name.encode(errors="replace").decode()), None)
+    if strange is not None:
+        raise DatasetError(f"{folder}: the file name {shown(strange)} is no UTF-8; rename the file, or set LC_ALL=C.UTF-8 if it is")
     return sorted(found)
 
 

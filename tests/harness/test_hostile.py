@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -17,7 +20,7 @@ from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
 from icmbench.tasks.datasets.flickr30k import Flickr30k
 from icmbench.tasks.datasets.imagenet import ImageNet
-from icmbench.tasks.datasets.images import read_image
+from icmbench.tasks.datasets.images import list_images, read_image
 from icmbench.tasks.datasets.refcoco import RefCoco
 
 NAMES = [
@@ -54,6 +57,23 @@ def test_hostile_file_names_stay_names(tmp_path, experiment, photos, calls, icmb
     failed = icmbench("run", path, "--out", tmp_path / "run")
     assert failed.returncode == 1 and "\\x1b[2J" in failed.stderr
     assert not {"\x1b", "\r", "\x07"} & set(failed.stderr + failed.stdout)
+
+
+def test_names_that_no_text_can_hold_are_refused(photos, experiment, tmp_path):
+    """Bytes that are no UTF-8, and in a locale of ASCII alone all others; what such a terminal lacks is written as escapes."""
+    (photos / "0.png").rename(photos / "\u65e5 \u00fc.png")
+    codecs = [{"name": "shift", "label": "\u65e5", "points": [4]}]
+    path = experiment(name="\u65e5 \u00fc", codecs=codecs, tasks=DISTANCE, anchor=None)
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "icmbench.harness.cli", "plan", str(path), "--out", str(tmp_path / "run")]
+    refused = subprocess.run(command, env=ascii_only, capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "set LC_ALL=C.UTF-8" in refused.stderr
+    (photos / "\u65e5 \u00fc.png").rename(photos / "0.png")
+    planned = subprocess.run(command, env=ascii_only, capture_output=True, text=True)
+    assert planned.returncode == 0 and "\\u65e5" in planned.stdout, planned.stderr
+    (photos / "0.png").rename(photos / "\udcff.png")
+    with pytest.raises(DatasetError, match=r"'\\udcff\.png' is no UTF-8; rename the file"):
+        list_images(photos)
 
 
 def test_hostile_labels_stay_labels(tmp_path, experiment, photos):
