@@ -233,7 +233,8 @@ def _report(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from icmbench.results.compare import compare
 
-    print(compare(*options.runs, options.tolerance), end="")
+    first, second = options.runs
+    print(compare(first, second, options.tolerance), end="")
     return 0
 
 

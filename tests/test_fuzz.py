@@ -301,7 +301,7 @@ def test_coverage_guided(target, tmp_path):
     corpus.mkdir()
     for number, data in enumerate([*TARGETS[target], *HOSTILE]):
         (corpus / str(number)).write_bytes(data)
-    limits = [f"-max_total_time={max(5, SECONDS // len(TARGETS))}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=3000"]
+    limits = [f"-max_total_time={max(5, SECONDS // len(TARGETS))}", "-max_len=4096", "-timeout=60", "-rss_limit_mb=3000"]
     command = [sys.executable, __file__, target.__name__, str(corpus), f"-artifact_prefix={tmp_path}/", *limits]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=tmp_path)
     print(target.__name__, *[line for line in done.stderr.splitlines() if line.startswith(("Done", "stat::"))])

@@ -93,7 +93,8 @@ class Cadc(CodecObjective):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         pixels = self.pixels(batch)
         hint, bpp = self.code(pixels, None)
-        seen = self.get_submodule("latent").auxiliary(hint)
+        latent: Any = self.get_submodule("latent")
+        seen = latent.auxiliary(hint)
         with torch.no_grad():
             context = self.base.embed(self._prompts(batch, seen))
         base = self.base.with_unet(self.unet)

@@ -24,9 +24,9 @@ class CodecObjective(LatentObjective):
     def __init__(self, point: float, recipe: models.Recipe, *, profile: str, backbone: Path | str | None, device: str) -> None:
         super().__init__(point, profile=profile, backbone=backbone, device=device)
         self._recipe = recipe
-        parts = recipe.parts(self.base, profile)
+        parts: dict[str, Any] = recipe.parts(self.base, profile)
         self._names = list(parts)
-        self.pad = max(self.pad, parts["latent"].pad)  # type: ignore[arg-type]
+        self.pad = max(self.pad, parts["latent"].pad)
         for name, part in parts.items():
             self.add_module(name, part.to(device))
 
@@ -56,7 +56,8 @@ class ControlledObjective(CodecObjective):
 
     def __init__(self, point: float, recipe: models.Recipe, *, profile: str, backbone: Path | str | None, device: str) -> None:
         super().__init__(point, recipe, profile=profile, backbone=backbone, device=device)
-        self.get_submodule("control").copy_base(self.base.unet)
+        control: Any = self.get_submodule("control")
+        control.copy_base(self.base.unet)
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> Tensor:
         """The controlled noise prediction (B, 4, h, w) in float32."""

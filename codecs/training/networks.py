@@ -26,7 +26,7 @@ def clip_distance(source: str, device: str) -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
-    config = CLIPVisionConfig(**small, image_size=32, patch_size=8)
+    config = CLIPVisionConfig(**small, image_size=32, patch_size=8)  # type: ignore[arg-type]  # of a dictionary of numbers
     return (
         _ClipDistance(_transformer(CLIPVisionModelWithProjection, config, source, "CLIP")).to(device).eval().requires_grad_(False)
     )
@@ -78,7 +78,7 @@ class Discriminator(nn.Module):
         """One logit a patch and depth. trained: False passes gradients to the tokens alone."""
         logits = []
         for head, token in zip(self.heads, tokens):
-            weights = dict(head.named_parameters())
+            weights: dict[str, Tensor] = dict(head.named_parameters())
             own = weights if trained else {name: weight.detach() for name, weight in weights.items()}
             logits.append(torch.func.functional_call(head, own, (token.float(),)))
         return torch.cat(logits, 1)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,7 +52,8 @@ class Source:
 def read_sources(path: Path = SOURCES) -> list[Source]:
     """The list of sources."""
     with path.open(encoding="utf-8", newline="") as file:
-        return [Source(**{**row, "words": tuple(row["words"].split())}) for row in csv.DictReader(file)]
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return [Source(**{**row, "words": tuple(row["words"].split())}) for row in rows]
 
 
 def colours(image: np.ndarray, share: float = 0.12, most: int = 3) -> list[str]:
