@@ -26,7 +26,8 @@ from icmbench.harness.cell import Outcome
 from icmbench.harness.loop import Unit, run_units
 
 READY = "ready"  # a worker's first word; all others are outcomes
-GRACE = 5.0  # seconds for a process that is ending to end
+START = 600.0  # seconds for a process to start: imports from a slow disk
+GRACE = 5.0  # and for one that is ending to end
 EXHAUSTED = 137  # exit code of a worker without memory, as of one that the kernel ends for want of it
 
 
@@ -39,7 +40,7 @@ class Died(Exception):
 
 
 class Overdue(Exception):
-    """A worker process took longer than it may for its unit, and was ended."""
+    """A worker process took longer than it may for its unit, or to start."""
 
 
 class Worker:
@@ -53,7 +54,7 @@ class Worker:
         theirs.close()  # else nobody would see the other end close
         self.ready = False
         self.unit: Unit | None = None
-        self.deadline = math.inf
+        self.deadline = time.monotonic() + START
 
     @property
     def idle(self) -> bool:
@@ -76,10 +77,10 @@ class Worker:
             if not self.process.is_alive():  # and a child of it holds the other end open
                 raise Died(self.process.exitcode)
             if time.monotonic() > self.deadline:
-                raise Overdue
+                raise Overdue("not a word in all its time")
             return None
         if message == READY:
-            self.ready = True
+            self.ready, self.deadline = True, math.inf
             return None
         self.unit, self.deadline = None, math.inf
         outcome: Outcome = message

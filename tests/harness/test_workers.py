@@ -58,12 +58,16 @@ def test_ctrl_c_ends_all_workers(tmp_path, experiment):
     assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=5)[1]
 
 
-def test_workers_that_cannot_start_end_the_run(tmp_path, experiment, monkeypatch):
+@pytest.mark.parametrize(
+    ("start", "words"), [("raise ImportError('broken')", "exit code 1"), ("import time; time.sleep(99)", "not a word")]
+)
+def test_workers_that_cannot_start_end_the_run(tmp_path, experiment, monkeypatch, start, words):
+    monkeypatch.setattr("icmbench.harness.workers.START", 1.0 if "sleep" in start else 99.0)
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('broken')")
+    (tmp_path / "broken" / "psutil.py").write_text(start)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{os.environ['PYTHONPATH']}")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "broken"), *sys.path])
-    with pytest.raises(UserError, match=r"worker processes cannot start .*exit code 1.*__main__"):
+    with pytest.raises(UserError, match=rf"worker processes cannot start .*{words}.*__main__"):
         run(load_experiment(experiment(tasks=DISTANCE)), tmp_path / "run", How(workers=2))
 
 
