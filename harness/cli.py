@@ -88,6 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     def published(sub: argparse.ArgumentParser, about: str) -> None:
         sub.add_argument("--published", nargs="*", metavar="FILE", help=f"{about}: of CSV or JSON files, or those in icmbench")
 
+    def interpolation(sub: argparse.ArgumentParser, method: str | None, envelope: str | None) -> None:
+        known = method or "the experiment's", envelope or "the experiment's"
+        sub.add_argument("--method", choices=["pchip", "cubic", "akima"], default=method, help=f"of BD-rates (default {known[0]})")
+        sub.add_argument(
+            "--envelope",
+            choices=["error", "pareto", "isotonic"],
+            default=envelope,
+            help=f"for dips (default {known[1]})",
+        )
+
     sub = command("run", _run, "compute what is missing of an experiment, then its tables and report")
     experiment(sub)
     working(sub)
@@ -97,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "write a run's BD table, curves and report anew from its scores.csv")
     sub.add_argument("run", type=Path, metavar="RUN")
     sub.add_argument("--anchor", help="another anchor than the experiment's")
+    interpolation(sub, None, None)
     sub.add_argument("--bundle", action="store_true", help="also bundle/: tables, CSVs, figures as PNG, SVG and PDF, provenance")
     published(sub, "draw curves that papers report, dashed, in no table")
     sub = command("compare", _compare, "what moved between two runs, and which codec, weight, library, image or setting moved it")
@@ -105,8 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bdrate", _bdrate, "BD-rate table of a CSV: scores.csv, or columns codec, bpp and one a metric")
     sub.add_argument("curves", type=Path, metavar="CURVES.csv")
     sub.add_argument("--anchor", required=True)
-    sub.add_argument("--method", choices=["pchip", "cubic", "akima"], default="pchip", help="interpolation (default pchip)")
-    sub.add_argument("--envelope", choices=["error", "pareto", "isotonic"], default="pareto", help="for dips (default pareto)")
+    interpolation(sub, "pchip", "pareto")
     sub.add_argument("--lower-is-better", nargs="*", default=[], metavar="METRIC", help="metrics of which less is better")
     published(sub, "let curves that papers report take part")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="write bdrate.csv and report/ with all tables and curves there")
@@ -221,7 +231,7 @@ def _report(options: argparse.Namespace) -> int:
     from icmbench.harness.show import show_bdrate
     from icmbench.harness.tables import bundle, derive, recorded
 
-    material = recorded(options.run, options.anchor, options.published)
+    material = recorded(options.run, options.anchor, options.published, options.method, options.envelope)
     bdrate, report = derive(options.run, material)
     show_bdrate(material.heading.only_primary(bdrate))
     print(f"report: {report}")

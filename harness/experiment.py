@@ -59,6 +59,7 @@ class Experiment(Block):
     shard_size: images of one unit of work and of resume; lower it for codecs of minutes an image.
     fail_on_error: True, or how many images (from 1 on), or which share of them (below 1), may fail; they leave every codec's score.
     bootstrap: replicates of the images behind the 95% intervals; 0 for none.
+    method, envelope: of BD-rates, as of results/bd.py.
     published: files of curves that papers report, drawn dashed; `true` stands for those that come with icmbench.
     timeout: seconds that a codec and all tasks may take for one image, in worker processes.
     """
@@ -74,6 +75,8 @@ class Experiment(Block):
     fail_on_error: bool | int | float = True
     timeout: float | None = Field(None, gt=0)
     bootstrap: int = Field(200, ge=0, le=100_000)
+    method: Literal["pchip", "cubic", "akima"] = "pchip"
+    envelope: Literal["error", "pareto", "isotonic"] = "pareto"
     published: list[Literal[True] | Path] = Field(default_factory=list)
     folder: Path = Field(Path(), exclude=True)  # of the file: relative paths start here
 

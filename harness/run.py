@@ -90,7 +90,7 @@ def run(experiment: Experiment, out: str | Path, how: How = How(), source: Path 
     replicates = resampling.finish() if resampling else {}
     scores, missing = with_intervals(found.frame, replicates), found.missing
     anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None  # it may be among the missing
-    heading = Heading(experiment.name, anchor, primary_metrics(bench))
+    heading = Heading(experiment.name, anchor, primary_metrics(bench), experiment.method, experiment.envelope)
     shown = entries(bench, scores, found.failed, how.images, read_json(store, PICTURES))
     store.write_json(PICTURES, shown)
     parts = bit_split(bench)

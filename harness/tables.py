@@ -15,6 +15,7 @@ from icmbench.harness.errors import UserError
 from icmbench.harness.resampling import load
 from icmbench.harness.store import Store
 from icmbench.results.analyses import COLUMNS
+from icmbench.results.bd import Envelope, Method
 from icmbench.results.bundle import write_bundle
 from icmbench.results.published import reported_curves
 from icmbench.results.report import write_report
@@ -33,6 +34,8 @@ class Heading:
     title: str
     anchor: str | None
     primary: Mapping[str, str]
+    method: Method = "pchip"
+    envelope: Envelope = "pareto"
 
     def only_primary(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of each task's primary metric."""
@@ -58,7 +61,7 @@ class Material:
 def derive(folder: Path, material: Material) -> tuple[pd.DataFrame, Path]:
     """Write bdrate.csv and report/; return the BD frame and the path of the report. Raises ScoresError for an unknown anchor."""
     m = material
-    bdrate = bdrate_frame(m.scores, m.heading.anchor, replicates=m.replicates)
+    bdrate = bdrate_frame(m.scores, m.heading.anchor, m.heading.method, m.heading.envelope, replicates=m.replicates)
     write_csv(bdrate, folder / "bdrate.csv")
     meta = {"title": m.heading.title, "primary": dict(m.heading.primary)}
     return bdrate, write_report(folder, m.scores, bdrate, meta, m.reported, m.own, m.pictures)
@@ -69,7 +72,7 @@ def bundle(folder: Path, material: Material, bdrate: pd.DataFrame) -> Path:
     inputs = [folder / "scores.csv", *folder.glob("experiment.yaml"), *sorted(folder.glob("replicates/*.parquet"))]
     facts = {
         **read_json(Store(folder), "environment.json"),
-        "bd": {"method": "pchip", "envelope": "pareto", "anchor": material.heading.anchor},
+        "bd": {"method": material.heading.method, "envelope": material.heading.envelope, "anchor": material.heading.anchor},
         "bootstrap": {label: int(frame["replicate"].max()) for label, frame in material.replicates.items()},
         "inputs": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs},
     }
@@ -78,21 +81,31 @@ def bundle(folder: Path, material: Material, bdrate: pd.DataFrame) -> Path:
     return folder / "bundle"
 
 
-def recorded(folder: Path, anchor: str | None = None, published: Sequence[str] | None = None) -> Material:
-    """What a finished run left. anchor: instead of the experiment's. published: as of `gather_published`, beside the run's."""
+def recorded(
+    folder: Path,
+    anchor: str | None = None,
+    published: Sequence[str] | None = None,
+    method: Method | None = None,
+    envelope: Envelope | None = None,
+) -> Material:
+    """What a finished run left.
+
+    anchor, method, envelope: instead of the experiment's. published: as of `gather_published`, beside the run's.
+    """
     try:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         experiment = environment["experiment"]
         title, own_anchor, primary = experiment["name"], experiment["anchor"], environment["primary"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
+    bd = method or experiment.get("method", "pchip"), envelope or experiment.get("envelope", "pareto")
     scores = read_scores(folder / "scores.csv")
     own_anchor = own_anchor if own_anchor in set(scores["codec"]) else None  # it may be among the missing
     kept = [reported_curves(folder / PUBLISHED)] if (folder / PUBLISHED).is_file() else []
     more = [] if published is None else [gather_published(published)]
     return Material(
         scores,
-        Heading(title, anchor or own_anchor, primary),
+        Heading(title, anchor or own_anchor, primary, *bd),
         {label: frame.drop(columns="key") for label, frame in load(Store(folder)).items()},
         analyses(folder),
         pd.concat([*kept, *more], ignore_index=True).drop_duplicates() if kept or more else None,
@@ -111,7 +124,7 @@ def analyses(folder: Path) -> dict[str, pd.DataFrame]:
     for path in sorted(folder.glob("analyses/*.csv")):
         if path.stem not in COLUMNS:
             raise UserError(f"{path}: no such analysis; the names are {', '.join(COLUMNS)}")
-        text = dict.fromkeys(("codec", "point", "image", "part", "side"), str)
+        text = dict.fromkeys(("codec", "point", "image", "part", "stage"), str)
         found[path.stem] = pd.read_csv(path, dtype=text, keep_default_na=False)
     return found
 

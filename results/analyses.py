@@ -1,11 +1,14 @@
 """Figures and tables of a codec's own analyses, which it hands over as data frames.
 
-Columns, all of them required; a point is what the codec calls its rate point:
+Columns, all of them required; others may stand beside them, as in the frames of `icmbench.codecs.diffusion.analyses`; a point is
+what the codec calls its rate point:
 
     bit-split    codec, point, part, bits             mean bits of an image by part of the stream (from `rate_breakdown`)
     bit-map      codec, point, image, row, column, bits   bits spent on each place of the latent, row and column from 0
     energy       codec, point, channel, energy        mean energy (variance) of each latent channel, channels from 1
-    complexity   codec, side, part, parameters, macs  networks of each side (encode, decode), multiply-accumulates of an image
+    complexity   codec, stage, part, parameters, gmac     networks of each stage (encode, decode), 10**9 multiply-accumulates
+
+Parts of a stream whose maps differ in `stride`, the pixels along a side of a place, are laid over one another.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -27,7 +31,7 @@ COLUMNS = {
     "bit-split": ["codec", "point", "part", "bits"],
     "bit-map": ["codec", "point", "image", "row", "column", "bits"],
     "energy": ["codec", "point", "channel", "energy"],
-    "complexity": ["codec", "side", "part", "parameters", "macs"],
+    "complexity": ["codec", "stage", "part", "parameters", "gmac"],
 }
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||", "---")
 FILLS: Sequence[str] = [colour for colour in COLOURS if colour != INK]
@@ -68,15 +72,14 @@ def bit_map(maps: pd.DataFrame, theme: Theme = PRINT) -> Figure:
     """
     _require(maps, "bit-map")
     panels = [*maps.groupby(["codec", "point", "image"], sort=False)][:PANELS]
-    norm = Normalize(0, max(float(rows["bits"].max()) for _, rows in panels))
+    grids = [_grid(rows) for _, rows in panels]
+    norm = Normalize(0, max(float(grid.max()) for grid in grids))
     with mpl.rc_context(settings(theme)):
         columns = min(len(panels), 3)
         lines = -(-len(panels) // columns)
         figure = Figure(figsize=(1.0 + 2.4 * columns, 0.3 + 2.0 * lines), dpi=72, layout="constrained", facecolor=theme.face)
         places = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes, (name, rows) in zip(places, panels, strict=False):
-            grid = np.full((int(rows["row"].max()) + 1, int(rows["column"].max()) + 1), np.nan)
-            grid[rows["row"].astype(int), rows["column"].astype(int)] = rows["bits"]
+        for axes, (name, _), grid in zip(places, panels, grids, strict=False):
             axes.imshow(grid, cmap="cividis", norm=norm, interpolation="nearest")
             axes.set_title(shown(f"{name[0]} {name[1]}\n{name[2]}"), fontsize="small")
         for axes in places:
@@ -84,6 +87,19 @@ def bit_map(maps: pd.DataFrame, theme: Theme = PRINT) -> Figure:
         figure.colorbar(ScalarMappable(norm, "cividis"), ax=[*places], pad=0.02, label="bits a latent place")
         settle(figure)
         return figure
+
+
+def _grid(rows: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """The bits of one image at each place of the finest part, those of a coarser place spread evenly, float64 (rows, columns)."""
+    stride = rows["stride"] if "stride" in rows else pd.Series(1, rows.index)
+    layers = []
+    for size, part in rows.groupby(stride):
+        layer = np.zeros((int(part["row"].max()) + 1, int(part["column"].max()) + 1))
+        np.add.at(layer, (part["row"].to_numpy(int), part["column"].to_numpy(int)), part["bits"])
+        times = int(size // stride.min())  # type: ignore[operator]
+        layers.append(np.kron(layer / times**2, np.ones((times, times))))
+    height, width = layers[0].shape
+    return np.sum([np.pad(layer, ((0, height), (0, width)))[:height, :width] for layer in layers], axis=0)
 
 
 def energy_shares(energy: pd.DataFrame, theme: Theme = PRINT) -> Figure:
@@ -110,19 +126,19 @@ def energy_shares(energy: pd.DataFrame, theme: Theme = PRINT) -> Figure:
 
 
 def complexity_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text table of parameters and multiply-accumulates by codec, side and part, with each side's sum. After SLIM, table 3.
+    """Text table of parameters and multiply-accumulates by codec, stage and part, with each stage's sum. After SLIM, table 3.
 
     Raises ScoresError.
     """
     _require(frame, "complexity")
     rows = []
-    for (codec, side), parts in frame.groupby(["codec", "side"], sort=False):
-        sums = parts[["parameters", "macs"]].sum()
-        listed = [(part.part, part.parameters, part.macs) for part in parts.itertuples()]
-        listed += [("all", sums["parameters"], sums["macs"])] if len(parts) > 1 else []
+    for (codec, stage), parts in frame.groupby(["codec", "stage"], sort=False):
+        sums = parts[["parameters", "gmac"]].sum()
+        listed = [(part.part, part.parameters, part.gmac) for part in parts.itertuples()]
+        listed += [("all", sums["parameters"], sums["gmac"])] if len(parts) > 1 else []
         rows += [
-            {"Codec": codec, "Side": side, "Part": part, "Parameters (M)": f"{n / 1e6:.2f}", "MACs (G)": f"{macs / 1e9:.2f}"}
-            for part, n, macs in listed
+            {"Codec": codec, "Stage": stage, "Part": part, "Parameters (M)": f"{n / 1e6:.2f}", "MACs (G)": f"{gmac:.2f}"}
+            for part, n, gmac in listed
         ]
     return pd.DataFrame(rows)
 

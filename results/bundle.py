@@ -17,7 +17,7 @@ from icmbench.results.correlation import correlation_frame
 from icmbench.results.published import reported_tables
 from icmbench.results.report import write_figures
 from icmbench.results.scores import normalise
-from icmbench.results.tables import mean_frame, rate_frame
+from icmbench.results.tables import declared, mean_frame, rate_frame
 from icmbench.results.writers import write_csv, write_tables, write_text
 
 
@@ -42,7 +42,7 @@ def write_bundle(
     frames = {
         "scores": scores,
         "bdrate": bdrate,
-        "rates": rate_frame(scores),
+        "rates": rate_frame(scores, declared(bdrate)[1]),
         "means": mean_frame(bdrate),
         "correlation": correlation_frame(scores),
         **(own or {}),

@@ -20,17 +20,23 @@ from icmbench.results import curves
 from icmbench.results.figures import extra_figures
 from icmbench.results.published import with_reported
 from icmbench.results.scores import LAYER, UNCOMPRESSED, Key, by_reference, codecs, keys, normalise, primary_keys
-from icmbench.results.tables import LIMITED, mean_frame, rate_frame, signed
+from icmbench.results.tables import LIMITED, declared, mean_frame, rate_frame, signed
 from icmbench.results.writers import TITLES, checks, details, extra_tables, means_table, overview, scores_table, write_tables
 
 TEXT = (
-    "Codec", "Point", "Dataset", "Task", "Model", "Metric", "Unit", "Realisation", "Datasets", "Side", "Part", "Closest layer",
+    "Codec", "Point", "Dataset", "Task", "Model", "Metric", "Unit", "Realisation", "Datasets", "Stage", "Part", "Closest layer",
 )  # fmt: skip  # all else lines up on the right
 LEADS = {
     "labels": "Task models on the reconstructions, scored against the datasets' labels.",
     "source": "Reconstructions compared with the images that were coded.",
     "original": "Task models on the reconstructions, scored against what the same models find on the uncompressed images. "
     "This is agreement, not accuracy: do not compare it with scores against labels.",
+}
+
+ENVELOPES = {
+    "pareto": "the Pareto envelope of its points: one that costs more and is no better is dropped",
+    "isotonic": "the closest rising curve: points that dip are moved",
+    "error": "its points as they are: one that dips refuses the number",
 }
 
 
@@ -60,7 +66,8 @@ def write_report(
     looks = curves.styles(codecs(drawn))
     chosen = primary_keys(scores, primary)
     names = _stems(chosen)
-    rates = rate_frame(scores)
+    method, envelope = declared(bdrate)
+    rates = rate_frame(scores, envelope)
     write_figures(folder, scores, bdrate, primary, reported, own, (".png", ".svg"))
     write_tables(scores, bdrate, folder, primary, own)
     on_page = extra_figures(_shown_rows(scores, chosen), bdrate, own, curves.PAGE)
@@ -74,6 +81,8 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=curves.shown(str(meta.get("title") or Path(run_folder).name)),
         anchor=str(bdrate["anchor"].iloc[0]) if len(bdrate) else None,
+        method=method,
+        envelope=ENVELOPES[envelope],
         limited=LIMITED if scores["limited"].any() else "",
         facts=_facts(scores),
         codecs=[(k, name, Markup(curves.swatch(look))) for k, (name, look) in enumerate(looks.items())],

@@ -16,7 +16,7 @@ from icmbench.results.scores import Key, ScoresError, ceiling, codecs, curve, ke
 BDRATE = [
     "codec", "anchor", "dataset", "task", "model", "metric", "bd_rate_percent", "bd_quality", "overlap", "low", "high", "note",
     "reference", "quality_low", "quality_high", "undefined", "pchip", "cubic", "akima", "spread", "interval_low", "interval_high",
-    "anchor_points", "test_points", "anchor_inside", "test_inside",
+    "anchor_points", "test_points", "anchor_inside", "test_inside", "method", "envelope",
 ]  # fmt: skip
 MEANS = ["codec", "anchor", "task", "model", "metric", "bd_rate_percent", "datasets", "note", "reference"]
 RATES = ["codec", "dataset", "task", "model", "metric", "ceiling", "share", "rate", "note", "reference"]
@@ -72,6 +72,7 @@ def bdrate_frame(
                     "bd_quality": _nan(result.bd_quality),
                     "overlap": _nan(result.overlap),
                     **_checks(result),
+                    **{"method": method, "envelope": envelope},
                     **({} if bars is None else {name: bars[name] for name in INTERVALS}),
                     "note": "; ".join((*_notes(key, result, {str(anchor): base, codec: points}), *_interval_note(bars))),
                 }
@@ -101,6 +102,11 @@ def mean_frame(bdrate: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(records, columns=MEANS)
+
+
+def declared(bdrate: pd.DataFrame) -> tuple[Method, Envelope]:
+    """The interpolation and the envelope behind a BD frame; those of `bdrate_frame` where it has no rows."""
+    return (bdrate["method"].iloc[0], bdrate["envelope"].iloc[0]) if len(bdrate) else ("pchip", "pareto")
 
 
 def rate_frame(scores: pd.DataFrame, envelope: Envelope = "pareto", shares: Sequence[float] = SHARES) -> pd.DataFrame:

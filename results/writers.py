@@ -11,7 +11,7 @@ import pandas as pd
 from icmbench.results.analyses import complexity_table
 from icmbench.results.correlation import correlation_frame, correlation_table
 from icmbench.results.scores import UNCOMPRESSED, Key, by_reference, normalise, primary_keys
-from icmbench.results.tables import LIMITED, mean_frame, rate_frame, share_text, signed
+from icmbench.results.tables import LIMITED, declared, mean_frame, rate_frame, share_text, signed
 
 TITLES = {
     "labels": "Accuracy against labels",
@@ -81,7 +81,7 @@ def bdrate_tables(
     scores: pd.DataFrame, bdrate: pd.DataFrame, primary: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Titled tables of text: an overview of the primary metrics, every number with its note, and means, block by block."""
-    means, rates = mean_frame(bdrate), rate_frame(scores)
+    means, rates = mean_frame(bdrate), rate_frame(scores, declared(bdrate)[1])
     for reference, block in by_reference(primary_keys(scores, primary)):
         name = TITLES.get(reference, "Scores")
         anchor = bdrate["anchor"].iloc[0] if len(bdrate) else None

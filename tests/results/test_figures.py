@@ -87,6 +87,12 @@ def test_bit_maps_share_one_scale_and_show_every_place():
     assert images[1].get_array()[1, 2] == 10 and images[0].norm is images[1].norm and images[0].norm.vmax == 10
     with pytest.raises(ScoresError, match="missing: row, column"):
         bit_map(pd.DataFrame(rows, columns=["codec", "point", "image", "y", "x", "bits"]))
+    coarse = pd.DataFrame(
+        [("slim", "1", "a.png", 0, 0, 12.0, 64)], columns=["codec", "point", "image", "row", "column", "bits", "stride"]
+    )
+    fine = pd.DataFrame(rows[:6], columns=["codec", "point", "image", "row", "column", "bits"]).assign(stride=32)
+    both = bit_map(pd.concat([fine, coarse])).axes[0].images[0].get_array()
+    np.testing.assert_allclose(both, [[3, 4, 2], [6, 7, 5]])
 
 
 def test_energy_shares_add_up():
@@ -97,10 +103,10 @@ def test_energy_shares_add_up():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cadc\n0", "cadc\n1"]
 
 
-def test_complexity_is_summed_by_side():
-    encode = [("slim", "encode", "vae", 34e6, 5e11), ("slim", "encode", "lfgcm", 51.49e6, 1e11)]
-    rows = [*encode, ("slim", "decode", "unet", 866e6, 2e12)]
-    table = complexity_table(pd.DataFrame(rows, columns=["codec", "side", "part", "parameters", "macs"]))
+def test_complexity_is_summed_by_stage():
+    encode = [("slim", "encode", "vae", 34e6, 500.0), ("slim", "encode", "lfgcm", 51.49e6, 100.0)]
+    rows = [*encode, ("slim", "decode", "unet", 866e6, 2000.0)]
+    table = complexity_table(pd.DataFrame(rows, columns=["codec", "stage", "part", "parameters", "gmac"]))
     assert table["Part"].tolist() == ["vae", "lfgcm", "all", "unet"]
     assert table.loc[2, ["Parameters (M)", "MACs (G)"]].tolist() == ["85.49", "600.00"]
 
