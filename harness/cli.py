@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     published(sub, "let curves that papers report take part")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="write bdrate.csv and report/ with all tables and curves there")
     sub = command("list", _list, "what can be named in an experiment file")
-    sub.add_argument("kind", nargs="?", choices=["codecs", "tasks", "datasets", "models"])
+    sub.add_argument("kind", nargs="?", choices=["codecs", "tasks", "datasets", "models", "recipes"])
     for name, function, about in (("encode", _encode, "an image to a stream"), ("decode", _decode, "a stream to an image")):
         sub = command(name, function, about)
         sub.add_argument("--codec", metavar="NAME", required=name == "encode")
@@ -130,8 +130,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("input", type=Path, metavar="IN")
         sub.add_argument("output", type=Path, metavar="OUT")
     sub = command("train", _train, "train a codec or a backbone by a recipe; goes on where it stopped")
-    sub.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    sub.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="a file, or a name out of `icmbench list recipes`")
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/<name>)")
+    sub.add_argument("--write", type=Path, metavar="FILE", help="train nothing, but write the named recipe into a file to edit")
     sub = command("pack", _pack, "streams of one codec of a run in one file, for runs that then need not encode")
     verbs = sub.add_subparsers(required=True, metavar="VERB", dest="verb")
     verb = verbs.add_parser("export", help="write a run's streams of one codec; name the file as the codec's `pack` elsewhere")
@@ -276,10 +277,11 @@ def _bdrate(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from icmbench.harness.doctor import entries
     from icmbench.harness.plugins import KINDS
+    from icmbench.harness.recipe import entries as recipes
 
-    for kind in [options.kind] if options.kind else KINDS:
+    for kind in [options.kind] if options.kind else [*KINDS, "recipes"]:
         print(f"{kind}:" if not options.kind else "", end="\n" if not options.kind else "")
-        found = entries(kind)
+        found = recipes() if kind == "recipes" else entries(kind)
         width = max((len(entry.name) for entry in found), default=0)
         for entry in found:
             print(f"  {entry.name:<{width}}  {entry.summary}")
@@ -289,11 +291,16 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from icmbench.harness.recipe import load_recipe
+    from icmbench.harness import recipe as recipes
+
+    if options.write is not None:
+        recipes.write(str(options.recipe), options.write)
+        print(f"{options.write}: set its paths, then icmbench train {options.write}")
+        return 0
     from icmbench.harness.store import safe_name
     from icmbench.harness.training import train
 
-    recipe = load_recipe(options.recipe)
+    recipe = recipes.load_recipe(options.recipe)
     print(f"weights: {train(recipe, options.out or Path('runs') / safe_name(recipe.name))}")
     return 0
 

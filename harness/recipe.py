@@ -18,7 +18,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from icmbench.codecs import training
 from icmbench.harness.blocks import Block, load_block
+from icmbench.harness.doctor import Entry
+from icmbench.harness.errors import UserError, unknown
+
+RECIPES = Path(training.__file__).with_name("recipes")  # with the papers' settings
 
 
 class ValidationBlock(Block):
@@ -64,6 +69,40 @@ class Recipe(Block):
         return self
 
 
+def shipped() -> dict[str, Path]:
+    """The recipes that come with this package, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def entries() -> list[Entry]:
+    """The shipped recipes as `icmbench list` shows them: by the comment that each begins with."""
+    return [
+        Entry("recipes", name, path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# "), "", "")
+        for name, path in shipped().items()
+    ]
+
+
+def write(name: str, path: Path) -> None:
+    """A shipped recipe as a file of the user's. UserError where there is no such recipe, or such a file already."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_named(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the recipe ({error.strerror}): name another file") from None
+
+
+def _named(name: str) -> Path:
+    found = shipped()
+    if name not in found:
+        raise UserError(unknown("recipe", name, found))
+    return found[name]
+
+
 def load_recipe(path: Path) -> Recipe:
-    """Read and validate a recipe file. Raises UserError with one sentence."""
-    return load_block(Recipe, path, "recipe file")
+    """Read and validate a recipe file, or a shipped recipe by its name, whose relative paths start at the working directory.
+
+    Raises UserError with one sentence.
+    """
+    if path.suffix or len(path.parts) > 1 or path.is_file():
+        return load_block(Recipe, path, "recipe file")
+    return load_block(Recipe, _named(str(path)), "recipe file").model_copy(update={"folder": Path.cwd()})

@@ -1,7 +1,7 @@
 """Runs a recipe: checks all of it, then trains stage after stage, point after point, and codes validation images for real.
 
-    RUN/<stage>[-lambda<point>]/   checkpoint.pt, log.jsonl, tensorboard/, weights.safetensors once done
-    RUN/export/                    the files that the codec loads
+RUN/<stage>[-lambda<point>]/   checkpoint.pt, log.jsonl, tensorboard/, weights.safetensors once done
+RUN/export/                    the files that the codec loads
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ GIVEN = ("point", "device")
 class Leg:
     """One stage of one point, or of all where it is shared."""
 
+    name: str
     folder: Path
     stage: Stage
     point: float | None
@@ -51,10 +52,11 @@ def train(recipe: Recipe, out: Path) -> Path:
     data = Crops(**bind(Crops, recipe.data, "data", recipe.folder, given=("seed",)), seed=recipe.seed)
     validate = _validation(recipe, kind)
     accelerator = loop.accelerator(recipe.precision)
+    identities = {leg.folder: json.dumps(_identity(recipe, leg), sort_keys=True, default=str) for leg in legs}
+    legs = [leg for leg in legs if not loop.finished(leg.folder, identities[leg.folder])]
+    for leg in {leg.name: leg for leg in legs[1:]}.values():  # the first is built at once
+        loop.built(functools.partial(_build, kind, leg), data, leg.stage, str(accelerator.device))
     for leg in legs:
-        identity = json.dumps(_identity(recipe, leg), sort_keys=True, default=str)
-        if loop.finished(leg.folder, identity):
-            continue
         with Bar(leg.folder.name, leg.stage.steps * leg.stage.batch * leg.stage.accumulate * accelerator.num_processes) as bar:
             loop.train(
                 functools.partial(_build, kind, leg),
@@ -63,7 +65,7 @@ def train(recipe: Recipe, out: Path) -> Path:
                 leg.folder,
                 accelerator=accelerator,
                 seed=recipe.seed,
-                identity=identity,
+                identity=identities[leg.folder],
                 start=leg.start,
                 export=out / "export" if leg.last else None,
                 validate=validate and functools.partial(validate, leg.point),
@@ -97,7 +99,7 @@ def _legs(recipe: Recipe, kind: Any, out: Path) -> Iterator[Leg]:
             label = "" if shared or point is None else f"-lambda{point:g}"
             folder = out / f"{block['name']}{label}"
             start = before[points[0]] if shared else before[point]
-            yield Leg(folder, stage, point, options, start, index == len(recipe.stages) - 1)
+            yield Leg(block["name"], folder, stage, point, options, start, index == len(recipe.stages) - 1)
             for served in points if shared else [point]:
                 before[served] = folder / "weights.safetensors"
 

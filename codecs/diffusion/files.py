@@ -84,6 +84,8 @@ class Files:
         """The backbone's file or folder; None for random weights. CodecError as for `point`."""
         if self.backbone is not None:
             here = Path(self.backbone).expanduser()
+            if not here.exists() and here.suffix in (".ckpt", ".safetensors"):
+                raise CodecError(f"backbone: no such file: {here.absolute()}; put it there, or set `backbone` to where it is")
             return here if here.exists() else _hub_folder(self.backbone, [*SD_FOLDERS.values(), "scheduler"], "backbone")
         if self.weights == "random":
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ class Crops(Dataset[dict[str, Any]]):
 
     images: the folder; an image's id is its path below it. crop: sides in pixels. resize: the short side is first resized to a
     length drawn from this range (Diff-ICMH: [512, 640]); else images keep their size, and those below `crop` are enlarged to it.
-    flip: mirror half of them. captions: JSON {image id: caption, or a list to draw from}. tags: JSON {image id: [tag, ...]}, as in
-    the codecs' option. masks: a folder of grey pictures <image id without suffix>.png of the photographs' sizes, 255 for the region
-    of interest. labels: JSON {image id: class index}. pool: draw only so many crops and keep them in memory; 0 for a fresh one at
-    every step. limit: only the first images. seed: of all that is drawn. CodecError where there is no image, or one without its
-    text, mask or label.
+    centre: crop in the middle, not at a place drawn. flip: mirror half of them. captions: JSON {image id: caption, or a list to
+    draw from}. tags: JSON {image id: [tag, ...]}, as in the codecs' option. masks: a folder of grey pictures <image id without
+    suffix>.png of the photographs' sizes, 255 for the region of interest. labels: JSON {image id: class index}. pool: draw only so
+    many crops and keep them in memory; 0 for a fresh one at every step. limit: only the first images. seed: of all that is drawn.
+    CodecError where there is no image, or one without its text, mask or label.
     """
+
+    source: ClassVar[str] = "Put it there, or name another"  # the end of a sentence on what is missing
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Crops(Dataset[dict[str, Any]]):
         *,
         crop: int = 256,
         resize: tuple[int, int] | None = None,
+        centre: bool = False,
         flip: bool = True,
         captions: Path | None = None,
         tags: Path | None = None,
@@ -61,7 +64,7 @@ class Crops(Dataset[dict[str, Any]]):
         if not self.paths:
             raise CodecError(f"there are no photographs in {images}: name a folder of {', '.join(SUFFIXES)} files")
         self.ids = list(self.paths)
-        self.crop, self.resize, self.flip, self.seed = crop, resize, flip, seed
+        self.crop, self.resize, self.centre, self.flip, self.seed = crop, resize, centre, flip, seed
         texts = captions or tags
         self.texts = None if texts is None else _texts(texts, self.ids, tags is not None)
         self.masks = None if masks is None else _masks(masks, self.ids)
@@ -105,7 +108,8 @@ class Crops(Dataset[dict[str, Any]]):
             size = (max(self.crop, round(photo.width * scale)), max(self.crop, round(photo.height * scale)))
             photo = photo.resize(size, Pillow.Resampling.BICUBIC)
             mask = mask and mask.resize(size, Pillow.Resampling.BILINEAR)
-        left, top = (int(rng.integers(0, side - self.crop + 1)) for side in photo.size)
+        places = [side - self.crop for side in photo.size]
+        left, top = (place // 2 if self.centre else int(rng.integers(0, place + 1)) for place in places)
         box, mirrored = (left, top, left + self.crop, top + self.crop), self.flip and rng.random() < 0.5
         sample: dict[str, Any] = {"pixels": _tensor(photo.crop(box), mirrored), "slot": slot, "text": ""}
         if mask is not None:

@@ -117,16 +117,9 @@ def train(
     start: weights of an earlier stage to begin with. export: where the codec's files go. CodecError where a loss is not finite.
     """
     torch.manual_seed(seed)
-    objective = build(str(accelerator.device))
-    if data.crop % objective.pad:
-        raise CodecError(f"data.crop: this objective takes multiples of {objective.pad} pixels, not {data.crop}")
-    if missing := objective.needs - data.brings:
-        remedy = {"text": "captions or tags", "mask": "masks", "label": "labels"}
-        raise CodecError(f"this objective needs {', '.join(remedy[need] for need in sorted(missing))}: set them in data")
+    objective = built(build, data, stage, str(accelerator.device))
     if start is not None:
         _begin_with(objective, start)
-    if stage.only is not None:
-        _freeze_others(objective, stage.only)
     nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
     run = _Run(objective.train(), stage, folder, accelerator, json.loads(identity))
     first = run.resume()
@@ -147,6 +140,19 @@ def train(
     run.finish(export)
 
 
+def built(build: Callable[[str], Objective], data: Crops, stage: Stage, device: str) -> Objective:
+    """A stage's objective, with all that its losses look through. CodecError where that, the data or the stage do not suit."""
+    objective = build(device)
+    if data.crop % objective.pad:
+        raise CodecError(f"data.crop: this objective takes multiples of {objective.pad} pixels, not {data.crop}")
+    if missing := objective.needs - data.brings:
+        remedy = {"text": "captions or tags", "mask": "masks", "label": "labels"}
+        raise CodecError(f"this objective needs {', '.join(remedy[need] for need in sorted(missing))}: set them in data")
+    if stage.only is not None:
+        _freeze_others(objective, stage.only)
+    return objective
+
+
 class _Run:
     """The state of one stage."""
 
@@ -162,7 +168,7 @@ class _Run:
         self._log: Any = None
 
     def step(self, step: int, batches: list[dict[str, Any]], seed: int) -> dict[str, float]:
-        """One step of the optimiser; its terms, averaged over its batches."""
+        """One step of the optimiser; its terms, averaged over the batches of all processes."""
         accelerator, sums = self.accelerator, dict[str, float]()
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * self.stage.factor(step)
@@ -176,6 +182,8 @@ class _Run:
                 accelerator.backward(loss / len(batches))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batches)
+        averaged: Any = accelerator.reduce(torch.tensor(list(sums.values()), device=accelerator.device), "mean")
+        sums = dict(zip(sums, averaged.tolist()))
         if bad := [name for name, value in sums.items() if not math.isfinite(value)]:
             raise CodecError(f"{', '.join(bad)} is no finite number at step {step}: lower lr, and begin {self.folder} anew")
         accelerator.unscale_gradients()

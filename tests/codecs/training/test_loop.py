@@ -1,0 +1,163 @@
+"""What the loop adds to an objective: accumulated, averaged, in low precision, in several processes, logged, validated."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from icmbench.codecs.training import loop
+from icmbench.codecs.training.data import Crops
+from icmbench.codecs.training.objective import Objective
+
+STEPS = 6
+
+
+class Greys(Objective):
+    """A mixture of the colours that is near their mean: no noise, so that runs can be compared."""
+
+    def __init__(self, device):
+        super().__init__(None, device)
+        self.mix = torch.nn.Conv2d(3, 1, 1).to(device)
+        self.weights = {"mse": 1.0}
+
+    def forward(self, batch):
+        pixels = self.pixels(batch)
+        return {"mse": (self.mix(pixels).float() - pixels.mean(1, keepdim=True)).square().mean()}
+
+    def export(self, folder):
+        save_file({key: value.clone() for key, value in self.state_dict().items()}, folder / "greys.safetensors")
+
+
+def run(photos, out, precision="no", validate=None, seen=None, **stage):
+    """(log, exported weights); `seen` gets the weights after each step."""
+    made = []
+
+    def build(device):
+        made.append(Greys(device))
+        return made[-1]
+
+    def progress(count):
+        if seen is not None:
+            seen.append({key: value.detach().clone() for key, value in made[-1].state_dict().items()})
+
+    data, settings = Crops(photos, crop=16), loop.Stage(STEPS, lr=1e-2, **stage)
+    loop.train(
+        *(build, data, settings, out),
+        accelerator=loop.accelerator(precision),
+        export=out / "export",
+        validate=validate,
+        progress=progress,
+    )
+    return log(out), load_file(out / "export" / "greys.safetensors")
+
+
+def log(out):
+    return [json.loads(line) for line in (out / loop.LOG).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for k in range(8):
+        pixels = np.random.default_rng(k).integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    return folder
+
+
+def test_accumulated_batches_are_one_larger_batch(photos, tmp_path):
+    (whole, weights), (parts, same) = (run(photos, tmp_path / "a", batch=4), run(photos, tmp_path / "b", batch=1, accumulate=4))
+    assert [row["mse"] for row in whole] == pytest.approx([row["mse"] for row in parts], rel=1e-5)
+    for key in weights:
+        torch.testing.assert_close(weights[key], same[key], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_exported_is_the_moving_average(photos, tmp_path):
+    steps = []
+    _, exported = run(photos, tmp_path, batch=2, ema=0.3, seen=steps)
+    torch.manual_seed(0)
+    expected = dict(Greys("cpu").state_dict())
+    for number, weights in enumerate(steps):  # Izmailov's average, whose decay grows from nothing (diffusers.EMAModel)
+        decay = min(0.3, (1 + number) / (10 + number)) if number else 0.0
+        expected = {key: decay * expected[key] + (1 - decay) * weights[key] for key in expected}
+    for key, value in expected.items():
+        torch.testing.assert_close(exported[key], value, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(exported[key], steps[-1][key])
+
+
+def test_bf16_computes_coarsely_and_keeps_weights_fine(photos, tmp_path):
+    exact, _ = run(photos, tmp_path / "no", batch=4)
+    AcceleratorState._reset_state()  # a process has one precision
+    try:
+        coarse, weights = run(photos, tmp_path / "bf16", "bf16", batch=4)
+    finally:
+        AcceleratorState._reset_state()
+    first, second = ([row["mse"] for row in rows] for rows in (exact, coarse))
+    assert first != second and second == pytest.approx(first, rel=0.05)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_validation_sees_the_average_and_leaves_no_trace(photos, tmp_path):
+    def validate(folder):
+        torch.rand(7)  # as sampling would
+        return {"bias": float(load_file(folder / "greys.safetensors")["mix.bias"])}
+
+    plain, exported = run(photos, tmp_path / "a", batch=2, ema=0.5)
+    checked, same = run(photos, tmp_path / "b", batch=2, ema=0.5, validate=validate, validate_every=3)
+    assert [row for row in checked if "mse" in row] == plain
+    found = {row["step"]: row["validation/bias"] for row in checked if "mse" not in row}
+    assert found.keys() == {2, 5} and found[5] == pytest.approx(float(exported["mix.bias"]))
+    assert all(torch.equal(exported[key], same[key]) for key in exported)
+
+
+def test_tensorboard_reads_the_logs(photos, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows, _ = run(photos, tmp_path, batch=2, validate=lambda folder: {"bpp": 0.25}, validate_every=4)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {"mse", "lr", "validation/bpp"}
+    shown = [(event.step, event.value) for event in board.Scalars("mse")]
+    assert shown == [(row["step"], pytest.approx(row["mse"], rel=1e-6)) for row in rows if "mse" in row]
+    assert [(event.step, event.value) for event in board.Scalars("validation/bpp")] == [(3, 0.25)]
+
+
+def test_two_processes_are_one_with_twice_the_batch(photos, tmp_path):
+    expected, weights = run(photos, tmp_path / "one", batch=4)
+    recipe = {
+        "name": "two",
+        "objective": "elic",
+        "set": {"n": 16, "m": 24, "slices": [8, 16], "context_widths": [16, 12], "parameter_width": 32},
+        "points": [0.032],
+        "data": {"images": str(photos), "crop": 64},
+        "stages": [
+            {"name": "noise", "steps": 3, "batch": 2, "shared": True},
+            {"name": "ste", "steps": 2, "batch": 2, "set": {"latents": "ste"}, "validate_every": 2},
+        ],
+        "validation": {"dataset": {"kind": "images", "images": str(photos), "limit": 1}},
+    }
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", Path(__file__).with_name("two_processes.py")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, photos, path, tmp_path], capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = log(tmp_path / "toy")
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    assert [row["mse"] for row in rows] == pytest.approx([row["mse"] for row in expected], rel=1e-5)
+    exported = load_file(tmp_path / "toy" / "export" / "greys.safetensors")
+    for key, value in weights.items():
+        torch.testing.assert_close(exported[key], value, rtol=1e-4, atol=1e-6)
+    last = log(tmp_path / "recipe" / "ste-lambda0.032")
+    assert [row["step"] for row in last] == [0, 1, 1] and last[-1]["validation/bpp"] > 0
+    assert (tmp_path / "recipe" / "export" / "elic-lambda0.032.safetensors").is_file()

@@ -1,0 +1,196 @@
+"""Each recipe overfits eight photographs, judged term by term on the same draws before and after.
+
+The stages of the shipped recipes at the tiny profile, a few steps of each and one lambda. ICMBENCH_OVERFIT=25 takes 25 times as
+many and two lambdas, asks for more, and prints the tables. Networks of which no package has weights (CLIP, DINOv2) are random
+instances. ICMBENCH_BACKBONE names another backbone than the package's.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from icmbench.codecs.base import compress_all, decompress_all
+from icmbench.codecs.diffusion import backbone, models
+from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
+from icmbench.codecs.diffusion.roi import GradCamMask, efficientnet_lite0
+from icmbench.codecs.training.controlled import ControlledObjective
+from icmbench.codecs.training.data import Crops, collate
+from icmbench.codecs.training.loop import WEIGHTS
+from icmbench.codecs.training.perceptual import perceptual_distance
+from icmbench.harness import plugins
+from icmbench.harness.recipe import RECIPES, Recipe
+from icmbench.harness.training import train
+from icmbench.tasks.datasets.packaged import PackagedPhotos
+
+TIMES = int(os.environ.get("ICMBENCH_OVERFIT", "1"))
+LONG = TIMES > 1
+IMAGES = 8
+SEEN, DRAWS = (8, 3) if LONG else (2, 1)  # photographs that are looked at, and draws of noise
+TINY = {"profile": "tiny", "backbone": BACKBONE}
+LPIPS = "stlpips-alex"
+
+
+@dataclass(frozen=True)
+class Small:
+    """How a recipe is made small. set: its options. crop: side of the photographs. steps: of its two stages. codec: options."""
+
+    set: Mapping[str, Any]
+    points: tuple[float, float]
+    crop: int
+    steps: tuple[int, int]
+    batch: int
+    codec: Mapping[str, Any] = field(default_factory=dict)
+
+
+SMALL = {
+    "elic": Small(
+        {"n": 24, "m": 32, "slices": [8, 8, 16], "context_widths": [32, 24], "parameter_width": 64}, (0.004, 0.032), 64, (16, 8), 8
+    ),
+    "diff-icmh": Small({**TINY}, (2, 8), 64, (8, 4), 8, {"steps": 10, "cfg": 1.0}),
+    "resulic": Small({**TINY, "perceptual": LPIPS, "gain_limit": 4.0}, (1.5, 6), 128, (6, 2), 4, {"cfg": 1.0}),
+    "slim": Small({**TINY, "perceptual": LPIPS, "classifier": "efficientnet-lite0"}, (1, 4), 128, (6, 2), 4, {"cfg": 1.0}),
+    # Distortions weigh 50 times as much as the paper's: a pixel of a tiny latent costs more bits.
+    "cadc": Small(
+        {
+            **{**TINY, "mse": 100.0, "lpips": 50.0, "clip": 5.0, "auxiliary": 50.0, "adversarial": 0.5, "perceptual": LPIPS},
+            **{"clip_source": "random", "discriminator": "random", "captions": "data", "rank_lora": 8},
+        },
+        *((2, 32), 256, (3, 1), 2),
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Eight packaged photographs at each size, with captions, tags, masks, labels, and a backbone."""
+    root = tmp_path_factory.mktemp("eight")
+    photos = PackagedPhotos()
+    ids = photos.annotated("class")[:IMAGES]
+    labels = {i: target["class_index"] for i, target in zip(ids, photos.targets("class", ids))}
+    mask = GradCamMask(efficientnet_lite0)
+    for side in sorted({small.crop for small in SMALL.values()}):
+        for sub in ("photos", "masks"):
+            (root / sub / str(side)).mkdir(parents=True)
+        for k, image_id in enumerate(ids):
+            with Image.open(photos.path(image_id)) as picture:
+                small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            small.save(root / "photos" / str(side) / f"{k}.png")
+            region = Image.fromarray((255 * mask(np.asarray(small))).astype(np.uint8))
+            region.save(root / "masks" / str(side) / f"{k}.png")
+    (root / "captions.json").write_text(json.dumps({f"{k}.png": f"a picture of class {labels[i]}" for k, i in enumerate(ids)}))
+    (root / "tags.json").write_text(json.dumps({f"{k}.png": ["sky", "water"][: k % 3] for k in range(IMAGES)}))
+    (root / "labels.json").write_text(json.dumps({f"{k}.png": labels[i] for k, i in enumerate(ids)}))
+    shipped = Path(os.environ.get("ICMBENCH_BACKBONE", PRETRAINED / "tiny" / BACKBONE))
+    if shipped.is_file():
+        (root / BACKBONE).symlink_to(shipped)
+    else:
+        models.save_backbone(backbone.random("tiny", 1), root / BACKBONE)
+    return root
+
+
+def shortened(folder, name):
+    """The shipped recipe, small. Its points share the first stage."""
+    small = SMALL[name]
+    content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    content["set"] |= small.set
+    content["points"] = small.points if LONG else small.points[:1]
+    files = {key: f"{key}.json" for key in ("tags", "captions", "labels") if key in content["data"]}
+    files |= {"captions": "captions.json"} if content["set"].get("captions") == "data" else {}
+    files |= {"masks": f"masks/{small.crop}"} if "masks" in content["data"] else {}
+    content["data"] = {"images": f"photos/{small.crop}", "crop": small.crop, "flip": False, "pool": IMAGES, **files}
+    for number, stage in enumerate(content["stages"]):
+        for key in ("lr_steps", "point"):
+            stage.pop(key, None)
+        stage |= {"shared": not number, "steps": TIMES * small.steps[number], "batch": small.batch, "lr": (2e-3, 1e-3)[number]}
+        stage |= {"warmup": TIMES // 4, "schedule": "cosine" if number else "constant", "checkpoint_every": 0}
+    return Recipe.model_validate({**content, "folder": folder})
+
+
+@torch.no_grad()
+def judged(objective, data):
+    """Means of the terms over all photographs and some draws of noise, the same for any weights."""
+    objective.eval()
+    rows = []
+    for draw in range(DRAWS):
+        for first in range(0, SEEN, 2):
+            torch.manual_seed(100 * draw + first)
+            terms = objective(collate([data.slot(k) for k in range(first, first + 2)]))
+            rows.append({key: float(value) for key, value in terms.items()})
+    return pd.DataFrame(rows).mean()
+
+
+def coded(recipe, kind, point, weights):
+    """Real bits a pixel, PSNR and LPIPS-like distance of the codec with the weights in a folder."""
+    options = dict(SMALL[recipe.name].codec)
+    if "profile" in recipe.set:
+        options |= {"profile": "tiny", "backbone": str(recipe.folder / BACKBONE)}
+    if recipe.name in ("resulic", "slim"):
+        options["captions"] = recipe.folder / "captions.json"
+    codec = plugins.load("codecs", kind.codec, "objective")(point, weights=weights, device="cpu", **options)
+    paths = [recipe.folder / recipe.data["images"] / f"{k}.png" for k in range(SEEN)]
+    images = [np.asarray(Image.open(path)) for path in paths]
+    streams = compress_all(codec, images, [path.name for path in paths])
+    true, decoded = (
+        torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2).float() / 255 for x in (images, decompress_all(codec, streams))
+    )
+    psnr = -10 * torch.log10((decoded - true).square().mean((1, 2, 3))).mean()
+    with torch.no_grad():
+        distance = perceptual_distance(LPIPS, "cpu")(decoded, true)
+    bits = 8 * sum(map(len, streams))
+    return pd.Series({"bpp": bits / (SEEN * true.shape[2] * true.shape[3]), "psnr": float(psnr), "distance": float(distance)})
+
+
+def overfit(folder, out, name):
+    """(terms, results of the codec) by lambda: before, after, and the terms after with the UNet uncontrolled."""
+    recipe = shortened(folder, name)
+    export = train(recipe, out)
+    kind = plugins.load("training", recipe.objective, "objective")
+    stage = recipe.stages[-1]
+    options = {**recipe.set, **stage.get("set", {})}
+    options |= {"backbone": folder / BACKBONE} if "backbone" in options else {}
+    data = Crops(**{key: folder / value if isinstance(value, str) else value for key, value in recipe.data.items()})
+    terms, codes = {}, {}
+    for point in recipe.points:
+        torch.manual_seed(recipe.seed)
+        objective = kind(point, **options)
+        start = out / f"start-lambda{point:g}"
+        start.mkdir()
+        objective.export(start)
+        terms[point, "start"], codes[point, "start"] = judged(objective, data), coded(recipe, kind, point, start)
+        objective.load_state_dict(load_file(out / f"{stage['name']}-lambda{point:g}" / WEIGHTS))
+        terms[point, "end"], codes[point, "end"] = judged(objective, data), coded(recipe, kind, point, export)
+        if isinstance(objective, ControlledObjective):
+            base = objective.base
+            objective.predict = lambda x, t, context, hint, base=base: base.eps(x, t, context).float()
+            terms[point, "uncontrolled"] = judged(objective, data)
+    return pd.DataFrame(terms), pd.DataFrame(codes)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_eight_photographs(folder, tmp_path, name):
+    begun = time.process_time()
+    terms, codes = overfit(folder, tmp_path, name)
+    seconds = time.process_time() - begun
+    print(f"\n{name}, {seconds:.0f} CPU seconds\n{terms.round(4).to_string()}\n{codes.round(4).to_string()}", flush=True)
+    distortions = [term for term in ("mse", "latent", "guide", "semantic", "lpips", "clip") if term in terms.index]
+    for point in codes.columns.unique(0):
+        start, end = terms[point, "start"], terms[point, "end"]
+        assert all(end[term] < start[term] for term in distortions), point
+        if "uncontrolled" in terms[point]:
+            assert end["eps"] < terms[point, "uncontrolled"]["eps"], point
+        assert codes[point, "end"]["psnr"] > codes[point, "start"]["psnr"], point
+    if LONG:
+        low, high = codes.columns.unique(0)
+        assert codes[high, "end"]["bpp"] < codes[low, "end"]["bpp"] and terms[high, "end"]["bpp"] < terms[low, "end"]["bpp"]

@@ -1,0 +1,93 @@
+"""The shipped recipes: found by name, whole, with the papers' weights of losses; what they lack is said before the first step."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from icmbench.codecs.diffusion import backbone, models
+from icmbench.harness import plugins
+from icmbench.harness.cli import main
+from icmbench.harness.errors import UserError
+from icmbench.harness.recipe import RECIPES, load_recipe, shipped
+from icmbench.harness.training import _legs, train
+
+NAMES = ("cadc", "diff-icmh", "elic", "resulic", "slim")
+# Loss weights by stage and point (specification, section 4); None: not in the loss.
+WEIGHTS = {
+    "elic": {("rounded", 0.016): {"mse": 0.016 * 255**2, "bpp": 1}},
+    "diff-icmh": {
+        ("high_rate", 2): {"eps": 1, "bpp": 2, "latent": 1, "semantic": 2},
+        ("point", 32): {"eps": 1, "bpp": 32, "latent": 1, "semantic": 2},
+    },
+    "resulic": {
+        ("latent", 36): {"eps": 1, "bpp": 24, "latent": 1, "mse": None, "lpips": None},
+        ("latent", 1.5): {"bpp": 1, "mse": None},
+        ("pixels", 36): {"eps": 1, "bpp": 36, "latent": 1, "mse": 1, "lpips": 0.4},
+        ("pixels", 16): {"bpp": 16, "mse": 1, "lpips": 0.6},
+        ("pixels", 6): {"bpp": 6, "lpips": 0.8},
+    },
+    "slim": {
+        ("guided", 4): {"bpp": 4, "guide": 1, "eps": 1, "task": None},
+        ("pixels", 4): {"bpp": 4, "mse": 1, "lpips": 1, "task": 0.1},
+    },
+    "cadc": {
+        ("base", 2): {"bpp": 0.5, "mse": 2, "lpips": 1, "clip": 0.1, "auxiliary": None, "adversarial": None},
+        ("target", 24): {"bpp": 24, "mse": 2, "lpips": 1, "clip": 0.1, "auxiliary": 1, "adversarial": 0.1},
+    },
+}
+STEPS = {"diff-icmh": (200_000, 200_000), "resulic": (150_000, 100_000), "slim": (100_000, 100_000), "cadc": (120_000, 21_000)}
+SMALL = {  # networks that are not on this machine
+    **{"profile": "tiny", "perceptual": "random", "classifier": "random", "clip_source": "random", "discriminator": "random"},
+    **{"captions": "none", "n": 16, "m": 24, "slices": [8, 16]},
+}
+
+
+def test_shipped_recipes_are_listed_and_written_to_be_edited(tmp_path, capsys, monkeypatch):
+    assert tuple(shipped()) == NAMES
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(NAMES) and all(len(line.split()) > 5 for line in lines)
+    copy = tmp_path / "mine.yaml"
+    assert main(["train", "resulic", "--write", str(copy)]) == 0
+    assert copy.read_bytes() == (RECIPES / "resulic.yaml").read_bytes() and load_recipe(copy).folder == tmp_path
+    assert main(["train", "slim", "--write", str(copy)]) == 2 and "resulic" in copy.read_text()
+    assert "mine.yaml: cannot write the recipe" in capsys.readouterr().err
+    assert main(["train", "resulik"]) == 2 and "did you mean 'resulic'" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(Path("resulic")).folder == tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_has_the_papers_settings(tmp_path, name):
+    recipe = load_recipe(Path(name))
+    kind = plugins.load("training", recipe.objective, "objective")
+    legs = list(_legs(recipe, kind, tmp_path))
+    assert set(recipe.points) == set(kind.default_points) == {leg.point for leg in legs if leg.last}
+    assert tuple(stage["steps"] for stage in recipe.stages) == STEPS.get(name, tuple(stage["steps"] for stage in recipe.stages))
+    models.save_backbone(backbone.random("tiny", 1), tmp_path / "backbone.safetensors")
+    found = {(leg.name, leg.point): leg for leg in legs}
+    for key, expected in WEIGHTS[name].items():
+        options = {**found[key].options, **SMALL, "backbone": tmp_path / "backbone.safetensors"}
+        known = {option: value for option, value in options.items() if option in kind.__init__.__kwdefaults__}
+        weights = kind(key[1], **known).weights
+        assert {term: weights.get(term) for term in expected} == expected, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_shipped_recipe_lacks_is_said_before_the_first_step(tmp_path, name):
+    copy = tmp_path / f"{name}.yaml"
+    copy.write_text((RECIPES / f"{name}.yaml").read_text())
+    content = yaml.safe_load(copy.read_text())
+    for key in ("images", "tags", "captions", "masks", "labels"):
+        if key not in content["data"]:
+            continue
+        missing = tmp_path / content["data"][key]
+        with pytest.raises(UserError) as caught:
+            train(load_recipe(copy), tmp_path / "run")
+        assert str(caught.value) == f"data.{key}: no such file or folder: {missing}. Put it there, or name another"
+        if missing.suffix:
+            missing.write_text("{}")
+        else:
+            missing.mkdir(parents=True)
+    assert not (tmp_path / "run").exists()
