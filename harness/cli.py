@@ -88,15 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     def published(sub: argparse.ArgumentParser, about: str) -> None:
         sub.add_argument("--published", nargs="*", metavar="FILE", help=f"{about}: of CSV or JSON files, or those in icmbench")
 
-    def interpolation(sub: argparse.ArgumentParser, method: str | None, envelope: str | None) -> None:
-        known = method or "the experiment's", envelope or "the experiment's"
-        sub.add_argument("--method", choices=["pchip", "cubic", "akima"], default=method, help=f"of BD-rates (default {known[0]})")
-        sub.add_argument(
-            "--envelope",
-            choices=["error", "pareto", "isotonic"],
-            default=envelope,
-            help=f"for dips (default {known[1]})",
-        )
+    def interpolation(sub: argparse.ArgumentParser, method: str | None = None, envelope: str | None = None) -> None:
+        known = {"method": (["pchip", "cubic", "akima"], method), "envelope": (["error", "pareto", "isotonic"], envelope)}
+        for name, (choices, default) in known.items():
+            sub.add_argument(f"--{name}", choices=choices, default=default, help="of BD-rates (pchip, pareto, or the experiment's)")
 
     sub = command("run", _run, "compute what is missing of an experiment, then its tables and report")
     experiment(sub)
@@ -107,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "write a run's BD table, curves and report anew from its scores.csv")
     sub.add_argument("run", type=Path, metavar="RUN")
     sub.add_argument("--anchor", help="another anchor than the experiment's")
-    interpolation(sub, None, None)
+    interpolation(sub)
     sub.add_argument("--bundle", action="store_true", help="also bundle/: tables, CSVs, figures as PNG, SVG and PDF, provenance")
     published(sub, "draw curves that papers report, dashed, in no table")
     sub = command("compare", _compare, "what moved between two runs, and which codec, weight, library, image or setting moved it")
@@ -165,9 +160,9 @@ def _run(options: argparse.Namespace) -> int:
     from icmbench.harness.run import run
 
     loaded, out = _load(options)
+    if (options.bootstrap or 0) < 0:
+        raise UserError("--bootstrap: a number of replicates, or 0 for no intervals")
     if options.bootstrap is not None:
-        if options.bootstrap < 0:
-            raise UserError("--bootstrap: a number of replicates, or 0 for no intervals")
         loaded = loaded.model_copy(update={"bootstrap": options.bootstrap})
     return _finish(run(loaded, out, _how(options), source=options.experiment))
 
@@ -259,8 +254,6 @@ def _bdrate(options: argparse.Namespace) -> int:
     from icmbench.results.tables import bdrate_frame
     from icmbench.results.writers import write_csv
 
-    if not options.curves.is_file():
-        raise UserError(f"{options.curves}: no such file")
     scores = read_scores(options.curves, options.lower_is_better)
     if options.published is not None:
         scores = with_reported(scores, gather_published(options.published))
