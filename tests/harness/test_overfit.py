@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from icmbench.codecs.base import compress_all, decompress_all
-from icmbench.codecs.diffusion import backbone, models
 from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
 from icmbench.codecs.diffusion.roi import GradCamMask, efficientnet_lite0
 from icmbench.codecs.training.controlled import ControlledObjective
@@ -95,8 +94,6 @@ def folder(tmp_path_factory):
     shipped = Path(os.environ.get("ICMBENCH_BACKBONE", PRETRAINED / "tiny" / BACKBONE))
     if shipped.is_file():
         (root / BACKBONE).symlink_to(shipped)
-    else:
-        models.save_backbone(backbone.random("tiny", 1), root / BACKBONE)
     return root
 
 
@@ -180,6 +177,8 @@ def overfit(folder, out, name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_eight_photographs(folder, tmp_path, name):
+    if "profile" in SMALL[name].set and not (folder / BACKBONE).is_file():
+        pytest.skip("a random backbone reconstructs nothing: ICMBENCH_BACKBONE names a trained one")
     begun = time.process_time()
     terms, codes = overfit(folder, tmp_path, name)
     seconds = time.process_time() - begun
@@ -189,7 +188,7 @@ def test_eight_photographs(folder, tmp_path, name):
     for point in codes.columns.unique(0):
         start, end = terms[point, "start"], terms[point, "end"]
         assert all(end[term] < start[term] for term in distortions), point
-        if "uncontrolled" in terms[point]:
+        if LONG and "uncontrolled" in terms[point]:
             assert end["eps"] < terms[point, "uncontrolled"]["eps"], point
         assert codes[point, "end"]["psnr"] > codes[point, "start"]["psnr"], point
     if LONG:
