@@ -211,8 +211,8 @@ class ElicNetwork(nn.Module):
             network.load_state_dict(state)
         except RuntimeError as error:
             raise CodecError(f"the weights do not fit ELIC's {found} variant: {error}") from error
-        if not (network.entropy_bottleneck.has_tables and network.gaussian_conditional.has_tables):
-            network.update()
+        network.entropy_bottleneck.complete()
+        network.gaussian_conditional.complete()
         return network.eval()
 
 

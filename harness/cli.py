@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("pack", type=Path, metavar="PACK")
     verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a codec option; may be repeated")
     command("doctor", _doctor, "what of all this is usable on this machine, and why not")
-    sub = command("demo", _demo, "five codecs, three tasks, on photographs and models from packages; under 5 minutes")
+    sub = command("demo", _demo, "ten codecs, three tasks, on photographs, models and small weights from packages; under 5 minutes")
     sub.add_argument("--out", default="runs/demo", metavar="RUN")
     working(sub, workers=2)
     return parser

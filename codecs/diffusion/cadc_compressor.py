@@ -72,11 +72,18 @@ def _star(width: int) -> nn.Sequential:
 
 
 class _Branches(nn.Module):
-    """The sum of two branches."""
+    """The sum of two branches. At the start it keeps the variance: a stack of a dozen would lose the image, and nothing train."""
 
     def __init__(self, dense: nn.Module, light: nn.Module) -> None:
         super().__init__()
         self.dense, self.light = dense, light
+        for branch in (dense, light):
+            convolutions = [layer for layer in branch.modules() if isinstance(layer, nn.Conv2d)]
+            gains = [1.0] + [2.0**0.5] * (len(convolutions) - 1)  # of linear layers, and after GELU
+            gains[-1] *= 0.5**0.5  # two branches are added
+            for layer, gain in zip(convolutions, gains):
+                nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
+                nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense(x) + self.light(x)

@@ -54,8 +54,9 @@ class Model:
     """
 
     def __init__(self, backbone: DiffusionBackbone, latent: LatentCompressor, control: ControlModule | None = None) -> None:
-        if not latent.entropy_bottleneck.has_tables and backbone.device.type != "meta":
-            latent.update()
+        if backbone.device.type != "meta":
+            latent.entropy_bottleneck.complete()
+            latent.gaussian_conditional.complete()
         self.backbone = backbone
         self.latent = latent.to(backbone.device).float().eval().requires_grad_(False)
         self.control = None if control is None else self.frozen(control)

@@ -94,6 +94,15 @@ class _Coded(nn.Module):
                 raise CodecError(f"the weights hold damaged frequency tables ({error}); fetch or export them again") from error
         return self._checked
 
+    def update(self) -> None:
+        """Makes the tables of the parameters as they are now."""
+        raise NotImplementedError
+
+    def complete(self) -> None:
+        """Makes the tables where a state dict had none."""
+        if not self.has_tables:
+            self.update()
+
     def _store(self, made: frequencies.Tables) -> None:
         device = self._quantized_cdf.device
         for name, values in zip(_TABLES, (made.cdf, made.length, made.offset)):

@@ -22,6 +22,7 @@ from icmbench.codecs.training.networks import Discriminator, frozen_terms, hinge
 
 BASE_RATE = 0.5  # lambda of the first stage; with the weights below, StableCodec's
 DISCRIMINATOR_LR = 2e-5
+SHOWN = ("mse", "lpips", "clip", "adversarial")  # terms of the decoded picture: without them it is not decoded
 
 
 class Cadc(CodecObjective):
@@ -95,6 +96,9 @@ class Cadc(CodecObjective):
         hint, bpp = self.code(pixels, None)
         latent: Any = self.get_submodule("latent")
         seen = latent.auxiliary(hint)
+        terms = {"bpp": bpp, "quantiles": self.auxiliary(), "auxiliary": F.mse_loss(seen, pixels)}
+        if not any(self.weights.get(term) for term in SHOWN):
+            return terms
         with torch.no_grad():
             context = self.base.embed(self._prompts(batch, seen))
         base = self.base.with_unet(self.unet)
@@ -103,9 +107,8 @@ class Cadc(CodecObjective):
             return base.eps(x, torch.full((len(x),), t, device=x.device), context).float()
 
         decoded = self.decode(OneStep()(predict, self.base.abar, hint, hint))
-        terms = {"bpp": bpp, "mse": F.mse_loss(decoded, pixels), "quantiles": self.auxiliary()}
+        terms["mse"] = F.mse_loss(decoded, pixels)
         terms |= {name: self._frozen[name](decoded, pixels) for name in ("lpips", "clip") if name in self._frozen}
-        terms["auxiliary"] = F.mse_loss(seen, pixels)
         if self.discriminator is not None:
             judge = self.discriminator
             with torch.no_grad():

@@ -1,5 +1,5 @@
-"""Weight files for shipping: float16, all but factorised priors and tables, which decide how symbols are coded; and what all points
-of a codec have in common in a file of its own.
+"""Weight files for shipping: float16, all but medians and tables of factorised priors, which decide how symbols are coded;
+without the Gaussian's tables where any machine makes the same ones; what all points of a codec have in common in a file of its own.
 
     python -m icmbench.codecs.training.halve RUN/export/*.safetensors FOLDER
 """
@@ -7,6 +7,7 @@ of a codec have in common in a file of its own.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-KEPT = ("entropy_bottleneck", "gaussian_conditional")
+from icmbench.codecs.entropy.models import GaussianConditional
+
+KEPT = ("entropy_bottleneck.quantiles", "gaussian_conditional")
+GAUSSIAN = re.compile(r"(.*gaussian_conditional)\.(_quantized_cdf|_cdf_length|_offset|scale_table)")
 
 
 def halve(source: Path) -> dict[str, Tensor]:
@@ -23,6 +27,14 @@ def halve(source: Path) -> dict[str, Tensor]:
     ValueError where a weight is beyond float16's range.
     """
     state = load_file(source)
+    usual = GaussianConditional()
+    usual.update()
+    made = usual.state_dict()
+    found = [(key, match[2]) for key in state if (match := GAUSSIAN.fullmatch(key))]
+    if all(torch.equal(state[key], made[name]) for key, name in found):
+        for key, name in found:
+            if name != "scale_table":
+                del state[key]
     for key, value in state.items():
         if value.dtype == torch.float32 and not any(part in key for part in KEPT):
             state[key] = value.half()

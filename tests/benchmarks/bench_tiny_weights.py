@@ -3,9 +3,13 @@ between the mean colour and the VAE's own reconstruction, with JPEG at no more t
 
 Kodak from ICMBENCH_TEST_DATA, and photographs of scikit-image and scikit-learn; ICMBENCH_CURVE names a CSV file to write. The
 distance is ST-LPIPS on VGG-16; training saw the one on AlexNet.
+
+And what each of the papers' mechanisms does at this scale, on against off: ICMBENCH_ABLATIONS names the folder that holds, for
+each, what its recipe exported (recipes/ beside the weights); ICMBENCH_ABLATIONS_CSV a file to write.
 """
 
 import io
+import json
 import os
 import re
 import warnings
@@ -21,10 +25,19 @@ from PIL import Image
 from icmbench.codecs.base import compress_all, decompress_all
 from icmbench.codecs.diffusion import backbone
 from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
+from icmbench.codecs.training.photos import colours, salience
 from icmbench.tasks.datasets.packaged import PackagedPhotos
 
 FOLDER = Path(os.environ.get("ICMBENCH_WEIGHTS", PRETRAINED / "tiny"))
 KODAK = Path(os.environ.get("ICMBENCH_TEST_DATA", "absent")) / "kodak"
+OPTIONS = {  # of decoding; no words are sent
+    "elic": {},
+    "diff-icmh": {"profile": "tiny", "sampler": "ddim", "steps": 4, "colour": "wavelet"},
+    "resulic": {"profile": "tiny", "cfg": 1},
+    "slim": {"profile": "tiny", "colour": "wavelet"},
+    "cadc": {"profile": "tiny"},
+}
+ABLATIONS = Path(os.environ.get("ICMBENCH_ABLATIONS", "absent"))
 SIDE = 384  # pixels of the centre crops, which every codec pads alike
 
 
@@ -49,10 +62,22 @@ def trained():
     return {name: sorted(values) for name, values in sorted(points.items())}
 
 
-def build(name, point, **options):
+def build(name, point, weights=FOLDER, **options):
     kind = next(iter(entry_points(group="icmbench.codecs", name=name))).load()
-    profile = {} if name == "elic" else {"profile": "tiny"}
-    return kind(point, weights=FOLDER, **profile, **options)
+    return kind(point, weights=weights, **(OPTIONS[name] | options))
+
+
+def mechanisms(tags):
+    """{mechanism: ((codec, point, weights, options) with it, the same without it)}. tags: a file of colours that images show."""
+    words = {"tags": tags, "vocabulary": FOLDER / "vocabulary.txt"}
+    noise = {"cdm": False, "steps": 4}
+    return {
+        "tags": (("diff-icmh", 4, FOLDER, words), ("diff-icmh", 4, FOLDER, {})),
+        "semantic consistency": (("diff-icmh", 4, ABLATIONS / "semantic-on", {}), ("diff-icmh", 4, ABLATIONS / "semantic-off", {})),
+        "compression-aware diffusion": (("resulic", 3, ABLATIONS / "cdm-on", {}), ("resulic", 3, ABLATIONS / "cdm-off", noise)),
+        "RoI masks": (("slim", 2, ABLATIONS / "roi-on", {}), ("slim", 2, ABLATIONS / "roi-off", {})),
+        "UGAQ": (("cadc", 8, ABLATIONS / "ugaq-on", {}), ("cadc", 8, ABLATIONS / "ugaq-off", {"ugaq": False})),
+    }
 
 
 def vae_alone(images):
@@ -83,9 +108,12 @@ class Measure:
         from icmbench.codecs.training.perceptual import perceptual_distance
 
         self.originals, self.network, self.rows = originals, perceptual_distance("stlpips-vgg", "cpu"), []
+        self.masks = [np.asarray(salience(image)) > 127 for image in originals]
 
     def __call__(self, codec, point, images, sizes=None):
-        psnr = [10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)) for a, b in zip(self.originals, images)]
+        errors = [(a.astype(float) - b) ** 2 for a, b in zip(self.originals, images)]
+        psnr = [10 * np.log10(255**2 / error.mean()) for error in errors]
+        inside = [10 * np.log10(255**2 / error[mask].mean()) for error, mask in zip(errors, self.masks)]
         with torch.inference_mode():
             pairs = [[torch.from_numpy(x).permute(2, 0, 1)[None] / 255 for x in pair] for pair in zip(images, self.originals)]
             distances = [float(self.network(*pair)) for pair in pairs]
@@ -95,6 +123,7 @@ class Measure:
             "point": point,
             "bpp": 8 * sum(sizes) / pixels if sizes else np.nan,
             "psnr": np.mean(psnr),
+            "psnr_roi": np.mean(inside),
             "stlpips_vgg": np.mean(distances),
         }
         self.rows.append(row)
@@ -122,3 +151,22 @@ def test_curve():
     print(table.to_string(float_format="{:.4f}".format))
     if "ICMBENCH_CURVE" in os.environ:
         table.round(5).to_csv(os.environ["ICMBENCH_CURVE"], index=False)
+
+
+@pytest.mark.skipif(not ABLATIONS.is_dir(), reason="ICMBENCH_ABLATIONS names no folder of weights")
+def test_mechanisms(tmp_path):
+    warnings.simplefilter("ignore")
+    found = photographs()
+    images, measure = list(found.values()), Measure(list(found.values()))
+    tags = tmp_path / "tags.json"
+    tags.write_text(json.dumps({name: colours(image) for name, image in found.items()}))
+    for mechanism, pair in mechanisms(tags).items():
+        for state, (name, point, weights, options) in zip(("on", "off"), pair):
+            codec = build(name, point, weights, **options)
+            streams = compress_all(codec, images, list(found))
+            row = measure(name, point, decompress_all(codec, streams), [len(stream) for stream in streams])
+            row |= {"mechanism": mechanism, "state": state}
+    table = pd.DataFrame(measure.rows)
+    print(table.to_string(float_format="{:.4f}".format))
+    if "ICMBENCH_ABLATIONS_CSV" in os.environ:
+        table.round(5).to_csv(os.environ["ICMBENCH_ABLATIONS_CSV"], index=False)
