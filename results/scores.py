@@ -60,6 +60,8 @@ def read_scores(path: str | Path, lower_is_better: Collection[str] = ()) -> pd.D
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except FileNotFoundError:
+        raise ScoresError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ScoresError(f"{path}: cannot be read as a CSV file ({' '.join(str(error).split())})") from None
     try:

@@ -214,7 +214,8 @@ def test_backbone_from_a_diffusers_folder(backbone, tmp_path):
         backbones.load("tiny", tmp_path, torch.float32, "cpu")
 
 
-def test_where_files_are_looked_for(tmp_path):
+def test_where_files_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr("icmbench.codecs.diffusion.files.PRETRAINED", tmp_path / "nothing ships")
     layout = Published("someone/codec", "top/point{point}/model.ckpt")
     files = Files("diff-icmh", "sd21", tmp_path, None, layout)
     with pytest.raises(CodecError, match=r"diff-icmh-lambda4.safetensors or top/point4/model.ckpt or point4/model.ckpt"):
