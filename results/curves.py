@@ -98,13 +98,20 @@ def draw(scores: pd.DataFrame, key: Key, looks: Mapping[str, Style] | None = Non
         handles = _plot(axes, scores, key, looks or styles(codecs(scores)), PRINT)[0]
         axes.set_title(title(key))
         if handles:
-            legend = figure.legend(
-                handles.values(), map(str, range(len(handles))), loc="outside lower center", ncols=min(len(handles), 4)
-            )
-            for text, name in zip(legend.get_texts(), handles, strict=True):
-                text.set_text(shown(name))  # not as a label: matplotlib hides those that begin with an underscore
+            _legend(figure, handles)
         settle(figure)
         return figure
+
+
+def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """Below the axes, in as many columns, up to four, as the figure is wide enough for."""
+    for columns in range(min(len(handles), 4), 0, -1):
+        legend = figure.legend(handles.values(), map(str, range(len(handles))), loc="outside lower center", ncols=columns)
+        for text, name in zip(legend.get_texts(), handles, strict=True):
+            text.set_text(shown(name))  # not as a label: matplotlib hides those that begin with an underscore
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = (".png", ".svg", ".pdf")) -> list[Path]:
