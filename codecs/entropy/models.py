@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -94,9 +95,9 @@ class _Coded(nn.Module):
                 raise CodecError(f"the weights hold damaged frequency tables ({error}); fetch or export them again") from error
         return self._checked
 
+    @abstractmethod
     def update(self) -> None:
         """Makes the tables of the parameters as they are now."""
-        raise NotImplementedError
 
     def complete(self) -> None:
         """Makes the tables where a state dict had none."""
