@@ -64,7 +64,9 @@ def test_names_that_no_text_can_hold_are_refused(photos, experiment, tmp_path):
     (photos / "0.png").rename(photos / "\u65e5 \u00fc.png")
     codecs = [{"name": "shift", "label": "\u65e5", "points": [4]}]
     path = experiment(name="\u65e5 \u00fc", codecs=codecs, tasks=DISTANCE, anchor=None)
-    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "200"}
+    # tox sets PYTHONIOENCODING, which stands above the locale; empty is unset
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "", "COLUMNS": "200"}
+    ascii_only = os.environ | plain
     command = [sys.executable, "-m", "icmbench.harness.cli", "plan", str(path), "--out", str(tmp_path / "run")]
     refused = subprocess.run(command, env=ascii_only, capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "set LC_ALL=C.UTF-8" in refused.stderr
