@@ -30,7 +30,7 @@ from icmbench.tasks.base import Statistics
 
 VERSION = 1  # of how replicates are drawn
 FOLDER = "replicates"
-WORTH_WORKERS = 10.0  # seconds of one task's resampling; below, starting processes costs more than it saves
+WORTH_WORKERS = 5.0  # seconds of one task's resampling; below, starting processes costs more than it saves
 
 
 @dataclass(frozen=True)

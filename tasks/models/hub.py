@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from importlib.metadata import version
+from functools import cache, cached_property
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -79,7 +79,13 @@ def require(*packages: str) -> None:
 
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions of packages, for a fingerprint."""
-    return {package: version(package) for package in packages}
+    return {package: _version(package) for package in packages}
+
+
+@cache
+def _version(package: str) -> str:
+    """Read once: a fingerprint is asked for at every shard, and the library parses the package's metadata each time."""
+    return metadata.version(package)
 
 
 @contextmanager
