@@ -4,6 +4,7 @@
     objective: elic                                  # an entry point of icmbench.training
     set: {n: 32, m: 48}                              # its options
     points: [0.004, 0.016]
+    start: runs/other/export                         # weights to go on from, if there are
     data: {images: photos, crop: 128}                # of icmbench.codecs.training.data.Crops
     stages:                                          # of icmbench.codecs.training.loop.Stage; `set` changes options
       - {name: base, steps: 2000, lr: 1.0e-3, shared: true}    # shared: trained once, with the options of its set and first point
@@ -44,7 +45,8 @@ class Recipe(Block):
     """The whole file.
 
     points: rate points, trained one after the other; by default the objective's. A shared stage is trained once, at `point` of its
-    own or else the first one, and all points go on from it. precision: "bf16" and "fp16" on a GPU.
+    own or else the first one, and all points go on from it. start: weights that the first stage goes on from, a stage's
+    `weights.safetensors` or a folder of exported ones (each point takes its own). precision: "bf16" and "fp16" on a GPU.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Recipe(Block):
     data: dict[str, Any]
     stages: list[dict[str, Any]] = Field(min_length=1)
     validation: ValidationBlock | None = None
+    start: Path | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
     folder: Path = Field(Path(), exclude=True)  # of the file: relative paths start here

@@ -88,7 +88,10 @@ def _legs(recipe: Recipe, kind: Any, out: Path) -> Iterator[Leg]:
     from icmbench.codecs.training.loop import Stage
 
     points = recipe.points or list(kind.default_points)
-    before: dict[float | None, Path | None] = dict.fromkeys(points)
+    given = None if recipe.start is None else recipe.folder / recipe.start.expanduser()
+    if given is not None and not given.exists():
+        raise UserError(f"start: there is no {given}: name the weights of a stage, or a folder of exported ones")
+    before: dict[float | None, Path | None] = dict.fromkeys(points, given)
     for index, block in enumerate(recipe.stages):
         where = f"stages.{index}"
         own = {key: value for key, value in block.items() if key not in ("name", "shared", "set", "point")}
@@ -116,6 +119,8 @@ def _identity(recipe: Recipe, leg: Leg) -> dict[str, Any]:
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
+    if recipe.start is not None:
+        named["start"] = recipe.start
     return json.loads(json.dumps({key: value.name if isinstance(value, Path) else value for key, value in named.items()}))
 
 

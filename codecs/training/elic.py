@@ -24,6 +24,7 @@ class Elic(Objective):
 
     codec = "elic"
     default_points = elic.LAMBDAS
+    prefix = "network."
     pad = elic_model.STRIDE
 
     def __init__(

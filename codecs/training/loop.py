@@ -22,15 +22,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.training.data import Crops, collate
 from icmbench.codecs.training.objective import Objective
 
+TABLES = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table")  # buffers of entropy models
 CHECKPOINT, WEIGHTS, LOG = "checkpoint.pt", "weights.safetensors", "log.jsonl"
 
 Validate = Callable[[Path], Mapping[str, float]]  # scores of the codec whose files are in a folder
@@ -114,7 +115,8 @@ def train(
 
     build: makes the objective on a device. folder: gets checkpoint.pt, log.jsonl (a line of terms a logged step), TensorBoard logs,
     and at the end weights.safetensors. identity: JSON of all that decides the result; a folder begun with another is refused.
-    start: weights of an earlier stage to begin with. export: where the codec's files go. CodecError where a loss is not finite.
+    start: weights to begin with, of an earlier stage, or a folder of exported ones. export: where the codec's files go. CodecError
+    where a loss is not finite, or a file does not fit or is damaged.
     """
     torch.manual_seed(seed)
     objective = built(build, data, stage, str(accelerator.device))
@@ -214,7 +216,12 @@ class _Run:
         path = self.folder / CHECKPOINT
         if not path.is_file():
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # damaged pickles raise whatever they lead to
+            raise CodecError(f"{path} is damaged: delete it, and the stage begins anew") from error
         _same(self.identity, json.loads(state["recipe"]), self.folder)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -320,15 +327,31 @@ def _mix(*numbers: int) -> int:
 
 
 def _begin_with(objective: Objective, path: Path) -> None:
-    """Weights of an earlier stage; networks that it did not have keep their own start. CodecError."""
-    state = load_file(path)
+    """Weights of an earlier stage, or of a codec's exported files; networks that these lack keep their own start. CodecError."""
+    state = _weights(objective, path)
     earlier = {key.partition(".")[0] for key in state}
     own = objective.state_dict()
-    problems = [key for key in own if key.partition(".")[0] in earlier and key not in state]
+    tables = {key for key in own if key.rpartition(".")[2] in TABLES}  # made anew at each export
+    problems = [key for key in own.keys() - tables if key.partition(".")[0] in earlier and key not in state]
+    state = {key: value for key, value in state.items() if key.rpartition(".")[2] not in TABLES}
     problems += [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
     if problems:
-        raise CodecError(f"{path} does not fit this stage ({len(problems)} tensors differ, such as {problems[0]})")
+        raise CodecError(f"{path} does not fit this stage ({len(problems)} tensors differ, such as {min(problems)})")
     objective.load_state_dict(state, strict=False)
+
+
+def _weights(objective: Objective, path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; of a folder, those of the objective's codec at its point, and what its points share."""
+    files, prefix = [path], ""
+    if path.is_dir():
+        prefix = objective.prefix
+        files = [path / f"{objective.codec}-{part}.safetensors" for part in (f"lambda{objective.point:g}", "shared")]
+        if not files[0].is_file():
+            raise CodecError(f"start: {path} has no {files[0].name}: name a folder that this point was exported to")
+    try:
+        return {prefix + key: value for file in files if file.is_file() for key, value in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise CodecError(f"start: {path} cannot be read ({error}): name weights that `icmbench train` wrote") from error
 
 
 def _freeze_others(objective: Objective, only: list[str]) -> None:

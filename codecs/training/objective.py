@@ -20,14 +20,15 @@ class Objective(nn.Module):
     Registered modules are trained, kept in checkpoints and averaged; frozen ones are held by `freeze`. The constructor takes the
     rate point (None for what has none), its own options by keyword, and `device`, where the loop runs.
 
-    codec: name of the codec that loads what `export` writes. default_points: of a recipe that names none. needs: what the data has
-    to bring, "text", "mask" or "label". pad: crops are multiples of it. weights: of each term in the sum that is minimised; terms
-    without a weight are only logged.
+    codec: name of the codec that loads what `export` writes. prefix: what the names in its files lack of those here.
+    default_points: of a recipe that names none. needs: what the data has to bring, "text", "mask" or "label". pad: crops are
+    multiples of it. weights: of each term in the sum that is minimised; terms without a weight are only logged.
     """
 
     codec: ClassVar[str | None] = None
     default_points: ClassVar[tuple[float | None, ...]] = (None,)
     extra: ClassVar[str] = "train"
+    prefix: ClassVar[str] = ""
     pad: int = 8
 
     def __init__(self, point: float | None, device: str) -> None:

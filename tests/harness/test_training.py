@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from icmbench.codecs.base import CodecError
 from icmbench.codecs.diff_icmh import DiffIcmh
 from icmbench.codecs.diffusion import backbone, models
 from icmbench.codecs.elic import Elic
@@ -189,6 +190,34 @@ def test_points_that_share_their_control_ship_it_once(folder, tmp_path):
     assert again.fingerprint != before
 
 
+@pytest.mark.parametrize("name, points, small", [("elic", [0.004], False), ("diff-icmh", [2, 8], True)])
+def test_training_goes_on_from_exported_weights(folder, tmp_path, name, points, small):
+    """A step that moves nothing exports what it began with, as float16 and with a file of its own for what the points share too."""
+    last = {**STAGE, "steps": 2} | ({"only": ["latent"]} if small else {})
+    base = {**STAGE, "name": "base", "steps": 2, "shared": True}
+    export = train(recipe(folder, name, points=points, stages=[base, last]), tmp_path / "run")
+    start = export
+    if small:
+        ship([*export.glob("*-lambda*")], start := tmp_path / "small")
+    still = [{**STAGE, "steps": 1, "lr": 1e-12, "ema": 0.0}]
+    again = train(recipe(folder, name, points=points, stages=still, start=str(start)), tmp_path / "again")
+    for path in export.glob("*-lambda*"):
+        before, after = load_file(path), load_file(again / path.name)
+        moved = {key: (before[key].double() - after[key].double()).abs().max() for key in before if before[key].is_floating_point()}
+        for key, by in moved.items():
+            allowed = 2e-3 if key.endswith("quantiles") else 1e-3 * before[key].abs().max() if small else 1e-9
+            assert by <= allowed, key
+        assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x80\x05junk"])
+def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
+    (tmp_path / "one-lambda0.032").mkdir()
+    (tmp_path / "one-lambda0.032" / "checkpoint.pt").write_bytes(damage)
+    with pytest.raises(CodecError, match=r"checkpoint\.pt is damaged: delete it"):
+        train(recipe(folder, "elic", stages=[STAGE]), tmp_path)
+
+
 @pytest.mark.parametrize(
     "name, changes, said",
     [
@@ -198,6 +227,9 @@ def test_points_that_share_their_control_ship_it_once(folder, tmp_path):
         ("elic", {"stages": [{**STAGE, "step": 3}]}, ["stages.0: unknown key 'step'", "did you mean 'steps'"]),
         ("elic", {"stages": [STAGE, STAGE]}, ["name"]),
         ("elic", {"stages": [{**STAGE, "only": ["control"]}]}, ["only: there is no control", "network"]),
+        ("elic", {"start": "nowhere"}, ["start: there is no", "nowhere"]),
+        ("elic", {"start": "photos"}, ["start:", "has no elic-lambda0.032.safetensors"]),
+        ("elic", {"start": "photos/0.png"}, ["start:", "0.png cannot be read"]),
         ("elic", {"data": {"images": "nowhere"}}, ["data.images", "no such file or folder", "nowhere"]),
         ("elic", {"data": {"images": "photos", "captions": "none.json"}}, ["data.captions", "none.json"]),
         ("elic", {"data": {"images": "photos", "masks": "nomasks"}}, ["data.masks", "nomasks"]),
