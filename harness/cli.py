@@ -8,13 +8,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icmbench.harness.errors import UserError
-
-LOSSLESS = (".png", ".ppm", ".bmp", ".tif", ".tiff")
 
 if TYPE_CHECKING:
     from icmbench.harness.run import How, RunResult
@@ -137,6 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("verify", help="check every hash, and decode a sample where the codec can be used here")
     verb.add_argument("pack", type=Path, metavar="PACK")
     verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a codec option; may be repeated")
+    sub = command("convert", _convert, "write a checkpoint's tensors alone, as .safetensors or .pth")
+    sub.add_argument("--trust", action="store_true", help="run what code its pickle holds: only for files whose origin you trust")
+    sub.add_argument("input", type=Path, metavar="CHECKPOINT")
+    sub.add_argument("output", type=Path, metavar="OUT")
     command("doctor", _doctor, "what of all this is usable on this machine, and why not")
     sub = command("demo", _demo, "ten codecs, three tasks, on photographs, models and small weights from packages; under 5 minutes")
     sub.add_argument("--out", default="runs/demo", metavar="RUN")
@@ -313,6 +315,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _pack(options: argparse.Namespace) -> int:
     from icmbench.harness import pack
+    from icmbench.harness.coding import built
 
     if options.verb == "export":
         manifest = pack.export(options.run, options.codec, options.out)
@@ -320,78 +323,30 @@ def _pack(options: argparse.Namespace) -> int:
         return 0
     opened = pack.Pack(options.pack)
     print(f"{options.pack}: {opened.check()} streams of {opened.manifest.codec!r} as recorded, pack SHA-256 {opened.sha256}")
-    for line in pack.decode_sample(opened, lambda given, extra: _codec(options, opened.manifest.codec, given, extra)):
+    for line in pack.decode_sample(opened, lambda given, extra: built(opened.manifest.codec, options.set, given, extra)):
         print(line)
     return 0
 
 
-def _codec(options: argparse.Namespace, name: str, point: Any = None, extra: Mapping[str, Any] | None = None) -> Any:
-    """A codec by name, with the `--set` options, at `point` or, where None, at `--point` or its first default."""
-    from icmbench.harness import plugins
-    from icmbench.harness.options import bind
-
-    settings = {}
-    for text in options.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text}: write KEY=VALUE")
-        settings[key] = _yaml(value, f"--set {text}")
-    plugin = plugins.load("codecs", name, "--codec")
-    if point is None:
-        points = [_yaml(options.point, "--point")] if options.point is not None else getattr(plugin, "default_points", None)
-        if not points:
-            raise UserError(f"--point: codec {name!r} has no default rate points; name one")
-        point = points[0]
-    bound = bind(plugin, settings, "--set", Path.cwd(), given=("point", *(extra or {})))
-    with plugins.explained(name, plugin):
-        return plugin(point=point, **(extra or {}), **bound)
-
-
-def _yaml(text: str, where: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{where}: not a YAML value") from None
-
-
 def _encode(options: argparse.Namespace) -> int:
-    from icmbench.codecs.base import compress_all
-    from icmbench.harness.store import writing
-    from icmbench.tasks.datasets.images import read_image
+    from icmbench.harness.coding import built, encode
 
-    image = read_image(options.input)
-    codec = _codec(options, options.codec)
-    data = compress_all(codec, [image], [options.input.name])[0]
-    with writing(options.output):
-        options.output.write_bytes(data)
-    print(f"{len(data)} bytes, {8 * len(data) / (image.shape[0] * image.shape[1]):.4f} bpp")
+    size, bpp = encode(options.input, lambda: built(options.codec, options.set, options.point), options.output)
+    print(f"{size} bytes, {bpp:.4f} bpp")
     return 0
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from PIL import Image
+    from icmbench.harness.coding import built, decode
 
-    from icmbench.codecs.base import BitstreamError, decompress_all
-    from icmbench.codecs.bitstream import Container
+    decode(options.input, options.codec, lambda name: built(name, options.set, options.point), options.output)
+    return 0
 
-    if not options.input.is_file():
-        raise UserError(f"{options.input}: no such file")
-    if options.output.suffix.lower() not in LOSSLESS:
-        raise UserError(f"{options.output}: write a lossless picture, one of {', '.join(LOSSLESS)}")
-    data = options.input.read_bytes()
-    name = options.codec
-    if name is None:
-        try:
-            name = Container.from_bytes(data).codec
-        except BitstreamError as error:
-            raise UserError(f"{options.input}: does not name its codec ({error}); say --codec NAME") from None
-    image = decompress_all(_codec(options, name), [data])[0]
-    try:
-        Image.fromarray(image).save(options.output)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{options.output}: cannot write the picture ({error})") from None
+
+def _convert(options: argparse.Namespace) -> int:
+    from icmbench.harness.coding import convert
+
+    print(f"{options.output}: {convert(options.input, options.output, options.trust)} tensors")
     return 0
 
 

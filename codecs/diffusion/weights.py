@@ -54,10 +54,11 @@ _STAND_INS: list[tuple[type, str]] = [
 ]
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     """All tensors of a .safetensors file or a PyTorch checkpoint (its "state_dict" or "model" if it has one), on the CPU.
 
-    Large files are mapped, not copied. Raises CodecError where the file is absent or is no such thing.
+    Large files are mapped, not copied. trust: a pickle may hold more than tensors, and run its code. Raises CodecError where the
+    file is absent or is no such thing.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,11 +68,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals(list(_STAND_INS)):
             # Only files in the zip format of PyTorch 1.6 and later can be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+            content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipfile.is_zipfile(path))
+    except (
+        *(pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError),
+        *(ImportError, AttributeError),  # of what a trusted pickle names
+    ) as error:
         # PyTorch's message first says how to give up safety, then the reason.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please")[0]
-        raise CodecError(f"{path} cannot be read as weights ({reason}): fetch it again, or convert it to .safetensors") from error
+        remedy = "fetch it again" if trust else "fetch it again, or see `icmbench convert --trust`"
+        raise CodecError(f"{path} cannot be read as weights ({reason}): {remedy}") from error
     state = content.get("state_dict", content.get("model", content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CodecError(f"{path} holds no dictionary of tensors: name a checkpoint with a 'state_dict'")
@@ -79,7 +84,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 # Frequency tables of the entropy models: of any length, and absent where they are yet to be made.
-_TABLES = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table")
+TABLES = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table")
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, unknown: Iterable[str] = ()) -> None:
@@ -87,8 +92,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, u
 
     unknown: keys of the source that already found no place.
     """
-    own = {key: value for key, value in module.state_dict().items() if not key.endswith(_TABLES)}
-    given, tensors = dict(tensors), {key: value for key, value in tensors.items() if not key.endswith(_TABLES)}
+    own = {key: value for key, value in module.state_dict().items() if not key.endswith(TABLES)}
+    given, tensors = dict(tensors), {key: value for key, value in tensors.items() if not key.endswith(TABLES)}
     problems = {
         "missing": sorted(own.keys() - tensors.keys()),
         "left over": [*unknown, *sorted(tensors.keys() - own.keys())],

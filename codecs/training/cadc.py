@@ -21,7 +21,6 @@ from icmbench.codecs.training.controlled import CodecObjective
 from icmbench.codecs.training.networks import Discriminator, frozen_terms, hinge
 
 BASE_RATE = 0.5  # lambda of the first stage; with the weights below, StableCodec's
-DISCRIMINATOR_LR = 2e-5
 SHOWN = ("mse", "lpips", "clip", "adversarial")  # terms of the decoded picture: without them it is not decoded
 
 
@@ -32,8 +31,8 @@ class Cadc(CodecObjective):
     auxiliary, adversarial: weights; 0 leaves a term and its network out. auxiliary 0 is the ablation without ADGIC, ugaq False
     the one without UGAQ. captions: BFATC: "decoder" captions x_aux by `captioner` as the codec does; "data" takes the data's
     captions in their place, which costs no captioner; "none", the ablation, has the fixed prompt alone. prompt: that one.
-    unet: "lora" trains factors of `rank_lora` and conv_in, as StableCodec; "all" the whole UNet. perceptual, clip_source,
-    discriminator: the networks of LPIPS, CLIP and the GAN, see perceptual.py and networks.py.
+    discriminator_lr: of the heads on DINOv2. unet: "lora" trains factors of `rank_lora` and conv_in, as StableCodec; "all" the
+    whole UNet. perceptual, clip_source, discriminator: the networks of LPIPS, CLIP and the GAN, see perceptual.py and networks.py.
     """
 
     codec = cadc.Cadc.name
@@ -61,6 +60,7 @@ class Cadc(CodecObjective):
         perceptual: str = "lpips-vgg",
         clip_source: str = "openai/clip-vit-base-patch32",
         discriminator: str = "facebook/dinov2-with-registers-base",
+        discriminator_lr: float = 2e-5,
         device: str = "cpu",
     ) -> None:
         super().__init__(point, cadc_model.recipe(ugaq), profile=profile, backbone=backbone, device=device)
@@ -76,6 +76,7 @@ class Cadc(CodecObjective):
         if stage == 2 and auxiliary:
             self.weights["auxiliary"] = auxiliary
         self.discriminator: Discriminator | None = None
+        self._discriminator_lr = discriminator_lr
         if stage == 2 and adversarial:
             self.discriminator = Discriminator(discriminator, device)
             self.weights |= {"adversarial": adversarial, "discriminator": 1.0}
@@ -88,7 +89,7 @@ class Cadc(CodecObjective):
         if self.discriminator is not None:
             judged = {id(parameter) for parameter in self.discriminator.parameters()}
             groups[0]["params"] = [parameter for parameter in groups[0]["params"] if id(parameter) not in judged]
-            groups.append({"params": list(self.discriminator.parameters()), "lr": DISCRIMINATOR_LR})
+            groups.append({"params": list(self.discriminator.parameters()), "lr": self._discriminator_lr})
         return groups
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

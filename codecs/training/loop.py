@@ -9,6 +9,7 @@ the seed and the step's number alone, everything else is in the checkpoint.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -22,16 +23,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from icmbench.codecs.base import CodecError
+from icmbench.codecs.diffusion.weights import TABLES, read_state
 from icmbench.codecs.training.data import Crops, collate
 from icmbench.codecs.training.objective import Objective
 
-TABLES = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table")  # buffers of entropy models
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 CHECKPOINT, WEIGHTS, LOG = "checkpoint.pt", "weights.safetensors", "log.jsonl"
 
 Validate = Callable[[Path], Mapping[str, float]]  # scores of the codec whose files are in a folder
@@ -87,6 +89,14 @@ def accelerator(precision: str = "no") -> Accelerator:
         raise CodecError(f"precision {precision} does not work here ({error}): set precision: no") from error
 
 
+def keep_memory() -> None:
+    """Freed tensors stay with the process: on a CPU, giving them back to the system and taking them anew is a third of a step."""
+    with contextlib.suppress(OSError, AttributeError):  # where the C library is not GNU's
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def finished(folder: Path, identity: str) -> bool:
     """Whether a stage is done. CodecError where the folder holds the weights of another recipe."""
     path = folder / WEIGHTS
@@ -118,6 +128,7 @@ def train(
     start: weights to begin with, of an earlier stage, or a folder of exported ones. export: where the codec's files go. CodecError
     where a loss is not finite, or a file does not fit or is damaged.
     """
+    keep_memory()
     torch.manual_seed(seed)
     objective = built(build, data, stage, str(accelerator.device))
     if start is not None:
@@ -331,9 +342,9 @@ def _begin_with(objective: Objective, path: Path) -> None:
     state = _weights(objective, path)
     earlier = {key.partition(".")[0] for key in state}
     own = objective.state_dict()
-    tables = {key for key in own if key.rpartition(".")[2] in TABLES}  # made anew at each export
+    tables = {key for key in own if key.endswith(TABLES)}  # made anew at each export
     problems = [key for key in own.keys() - tables if key.partition(".")[0] in earlier and key not in state]
-    state = {key: value for key, value in state.items() if key.rpartition(".")[2] not in TABLES}
+    state = {key: value for key, value in state.items() if not key.endswith(TABLES)}
     problems += [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
     if problems:
         raise CodecError(f"{path} does not fit this stage ({len(problems)} tensors differ, such as {min(problems)})")
@@ -348,10 +359,7 @@ def _weights(objective: Objective, path: Path) -> dict[str, Tensor]:
         files = [path / f"{objective.codec}-{part}.safetensors" for part in (f"lambda{objective.point:g}", "shared")]
         if not files[0].is_file():
             raise CodecError(f"start: {path} has no {files[0].name}: name a folder that this point was exported to")
-    try:
-        return {prefix + key: value for file in files if file.is_file() for key, value in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
-        raise CodecError(f"start: {path} cannot be read ({error}): name weights that `icmbench train` wrote") from error
+    return {prefix + key: value for file in files if file.is_file() for key, value in read_state(file).items()}
 
 
 def _freeze_others(objective: Objective, only: list[str]) -> None:
