@@ -15,6 +15,7 @@ from icmbench.harness.experiment import load_experiment
 from icmbench.harness.run import How, run
 from icmbench.results.bootstrap import draw_weights
 from icmbench.results.published import REPORTED
+from icmbench.results.tables import bdrate_frame
 
 
 def decoded(uri):
@@ -151,3 +152,17 @@ def test_bdrate_of_curves_made_elsewhere_gives_the_same_tables(tmp_path, icmbenc
     (tmp_path / "paper.csv").write_text("codec,bpp,AP\nc,0.25,20\nc,1,31\n")
     with_theirs = icmbench("bdrate", tmp_path / "curves.csv", "--anchor", "a", "--published", tmp_path / "paper.csv")
     assert "c (reported)" in with_theirs.stdout and "c (reported)" not in done.stdout
+
+
+def test_the_experiments_method_and_envelope_make_its_bd_table(tmp_path, experiment):
+    codecs = [{"name": "jpeg", "points": [5, 20, 50, 90]}, {"name": "webp", "points": [5, 20, 50, 90]}]
+    tasks = [{"name": "fidelity", "dataset": "photos"}]
+    tables = {}
+    for method, envelope in (("pchip", "pareto"), ("akima", "isotonic")):
+        blocks = dict(codecs=codecs, tasks=tasks, anchor="jpeg", bootstrap=0, method=method, envelope=envelope)
+        result = run(load_experiment(experiment(**blocks)), tmp_path / "run")
+        expected = bdrate_frame(result.scores, "jpeg", method, envelope)
+        pd.testing.assert_frame_equal(result.bdrate[["bd_rate_percent"]], expected[["bd_rate_percent"]])
+        assert (result.bdrate.bd_rate_percent.dropna() == result.bdrate[method][result.bdrate.bd_rate_percent.notna()]).all()
+        tables[method] = result.bdrate.set_index(["codec", "metric"]).bd_rate_percent
+    assert abs(tables["pchip"]["webp", "psnr"] - tables["akima"]["webp", "psnr"]) > 1e-6
