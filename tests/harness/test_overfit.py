@@ -189,6 +189,7 @@ def overfit(folder, out, name):
             base = objective.base
             objective.predict = lambda x, t, context, hint, base=base: base.eps(x, t, context).float()
             terms[point, "uncontrolled"] = judged(objective, data)
+        if "mse" in objective.weights and isinstance(objective, ControlledObjective):
             with_true_latents(objective)
             terms[point, "floor"] = judged(objective, data).filter(["mse", "lpips", "task"])
     return pd.DataFrame(terms), pd.DataFrame(codes)

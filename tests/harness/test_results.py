@@ -159,8 +159,8 @@ def test_the_experiments_method_and_envelope_make_its_bd_table(tmp_path, experim
     tasks = [{"name": "fidelity", "dataset": "photos"}]
     tables = {}
     for method, envelope in (("pchip", "pareto"), ("akima", "isotonic")):
-        blocks = dict(codecs=codecs, tasks=tasks, anchor="jpeg", bootstrap=0, method=method, envelope=envelope)
-        result = run(load_experiment(experiment(**blocks)), tmp_path / "run")
+        path = experiment(codecs=codecs, tasks=tasks, anchor="jpeg", bootstrap=0, method=method, envelope=envelope)
+        result = run(load_experiment(path), tmp_path / "run")
         expected = bdrate_frame(result.scores, "jpeg", method, envelope)
         pd.testing.assert_frame_equal(result.bdrate[["bd_rate_percent"]], expected[["bd_rate_percent"]])
         assert (result.bdrate.bd_rate_percent.dropna() == result.bdrate[method][result.bdrate.bd_rate_percent.notna()]).all()
