@@ -29,7 +29,7 @@ from icmbench.codecs.training.photos import colours, salience
 from icmbench.tasks.datasets.packaged import PackagedPhotos
 
 FOLDER = Path(os.environ.get("ICMBENCH_WEIGHTS", PRETRAINED / "tiny"))
-KODAK = Path(os.environ.get("ICMBENCH_TEST_DATA", "absent")) / "kodak"
+KODAK = Path(os.environ.get("ICMBENCH_TEST_DATA", "absent")) / "data" / "kodak"
 OPTIONS = {  # of decoding; no words are sent
     "elic": {},
     "diff-icmh": {"profile": "tiny", "sampler": "ddim", "steps": 4, "colour": "wavelet"},
