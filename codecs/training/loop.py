@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
@@ -81,6 +82,7 @@ class Stage:
 
 def accelerator(precision: str = "no") -> Accelerator:
     """Of this process. precision: "no", "bf16" or "fp16"."""
+    AcceleratorState._reset_state()  # a recipe before this one may have had another precision
     try:
         # Networks whose terms have no weight get no gradient.
         spare = DistributedDataParallelKwargs(find_unused_parameters=True)

@@ -54,8 +54,9 @@ class Objective(nn.Module):
         return groups
 
     def auxiliary(self) -> Tensor:
-        """The loss of all quantiles, which moves nothing else."""
-        return torch.stack([m.auxiliary_loss() for m in self.modules() if isinstance(m, EntropyBottleneck)]).sum()
+        """The loss of all quantiles, which moves nothing else; in float32, as tails need it."""
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.stack([m.auxiliary_loss() for m in self.modules() if isinstance(m, EntropyBottleneck)]).sum()
 
     def export(self, folder: Path) -> None:
         """Write the files that the codec loads, of the weights as they are now, without changing them."""

@@ -210,6 +210,16 @@ def test_training_goes_on_from_exported_weights(folder, tmp_path, name, points, 
         assert before.keys() == after.keys()
 
 
+def test_a_diffusion_recipe_trains_in_bf16(folder, tmp_path):
+    stages = [{**STAGE, "steps": 3}]
+    exact, coarse = (
+        trace(train(recipe(folder, "resulic", stages=stages, precision=kind), tmp_path / kind).parent) for kind in ("no", "bf16")
+    )
+    assert exact != coarse
+    for one, other in zip(exact, coarse, strict=True):
+        assert all(other[term] == pytest.approx(value, rel=0.05) for term, value in one.items())
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x80\x05junk"])
 def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
     (tmp_path / "one-lambda0.032").mkdir()
