@@ -92,7 +92,7 @@ def accelerator(precision: str = "no") -> Accelerator:
 
 
 def keep_memory() -> None:
-    """Freed tensors stay with the process: on a CPU, giving them back to the system and taking them anew is a third of a step."""
+    """Freed tensors stay with the process: giving them back and taking them anew is up to a third of a step on a CPU."""
     with contextlib.suppress(OSError, AttributeError):  # where the C library is not GNU's
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
@@ -357,6 +357,8 @@ def _weights(objective: Objective, path: Path) -> dict[str, Tensor]:
     """The tensors of a file; of a folder, those of the objective's codec at its point, and what its points share."""
     files, prefix = [path], ""
     if path.is_dir():
+        if objective.codec is None:
+            raise CodecError(f"start: {path} is a folder, and this objective trains no codec: name a stage's {WEIGHTS}")
         prefix = objective.prefix
         files = [path / f"{objective.codec}-{part}.safetensors" for part in (f"lambda{objective.point:g}", "shared")]
         if not files[0].is_file():

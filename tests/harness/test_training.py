@@ -239,6 +239,7 @@ def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
         ("elic", {"stages": [{**STAGE, "only": ["control"]}]}, ["only: there is no control", "network"]),
         ("elic", {"start": "nowhere"}, ["start: there is no", "nowhere"]),
         ("elic", {"start": "photos"}, ["start:", "has no elic-lambda0.032.safetensors"]),
+        ("vae", {"start": "photos"}, ["start:", "trains no codec", "weights.safetensors"]),
         ("elic", {"start": "photos/0.png"}, ["0.png cannot be read"]),
         ("elic", {"data": {"images": "nowhere"}}, ["data.images", "no such file or folder", "nowhere"]),
         ("elic", {"data": {"images": "photos", "captions": "none.json"}}, ["data.captions", "none.json"]),
