@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from icmbench.codecs.diffusion.weights import read_state
+from icmbench.harness.cli import main
 
 
 def test_list_names_everything_and_loads_nothing_heavy():
@@ -100,21 +101,25 @@ class _Code:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_convert_runs_a_pickles_code_only_where_it_is_trusted(tmp_path, icmbench, suffix):
+def test_convert_runs_a_pickles_code_only_where_it_is_trusted(tmp_path, capsys, suffix):
+    def convert(*arguments):
+        code = main(["convert", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
     source, target, ran = tmp_path / "old.pth", tmp_path / f"new{suffix}", tmp_path / "ran"
     weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
     weights["view"] = weights["a"].T
     torch.save({"state_dict": weights, "extra": _Code(ran)}, source)
-    refused = icmbench("convert", source, target)
-    assert refused.returncode == 2 and "icmbench convert --trust" in refused.stderr and refused.stderr.count("\n") == 1
+    code, _, errors = convert(source, target)
+    assert code == 2 and "icmbench convert --trust" in errors and errors.count("\n") == 1
     assert not ran.exists() and not target.exists()
-    done = icmbench("convert", "--trust", source, target)
-    assert done.returncode == 0 and "3 tensors" in done.stdout, done.stderr
+    code, printed, errors = convert("--trust", source, target)
+    assert code == 0 and "3 tensors" in printed, errors
     assert ran.exists()
     found = read_state(target)
     assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
-    again = icmbench("convert", "--trust", source, target)
-    assert again.returncode == 2 and "is there already" in again.stderr
+    code, _, errors = convert("--trust", source, target)
+    assert code == 2 and "is there already" in errors
     source.write_bytes(b"junk")
-    broken = icmbench("convert", "--trust", source, tmp_path / f"other{suffix}")
-    assert broken.returncode == 2 and "old.pth cannot be read as weights" in broken.stderr
+    code, _, errors = convert("--trust", source, tmp_path / f"other{suffix}")
+    assert code == 2 and "old.pth cannot be read as weights" in errors

@@ -1,5 +1,6 @@
 """Worker processes that are lost, hang, leak or print; a clock that jumps."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -48,7 +49,11 @@ def test_ctrl_c_ends_all_workers(tmp_path, experiment):
     path = experiment(tasks=DISTANCE, shard_size=1)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
     environment = os.environ | {"ICMBENCH_SLOW_CODEC": "0.2"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # a shell's background jobs, and what they start, ignore the signal
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
+    )
     while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < 4:
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
