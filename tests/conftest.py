@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else each test of what a hub lacks waits through its retries
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
