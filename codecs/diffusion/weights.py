@@ -54,6 +54,10 @@ _STAND_INS: list[tuple[type, str]] = [
 ]
 
 
+# The last two are of what a trusted pickle names.
+UNREADABLE = (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError, ImportError, AttributeError)
+
+
 def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     """All tensors of a .safetensors file or a PyTorch checkpoint (its "state_dict" or "model" if it has one), on the CPU.
 
@@ -69,10 +73,7 @@ def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(list(_STAND_INS)):
             # Only files in the zip format of PyTorch 1.6 and later can be mapped.
             content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipfile.is_zipfile(path))
-    except (
-        *(pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError),
-        *(ImportError, AttributeError),  # of what a trusted pickle names
-    ) as error:
+    except UNREADABLE as error:
         # PyTorch's message first says how to give up safety, then the reason.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please")[0]
         remedy = "fetch it again" if trust else "fetch it again, or see `icmbench convert --trust`"

@@ -341,12 +341,12 @@ def _mix(*numbers: int) -> int:
 
 def _begin_with(objective: Objective, path: Path) -> None:
     """Weights of an earlier stage, or of a codec's exported files; networks that these lack keep their own start. CodecError."""
-    state = _weights(objective, path)
+    own, state = (
+        {key: value for key, value in tensors.items() if not key.endswith(TABLES)}  # these are made anew at each export
+        for tensors in (objective.state_dict(), _weights(objective, path))
+    )
     earlier = {key.partition(".")[0] for key in state}
-    own = objective.state_dict()
-    tables = {key for key in own if key.endswith(TABLES)}  # made anew at each export
-    problems = [key for key in own.keys() - tables if key.partition(".")[0] in earlier and key not in state]
-    state = {key: value for key, value in state.items() if not key.endswith(TABLES)}
+    problems = [key for key in own if key.partition(".")[0] in earlier and key not in state]
     problems += [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
     if problems:
         raise CodecError(f"{path} does not fit this stage ({len(problems)} tensors differ, such as {min(problems)})")
