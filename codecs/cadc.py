@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from icmbench.codecs.base import BitstreamError, Image
 from icmbench.codecs.bitstream import Container, Overrides, Text
-from icmbench.codecs.diffusion.captioners import captioner_of
+from icmbench.codecs.diffusion.backbone.files import run_on
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.files import run_on
+from icmbench.codecs.diffusion.prompts.captioners import captioner_of
 
 if TYPE_CHECKING:
     from icmbench.codecs.diffusion.engine import Decoding
-    from icmbench.codecs.diffusion.models import Recipe
-    from icmbench.codecs.diffusion.sampling import Sampler
+    from icmbench.codecs.diffusion.models import Architecture
+    from icmbench.codecs.diffusion.sampling.samplers import Sampler
 
 PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting"
 TURBO = "stabilityai/sd-turbo"
@@ -119,7 +119,7 @@ class Cadc(DiffusionCodec):
         return Overrides(steps=1, guidance=1.0)
 
     def sampler(self, name: str, sampling: Overrides) -> Sampler:
-        from icmbench.codecs.diffusion.sampling import OneStep
+        from icmbench.codecs.diffusion.sampling.samplers import OneStep
 
         return OneStep()
 
@@ -128,10 +128,10 @@ class Cadc(DiffusionCodec):
 
         return CadcDecoding(sampler, guidance, **self._limits)
 
-    def recipe(self) -> Recipe:
-        from icmbench.codecs.diffusion.cadc_model import recipe
+    def architecture(self) -> Architecture:
+        from icmbench.codecs.diffusion.cadc_model import architecture
 
-        return recipe(self._ugaq)
+        return architecture(self._ugaq)
 
     def _parse(self, data: bytes) -> Container:
         container = super()._parse(data)

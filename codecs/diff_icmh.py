@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.bitstream import Overrides
+from icmbench.codecs.diffusion.backbone.files import PRETRAINED, Published, run_on
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.files import PRETRAINED, Published, run_on
-from icmbench.codecs.diffusion.text import TagGuide
+from icmbench.codecs.diffusion.prompts.tags import TagGuide
 
 if TYPE_CHECKING:
-    from icmbench.codecs.diffusion.models import Recipe
-    from icmbench.codecs.diffusion.sampling import Sampler
+    from icmbench.codecs.diffusion.models import Architecture
+    from icmbench.codecs.diffusion.sampling.samplers import Sampler
 
 STEPS, GUIDANCE = {"sd21": 50, "tiny": 20}, 5.0
 
@@ -100,11 +100,11 @@ class DiffIcmh(DiffusionCodec):
         return Overrides(steps=STEPS[profile], guidance=GUIDANCE)
 
     def sampler(self, name: str, sampling: Overrides) -> Sampler:
-        from icmbench.codecs.diffusion.sampling import SAMPLERS
+        from icmbench.codecs.diffusion.sampling.samplers import SAMPLERS
 
         return SAMPLERS[name](sampling.steps)
 
-    def recipe(self) -> Recipe:
+    def architecture(self) -> Architecture:
         from icmbench.codecs.diffusion.models import DIFF_ICMH
 
         return DIFF_ICMH

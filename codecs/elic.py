@@ -14,7 +14,7 @@ import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.diffusion.files import PRETRAINED
+from icmbench.codecs.diffusion.backbone.files import PRETRAINED
 
 if TYPE_CHECKING:
     from torch import Tensor

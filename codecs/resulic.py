@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.bitstream import Overrides
+from icmbench.codecs.diffusion.backbone.files import run_on
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.files import run_on
-from icmbench.codecs.diffusion.residual import ResidualGuide, models_of
+from icmbench.codecs.diffusion.prompts.residual import ResidualGuide, models_of
 
 if TYPE_CHECKING:
     from icmbench.codecs.diffusion.engine import Decoding
-    from icmbench.codecs.diffusion.models import Recipe
-    from icmbench.codecs.diffusion.pfo import PerceptualFidelity
-    from icmbench.codecs.diffusion.sampling import Sampler
+    from icmbench.codecs.diffusion.models import Architecture
+    from icmbench.codecs.diffusion.prompts.pfo import PerceptualFidelity
+    from icmbench.codecs.diffusion.sampling.samplers import Sampler
 
 # The authors' configuration files have noise levels 705 and 795 for lambda 36, 495 and 600 for 16, 300 for 6, 200 and 300 for 3
 # (there 3.5), 50, 100 and 150 for 1.5; the paper does not say which of them it reports.
@@ -136,8 +136,8 @@ class Resulic(DiffusionCodec):
         return Overrides(steps=STEPS, noise_level=NOISE_LEVELS[point], guidance=GUIDANCE)
 
     def sampler(self, name: str, sampling: Overrides) -> Sampler:
-        from icmbench.codecs.diffusion.compression_aware import CompressionAware
-        from icmbench.codecs.diffusion.sampling import SAMPLERS
+        from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
+        from icmbench.codecs.diffusion.sampling.samplers import SAMPLERS
 
         if name in SAMPLERS:
             return SAMPLERS[name](sampling.steps)
@@ -149,14 +149,14 @@ class Resulic(DiffusionCodec):
     def _optimiser(self, pfo: bool | dict[str, Any]) -> PerceptualFidelity | None:
         if pfo is False:
             return None
-        from icmbench.codecs.diffusion.pfo import PerceptualFidelity
+        from icmbench.codecs.diffusion.prompts.pfo import PerceptualFidelity
 
         try:
             return PerceptualFidelity(**({} if pfo is True else pfo))
         except TypeError as error:
             raise CodecError(f"pfo takes arguments of pfo.PerceptualFidelity ({error})") from error
 
-    def recipe(self) -> Recipe:
+    def architecture(self) -> Architecture:
         from icmbench.codecs.diffusion.models import RESULIC
 
         return RESULIC

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.bitstream import Overrides
-from icmbench.codecs.diffusion.captioners import captioner_of
-from icmbench.codecs.diffusion.captions import CaptionGuide
+from icmbench.codecs.diffusion.backbone.files import run_on
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.files import run_on
-from icmbench.codecs.diffusion.roi import MaskedCaptioner, roi_of
+from icmbench.codecs.diffusion.prompts.captioners import captioner_of
+from icmbench.codecs.diffusion.prompts.captions import CaptionGuide
+from icmbench.codecs.diffusion.prompts.roi import MaskedCaptioner, roi_of
 
 if TYPE_CHECKING:
-    from icmbench.codecs.diffusion.models import Recipe
-    from icmbench.codecs.diffusion.sampling import Sampler
+    from icmbench.codecs.diffusion.models import Architecture
+    from icmbench.codecs.diffusion.sampling.samplers import Sampler
 
 STEPS, NOISE_LEVEL, GUIDANCE = 3, 999, 1.0
 
@@ -124,13 +124,13 @@ class Slim(DiffusionCodec):
         return Overrides(STEPS, NOISE_LEVEL, GUIDANCE)
 
     def sampler(self, name: str, sampling: Overrides) -> Sampler:
-        from icmbench.codecs.diffusion.enhance import Enhance, Undenoised
+        from icmbench.codecs.diffusion.sampling.enhance import Enhance, Undenoised
 
         if name == "none":
             return Undenoised()
         return Enhance(sampling.steps, sampling.noise_level, eta=int(name == "ddpm"))
 
-    def recipe(self) -> Recipe:
+    def architecture(self) -> Architecture:
         from icmbench.codecs.diffusion import models
 
         return {"light": models.SLIM, "full": models.SLIM_FULL}[self._control]

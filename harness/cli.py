@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from icmbench.harness.errors import UserError
+from icmbench.harness.config.errors import UserError
 
 if TYPE_CHECKING:
-    from icmbench.harness.run import How, RunResult
+    from icmbench.harness.commands.run import RunOptions, RunResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, str]:
-    from icmbench.harness.experiment import load_experiment
-    from icmbench.harness.store import safe_name
+    from icmbench.harness.config.experiment import load_experiment
+    from icmbench.harness.store.store import safe_name
 
     loaded = load_experiment(options.experiment)
     if options.limit is not None:
@@ -159,26 +159,26 @@ def _load(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from icmbench.harness.run import run
+    from icmbench.harness.commands.run import run
 
     loaded, out = _load(options)
     if (options.bootstrap or 0) < 0:
         raise UserError("--bootstrap: a number of replicates, or 0 for no intervals")
     if options.bootstrap is not None:
         loaded = loaded.model_copy(update={"bootstrap": options.bootstrap})
-    return _finish(run(loaded, out, _how(options), source=options.experiment))
+    return _finish(run(loaded, out, _run_options(options), source=options.experiment))
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from icmbench.harness.experiment import load_experiment
-    from icmbench.harness.run import run
+    from icmbench.harness.commands.run import run
+    from icmbench.harness.config.experiment import load_experiment
 
     source = Path(__file__).with_name("demo.yaml")
-    return _finish(run(load_experiment(source), options.out, _how(options), source=source))
+    return _finish(run(load_experiment(source), options.out, _run_options(options), source=source))
 
 
-def _how(options: argparse.Namespace) -> How:
-    from icmbench.harness.run import How
+def _run_options(options: argparse.Namespace) -> RunOptions:
+    from icmbench.harness.commands.run import RunOptions
 
     if options.workers < 1:
         raise UserError("--workers: at least 1")
@@ -188,17 +188,17 @@ def _how(options: argparse.Namespace) -> How:
         shard = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= shard[0] <= shard[1]:
             raise UserError(f"--shard {options.shard}: write I/N with I from 1 to N")
-    return How(options.workers, options.executor, options.gpus, bool(options.keep), shard, max(0, options.images))
+    return RunOptions(options.workers, options.executor, options.gpus, bool(options.keep), shard, max(0, options.images))
 
 
 def _finish(result: RunResult) -> int:
-    from icmbench.harness.show import show_bdrate, show_scores
+    from icmbench.harness.commands.show import show_bdrate, show_scores
 
-    if result.heading is not None:
+    if result.table_spec is not None:
         if len(result.bdrate):
-            show_bdrate(result.heading.only_primary(result.bdrate))
+            show_bdrate(result.table_spec.only_primary(result.bdrate))
         else:
-            show_scores(result.heading.only_primary(result.scores))
+            show_scores(result.table_spec.only_primary(result.scores))
         print(f"report: {result.report}")
     reasons: dict[str, list[str]] = {}
     for failure in result.outcome.failures:
@@ -213,10 +213,10 @@ def _finish(result: RunResult) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from icmbench.harness.bench import Bench
-    from icmbench.harness.plan import plan, standard
-    from icmbench.harness.show import show_plan, show_standard
-    from icmbench.harness.store import Store
+    from icmbench.harness.commands.plan import plan, standard
+    from icmbench.harness.commands.show import show_plan, show_standard
+    from icmbench.harness.store.store import Store
+    from icmbench.harness.work.bench import Bench
 
     loaded, out = _load(options)
     bench = Bench(loaded, Store(out))
@@ -226,15 +226,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from icmbench.harness.show import show_bdrate
-    from icmbench.harness.tables import bundle, derive, recorded
+    from icmbench.harness.commands.show import show_bdrate
+    from icmbench.harness.derive.tables import bundle, derive, recorded
 
-    material = recorded(options.run, options.anchor, options.published, options.method, options.envelope)
-    bdrate, report = derive(options.run, material)
-    show_bdrate(material.heading.only_primary(bdrate))
+    inputs = recorded(options.run, options.anchor, options.published, options.method, options.envelope)
+    bdrate, report = derive(options.run, inputs)
+    show_bdrate(inputs.table_spec.only_primary(bdrate))
     print(f"report: {report}")
     if options.bundle:
-        print(f"bundle: {bundle(options.run, material, bdrate)}")
+        print(f"bundle: {bundle(options.run, inputs, bdrate)}")
     return 0
 
 
@@ -247,9 +247,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _bdrate(options: argparse.Namespace) -> int:
-    from icmbench.harness.show import show_bdrate
-    from icmbench.harness.store import writing
-    from icmbench.harness.tables import gather_published
+    from icmbench.harness.commands.show import show_bdrate
+    from icmbench.harness.derive.tables import gather_published
+    from icmbench.harness.store.store import writing
     from icmbench.results.published import with_reported
     from icmbench.results.report import write_report
     from icmbench.results.scores import read_scores
@@ -270,9 +270,9 @@ def _bdrate(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from icmbench.harness.doctor import entries
-    from icmbench.harness.plugins import KINDS
-    from icmbench.harness.recipe import entries as recipes
+    from icmbench.harness.commands.doctor import entries
+    from icmbench.harness.config.plugins import KINDS
+    from icmbench.harness.config.recipe import entries as recipes
 
     for kind in [options.kind] if options.kind else [*KINDS, "recipes"]:
         print(f"{kind}:" if not options.kind else "", end="\n" if not options.kind else "")
@@ -286,14 +286,14 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from icmbench.harness import recipe as recipes
+    from icmbench.harness.config import recipe as recipes
 
     if options.write is not None:
         recipes.write(str(options.recipe), options.write)
         print(f"{options.write}: set its paths, then icmbench train {options.write}")
         return 0
-    from icmbench.harness.store import safe_name
-    from icmbench.harness.training import train
+    from icmbench.harness.commands.training import train
+    from icmbench.harness.store.store import safe_name
 
     recipe = recipes.load_recipe(options.recipe)
     print(f"weights: {train(recipe, options.out or Path('runs') / safe_name(recipe.name))}")
@@ -301,8 +301,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from icmbench.harness.doctor import entries, machine
-    from icmbench.harness.plugins import KINDS
+    from icmbench.harness.commands.doctor import entries, machine
+    from icmbench.harness.config.plugins import KINDS
 
     for name, fact in machine(Path.cwd()).items():
         print(f"{name:<12} {fact}")
@@ -314,8 +314,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from icmbench.harness import pack
-    from icmbench.harness.coding import built
+    from icmbench.harness.commands.coding import built
+    from icmbench.harness.store import pack
 
     if options.verb == "export":
         manifest = pack.export(options.run, options.codec, options.out)
@@ -329,7 +329,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from icmbench.harness.coding import built, encode
+    from icmbench.harness.commands.coding import built, encode
 
     size, bpp = encode(options.input, lambda: built(options.codec, options.set, options.point), options.output)
     print(f"{size} bytes, {bpp:.4f} bpp")
@@ -337,14 +337,14 @@ def _encode(options: argparse.Namespace) -> int:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from icmbench.harness.coding import built, decode
+    from icmbench.harness.commands.coding import built, decode
 
     decode(options.input, options.codec, lambda name: built(name, options.set, options.point), options.output)
     return 0
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from icmbench.harness.coding import convert
+    from icmbench.harness.commands.coding import convert
 
     print(f"{options.output}: {convert(options.input, options.output, options.trust)} tensors")
     return 0

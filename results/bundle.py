@@ -1,6 +1,6 @@
 """What a paper takes from a run: tables as LaTeX, Markdown and CSV, figures as PNG, SVG and PDF, and where they come from.
 
-    scores, bdrate -> bundle/tables/*.md .tex .csv, bundle/figures/*.png .svg .pdf, bundle/provenance.json
+scores, bdrate -> bundle/tables/*.md .tex .csv, bundle/figures/*.png .svg .pdf, bundle/provenance.json
 """
 
 from __future__ import annotations

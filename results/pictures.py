@@ -40,9 +40,7 @@ def lost(before: Sequence[str], after: Sequence[str]) -> tuple[list[str], list[s
     return gone, new
 
 
-def shown(
-    facts: Mapping[str, Any], names: tuple[Sequence[str], Sequence[str]], clean: Image, drawn: Image
-) -> dict[str, Any]:
+def shown(facts: Mapping[str, Any], names: tuple[Sequence[str], Sequence[str]], clean: Image, drawn: Image) -> dict[str, Any]:
     """One reconstruction of an entry.
 
     facts: `codec`, `point`, `bits` of the stream, `bpp`, `score` of this image alone and its `damage`, what the score lost.

@@ -28,11 +28,11 @@ from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Container, codec_name, seal
 from icmbench.codecs.classical import Jpeg, Jpeg2000, WebP
 from icmbench.codecs.folder import Folder
-from icmbench.harness.bench import Bench
-from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.pack import Pack
-from icmbench.harness.store import Store
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.store.pack import Pack
+from icmbench.harness.store.store import Store
+from icmbench.harness.work.bench import Bench
 from icmbench.results.scores import ScoresError, read_scores
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from icmbench.codecs.base import BitstreamError
-from icmbench.harness.experiment import Experiment
+from icmbench.harness.config.experiment import Experiment
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -43,6 +43,8 @@ def test_the_experiment_is_valid():
 @pytest.mark.parametrize("first_line", ["- name: command", "- {name: folder"])
 def test_the_codecs_without_code_are_valid_blocks(first_line):
     codecs = yaml.safe_load(block(first_line))
-    assert Experiment(
-        name="x", datasets={"d": {"kind": "images"}}, codecs=codecs, tasks=[{"name": "fidelity", "dataset": "d"}]
-    ).codecs[0].points
+    assert (
+        Experiment(name="x", datasets={"d": {"kind": "images"}}, codecs=codecs, tasks=[{"name": "fidelity", "dataset": "d"}])
+        .codecs[0]
+        .points
+    )

@@ -21,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from icmbench.codecs.base import Codec, CodecError, Image
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.diffusion import sampling
 from icmbench.codecs.diffusion.cadc_model import CadcDecoding
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.engine import Draft, Model
+from icmbench.codecs.diffusion.engine import CodecModel, Draft
+from icmbench.codecs.diffusion.sampling import samplers
 
 
 def bit_split(codecs: Sequence[Codec], images: Mapping[str, Image]) -> pd.DataFrame:
@@ -152,7 +152,7 @@ def complexity(codec: DiffusionCodec, height: int = 512, width: int = 512, promp
         asked.append((x, t))
         return hint[:, :4]
 
-    noise = sampling.draw_noise([0], decoding.sampler.draws, *hint.shape[-2:]).to("meta")
+    noise = samplers.draw_noise([0], decoding.sampler.draws, *hint.shape[-2:]).to("meta")
     clean = decoding.sampler(ask, backbone.abar, hint, noise)
     if asked:
         part("decode", "UNet and control", lambda: predict(*asked[0]), len(asked))
@@ -166,7 +166,7 @@ def _streams(codec: Codec | DiffusionCodec, images: Mapping[str, Image]) -> Iter
         yield image_id, batch([image], [image_id])[0] if batch else codec.compress(image)
 
 
-def _entropy(model: Model, y: Tensor, z: Tensor) -> None:
+def _entropy(model: CodecModel, y: Tensor, z: Tensor) -> None:
     latent = model.latent
     latent.entropy_bottleneck(z)
     latent.context(y, latent.hyper_dec(z), latent.gaussian_conditional)

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from icmbench.codecs.diffusion import adapted, sampling, weights
-from icmbench.codecs.diffusion.backbone import DiffusionBackbone, Prompt
-from icmbench.codecs.diffusion.cadc_compressor import CADC, CadcCompressor
-from icmbench.codecs.diffusion.captioners import Captioner
-from icmbench.codecs.diffusion.engine import Decoding, Model, to_uint8
-from icmbench.codecs.diffusion.models import Parts, Recipe
-from icmbench.codecs.diffusion.unet import UNet
+from icmbench.codecs.diffusion.backbone import adapted, weights
+from icmbench.codecs.diffusion.backbone.stable_diffusion import DiffusionBackbone, Prompt
+from icmbench.codecs.diffusion.backbone.unet import UNet
+from icmbench.codecs.diffusion.engine import CodecModel, Decoding, to_uint8
+from icmbench.codecs.diffusion.latents.cadc_compressor import CADC, CadcCompressor
+from icmbench.codecs.diffusion.models import Architecture, Parts
+from icmbench.codecs.diffusion.prompts.captioners import Captioner
+from icmbench.codecs.diffusion.sampling import samplers
 
 JOINT = ", "  # between caption and prompt; the paper says "simple string concatenation"
 
@@ -33,7 +34,7 @@ class CadcDecoding(Decoding):
     captioner: Captioner | None = None
 
 
-class CadcModel(Model):
+class CadcModel(CodecModel):
     """One rate point: its compressor and its UNet, an `adapted` copy of the backbone's."""
 
     latent: CadcCompressor
@@ -56,7 +57,7 @@ class CadcModel(Model):
         """The auxiliary reconstruction x_aux."""
         return self.latent.auxiliary(hint).clamp(0, 1)
 
-    def predictor(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt]) -> sampling.Predict:
+    def predictor(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt]) -> samplers.Predict:
         """As the base's, each fixed prompt behind a caption of x_aux, padding included, where captions are wanted."""
         captioner = decoding.captioner if isinstance(decoding, CadcDecoding) else None
         if captioner is not None:
@@ -78,6 +79,6 @@ def _fill(parts: Parts, state: Mapping[str, Tensor], file: Path) -> None:
 
 
 @functools.cache
-def recipe(ugaq: bool = True) -> Recipe:
+def architecture(ugaq: bool = True) -> Architecture:
     """The networks of CADC. ugaq: of the encoder."""
-    return Recipe(functools.partial(_parts, ugaq=ugaq), model=CadcModel, fill=_fill)
+    return Architecture(functools.partial(_parts, ugaq=ugaq), model=CadcModel, fill=_fill)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.bitstream import Container, Overrides
 from icmbench.codecs.classical import check_image
-from icmbench.codecs.diffusion.files import Files, Published, run_on
-from icmbench.codecs.diffusion.guides import Guide
+from icmbench.codecs.diffusion.backbone.files import Files, Published, run_on
+from icmbench.codecs.diffusion.prompts.guides import Guide
 
 if TYPE_CHECKING:
-    from icmbench.codecs.diffusion.engine import Decoding, Model, Request
-    from icmbench.codecs.diffusion.models import Recipe
-    from icmbench.codecs.diffusion.sampling import Sampler
+    from icmbench.codecs.diffusion.engine import CodecModel, Decoding, Request
+    from icmbench.codecs.diffusion.models import Architecture
+    from icmbench.codecs.diffusion.sampling.samplers import Sampler
 
 PROFILES = ("sd21", "tiny")
 MAX_STEPS = 1000
@@ -106,7 +106,7 @@ class DiffusionCodec:
         """The sampler of that name with those parameters."""
         raise NotImplementedError
 
-    def recipe(self) -> Recipe:
+    def architecture(self) -> Architecture:
         """The networks."""
         raise NotImplementedError
 
@@ -141,12 +141,12 @@ class DiffusionCodec:
         """Bits of header, z, y and text, summing to the stream. BitstreamError."""
         return self._parse(data).rates(data)
 
-    def networks(self, *, empty: bool = False) -> tuple[Model, Decoding]:
+    def networks(self, *, empty: bool = False) -> tuple[CodecModel, Decoding]:
         """The model of this point, and how its streams are decoded. empty: on the meta device, without values, to count with."""
         from icmbench.codecs.diffusion import models
 
         frame = self._frame()
-        return (models.empty(self.recipe(), self._profile), self._decoding(frame)) if empty else self._setting(frame)
+        return (models.empty(self.architecture(), self._profile), self._decoding(frame)) if empty else self._setting(frame)
 
     def _frame(self) -> Container:
         return Container(self.name, self._number, 0, 0, b"", seed=self._seed or None, overrides=self._overrides)
@@ -176,12 +176,12 @@ class DiffusionCodec:
         check = self._guide.checksum if container.text else 0
         return Request(model, container, data, decoding, prompt, container.seed or 0, check)
 
-    def _setting(self, container: Container) -> tuple[Model, Decoding]:
+    def _setting(self, container: Container) -> tuple[CodecModel, Decoding]:
         """The model that a header names, and how it says to decode."""
         from icmbench.codecs.diffusion import models
 
         point = self.points[(container.model & 15) - 1]
-        return models.load(self.recipe(), self._files, point, self._dtype, self._device), self._decoding(container)
+        return models.load(self.architecture(), self._files, point, self._dtype, self._device), self._decoding(container)
 
     def _decoding(self, container: Container) -> Decoding:
         point = self.points[(container.model & 15) - 1]

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from icmbench.codecs.base import Image
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.diffusion import colour, graphs, sampling
-from icmbench.codecs.diffusion.backbone import DiffusionBackbone, Prompt
-from icmbench.codecs.diffusion.compressor import LatentCompressor
-from icmbench.codecs.diffusion.control import ControlModule
-from icmbench.codecs.diffusion.guides import Guide
+from icmbench.codecs.diffusion.backbone import graphs
+from icmbench.codecs.diffusion.backbone.control import ControlModule
+from icmbench.codecs.diffusion.backbone.stable_diffusion import DiffusionBackbone, Prompt
+from icmbench.codecs.diffusion.latents.compressor import LatentCompressor
+from icmbench.codecs.diffusion.prompts.guides import Guide
+from icmbench.codecs.diffusion.sampling import colour, samplers
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Decoding:
     tiles.Tiles. batch: images sampled together. compiled: have torch compile the networks.
     """
 
-    sampler: sampling.Sampler
+    sampler: samplers.Sampler
     guidance: float = 1.0
     negative: Prompt = ""
     wavelet: bool = False
@@ -46,7 +47,7 @@ class Decoding:
     compiled: bool = False
 
 
-class Model:
+class CodecModel:
     """One rate point: a latent compressor and a control module of its own, a backbone that other points share.
 
     The compressor runs in float32, the rest in the backbone's type; all on its device. A codec whose decoder differs overrides
@@ -129,11 +130,11 @@ class Model:
         """Pixels (N, 3, 8H, 8W) float32 in [0, 1] of the hints alone, before any sampling."""
         return self.backbone.decode(hint, decoding.tile, decoding.overlap)
 
-    def predictor(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt]) -> sampling.Predict:
+    def predictor(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt]) -> samplers.Predict:
         """The noise prediction under the hints (N, C, H, W) and their prompts."""
         guided = decoding.guidance != 1 and any(prompt != decoding.negative for prompt in prompts)
         contexts = self.backbone.embed([*prompts, decoding.negative] if guided else prompts)
-        return sampling.Guided(
+        return samplers.Guided(
             self.backbone,
             self.control,
             hint,
@@ -142,7 +143,7 @@ class Model:
             decoding.guidance,
             tile=decoding.tile,
             overlap=decoding.overlap,
-            run=graphs.fast(sampling.evaluate, hint.is_cuda, decoding.compiled),
+            run=graphs.fast(samplers.evaluate, hint.is_cuda, decoding.compiled),
         )
 
     def sample(self, y_hat: Tensor, z_hat: Tensor, decoding: Decoding, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
@@ -154,7 +155,7 @@ class Model:
     def render(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
         """As `sample`, from hints (N, C, H, W)."""
         predict = self.predictor(hint, decoding, prompts)
-        noise = sampling.draw_noise(seeds, decoding.sampler.draws, *hint.shape[-2:]).to(hint.device)
+        noise = samplers.draw_noise(seeds, decoding.sampler.draws, *hint.shape[-2:]).to(hint.device)
         z = decoding.sampler(predict, self.backbone.abar, hint, noise)
         pixels = self.backbone.decode(z, decoding.tile, decoding.overlap)
         return colour.wavelet(pixels, self.preview(hint, decoding)) if decoding.wavelet else pixels
@@ -164,7 +165,7 @@ class Model:
 class Draft:
     """What an encoder's text guide may look at: all that the decoder will have but the words. size: height and width in pixels."""
 
-    model: Model
+    model: CodecModel
     decoding: Decoding
     mode: str
     payload: bytes
@@ -186,9 +187,9 @@ class Draft:
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed stream to decode. check: as for Model.latents."""
+    """A parsed stream to decode. check: as for CodecModel.latents."""
 
-    model: Model
+    model: CodecModel
     container: Container
     data: bytes
     decoding: Decoding

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion import backbone, keys, weights
-from icmbench.codecs.diffusion.backbone import DiffusionBackbone
-from icmbench.codecs.diffusion.control import ControlModule
-from icmbench.codecs.diffusion.engine import Model
-from icmbench.codecs.diffusion.files import Files
-from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
-from icmbench.codecs.diffusion.vae_compressor import VAE_COMPRESSOR, VaeCompressor
+from icmbench.codecs.diffusion.backbone import keys, stable_diffusion, weights
+from icmbench.codecs.diffusion.backbone.control import ControlModule
+from icmbench.codecs.diffusion.backbone.files import Files
+from icmbench.codecs.diffusion.backbone.stable_diffusion import DiffusionBackbone
+from icmbench.codecs.diffusion.engine import CodecModel
+from icmbench.codecs.diffusion.latents.lfgcm import LFGCM, Lfgcm
+from icmbench.codecs.diffusion.latents.vae_compressor import VAE_COMPRESSOR, VaeCompressor
 
 Parts: TypeAlias = dict[str, nn.Module]
 
@@ -31,51 +31,51 @@ def _fill(parts: Parts, state: Mapping[str, Tensor], file: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Architecture:
     """What a codec of the family is made of.
 
     parts(base, profile): the networks of one rate point, by the names they have in its weight file and in `model`'s arguments.
     model(base, **parts): how they code. published(parts, base, state, file): fills them from the authors' checkpoint. fill(parts,
-    state, file): from this project's file, as `Model.state` made it.
+    state, file): from this project's file, as `CodecModel.state` made it.
     """
 
     parts: Callable[[DiffusionBackbone, str], Parts]
-    model: Callable[..., Model] = Model
+    model: Callable[..., CodecModel] = CodecModel
     published: Callable[[Parts, DiffusionBackbone, Mapping[str, Tensor], Path], None] | None = None
     fill: Callable[[Parts, Mapping[str, Tensor], Path], None] = _fill
 
 
 @functools.lru_cache(maxsize=16)  # points that take turns stay loaded
-def load(recipe: Recipe, files: Files, point: float, dtype: str, device: str, seed: int = 0) -> Model:
+def load(architecture: Architecture, files: Files, point: float, dtype: str, device: str, seed: int = 0) -> CodecModel:
     """The model of one rate point; a warning where its weights are random. CodecError where a file does not fit."""
     file, base_file = files.point(point), files.base()
-    base = backbone.load(files.profile, base_file, getattr(torch, dtype), device, seed)
+    base = stable_diffusion.load(files.profile, base_file, getattr(torch, dtype), device, seed)
     if file is None:
         warnings.warn(
             f"{files.codec}: weights of profile {files.profile} are random: rates and pictures mean nothing", stacklevel=2
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return recipe.model(base, **recipe.parts(base, files.profile))
+            return architecture.model(base, **architecture.parts(base, files.profile))
     with init_empty_weights():
-        parts = recipe.parts(base, files.profile)
+        parts = architecture.parts(base, files.profile)
     shared = files.shared(point)
     state = ({} if shared is None else weights.read_state(shared)) | weights.read_state(file)
-    if recipe.published is None or any(key.startswith("latent.") for key in state):
-        recipe.fill(parts, state, file)
+    if architecture.published is None or any(key.startswith("latent.") for key in state):
+        architecture.fill(parts, state, file)
     else:
-        recipe.published(parts, base, state, file)
-    return recipe.model(base, **parts)
+        architecture.published(parts, base, state, file)
+    return architecture.model(base, **parts)
 
 
-def empty(recipe: Recipe, profile: str) -> Model:
+def empty(architecture: Architecture, profile: str) -> CodecModel:
     """A model on the meta device: parameters and operations to count, no values."""
     with init_empty_weights(include_buffers=True):
-        base = DiffusionBackbone(backbone.PROFILES[profile]).eval().requires_grad_(False)
-        return recipe.model(base, **recipe.parts(base, profile))
+        base = DiffusionBackbone(stable_diffusion.PROFILES[profile]).eval().requires_grad_(False)
+        return architecture.model(base, **architecture.parts(base, profile))
 
 
-def save(model: Model, path: Path) -> None:
+def save(model: CodecModel, path: Path) -> None:
     """Write the weights of one rate point, frequency tables included, in this project's layout."""
     _write(model.state(), path)
 
@@ -110,9 +110,9 @@ def _slim_full(base: DiffusionBackbone, profile: str) -> Parts:
     return {"latent": VaeCompressor(**VAE_COMPRESSOR[profile]), "control": ControlModule(base.unet)}
 
 
-RESULIC = Recipe(_resulic)
-SLIM, SLIM_FULL = RESULIC, Recipe(_slim_full)  # the paper tells of nothing that differs, nor how wide the control is
-DIFF_ICMH = Recipe(_diff_icmh, published=_fill_published)
+RESULIC = Architecture(_resulic)
+SLIM, SLIM_FULL = RESULIC, Architecture(_slim_full)  # the paper tells of nothing that differs, nor how wide the control is
+DIFF_ICMH = Architecture(_diff_icmh, published=_fill_published)
 
 
 def _check_frozen(base: DiffusionBackbone, state: Mapping[str, Tensor], file: Path) -> None:

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion import backbone as backbones
 from icmbench.codecs.diffusion import models
-from icmbench.codecs.diffusion.files import BACKBONE
+from icmbench.codecs.diffusion.backbone import stable_diffusion as backbones
+from icmbench.codecs.diffusion.backbone.files import BACKBONE
+from icmbench.codecs.perceptual import perceptual_distance
 from icmbench.codecs.training.latents import LatentObjective
 from icmbench.codecs.training.objective import Objective
-from icmbench.codecs.training.perceptual import perceptual_distance
 
 _DECAY = 0.98  # of the running moments of latents
 
 
-class Vae(Objective):
+class VaeObjective(Objective):
     """The autoencoder: L1 + perceptual + KL (Rombach et al. 2022, appendix G, without its discriminator).
 
     profile: whose sizes. l1, mse, kl: weights of the means over values; chroma: of the L1 of pixels less their grey, without which
@@ -115,7 +115,7 @@ def normalise(vae: Any, mean: Tensor, deviation: Tensor, scaling: float) -> None
     encoder.bias[channels:] += 2 * gain.log()  # logarithms of variances
 
 
-class Unet(LatentObjective):
+class UnetObjective(LatentObjective):
     """UNet and text encoder on a trained VAE: predict the noise (Ho et al. 2020, eq. 14), with words dropped for guidance.
 
     backbone: where the VAE is. text_dropout: share of samples whose text is emptied. restart: begin with a random UNet and text

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icmbench.codecs import cadc
-from icmbench.codecs.diffusion import adapted, cadc_model
-from icmbench.codecs.diffusion.captioners import Captioner, captioner_of
+from icmbench.codecs.diffusion import cadc_model
+from icmbench.codecs.diffusion.backbone import adapted
 from icmbench.codecs.diffusion.engine import to_uint8
-from icmbench.codecs.diffusion.sampling import OneStep
+from icmbench.codecs.diffusion.prompts.captioners import Captioner, captioner_of
+from icmbench.codecs.diffusion.sampling.samplers import OneStep
 from icmbench.codecs.training.controlled import CodecObjective
 from icmbench.codecs.training.networks import Discriminator, frozen_terms, hinge
 
@@ -24,7 +25,7 @@ BASE_RATE = 0.5  # lambda of the first stage; with the weights below, StableCode
 SHOWN = ("mse", "lpips", "clip", "adversarial")  # terms of the decoded picture: without them it is not decoded
 
 
-class Cadc(CodecObjective):
+class CadcObjective(CodecObjective):
     """Stage 1: lambda_base bpp + 2 MSE + LPIPS + 0.1 CLIP; stage 2, with the point as lambda: + L_aux (eq. 10) + 0.1 GAN.
 
     The weights are StableCodec's, as the text at hand lacks CADC's (open). rate: in place of the stage's lambda. mse, lpips, clip,
@@ -63,7 +64,7 @@ class Cadc(CodecObjective):
         discriminator_lr: float = 2e-5,
         device: str = "cpu",
     ) -> None:
-        super().__init__(point, cadc_model.recipe(ugaq), profile=profile, backbone=backbone, device=device)
+        super().__init__(point, cadc_model.architecture(ugaq), profile=profile, backbone=backbone, device=device)
         if unet == "lora":
             adapted.add_lora(self.get_submodule("unet"), rank_lora, rank_lora / 4)
         else:

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from icmbench.codecs.diffusion import models
-from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
-from icmbench.codecs.diffusion.unet import embed_time
+from icmbench.codecs.diffusion.backbone.files import BACKBONE, PRETRAINED
+from icmbench.codecs.diffusion.backbone.unet import embed_time
 from icmbench.codecs.training.latents import LatentObjective
 from icmbench.codecs.training.objective import bits_per_pixel
 
 
 class CodecObjective(LatentObjective):
-    """Trains the parts of a codec's recipe; they bear the names that they have in its weight files."""
+    """Trains the parts of a codec's architecture; they bear the names that they have in its weight files."""
 
-    def __init__(self, point: float, recipe: models.Recipe, *, profile: str, backbone: Path | str | None, device: str) -> None:
+    def __init__(
+        self, point: float, architecture: models.Architecture, *, profile: str, backbone: Path | str | None, device: str
+    ) -> None:
         super().__init__(point, profile=profile, backbone=backbone, device=device)
-        self._recipe = recipe
-        parts: dict[str, Any] = recipe.parts(self.base, profile)
+        self._recipe = architecture
+        parts: dict[str, Any] = architecture.parts(self.base, profile)
         self._names = list(parts)
         self.pad = max(self.pad, parts["latent"].pad)
         for name, part in parts.items():
@@ -54,8 +56,10 @@ class CodecObjective(LatentObjective):
 class ControlledObjective(CodecObjective):
     """... of a latent compressor and a control module, which starts from the UNet's weights."""
 
-    def __init__(self, point: float, recipe: models.Recipe, *, profile: str, backbone: Path | str | None, device: str) -> None:
-        super().__init__(point, recipe, profile=profile, backbone=backbone, device=device)
+    def __init__(
+        self, point: float, architecture: models.Architecture, *, profile: str, backbone: Path | str | None, device: str
+    ) -> None:
+        super().__init__(point, architecture, profile=profile, backbone=backbone, device=device)
         control: Any = self.get_submodule("control")
         control.copy_base(self.base.unet)
 

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icmbench.codecs import diff_icmh
-from icmbench.codecs.diffusion import models, unet
+from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.backbone import unet
 from icmbench.codecs.training.controlled import ControlledObjective
 
 ENCODER, DECODER = 11, 6  # the last sub-block of one, the middle of the other
 
 
-class DiffIcmh(ControlledObjective):
+class DiffIcmhObjective(ControlledObjective):
     """L = eps + lambda bpp + MSE(z_hat, z0) + 2 (1 - cos), lambda the point (specification, section 4).
 
     eps, latent, semantic: weights of the terms; semantic 0 trains without the semantic consistency loss. semantic_location: which

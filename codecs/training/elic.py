@@ -15,7 +15,7 @@ from icmbench.codecs import elic, elic_model
 from icmbench.codecs.training.objective import Objective, bits_per_pixel
 
 
-class Elic(Objective):
+class ElicObjective(Objective):
     """ELIC (He et al. 2022): lambda * 255^2 * MSE + bpp, as the Chandelier re-implementation trains it.
 
     variant, n, m, slices, context_widths, parameter_width: as of the network. latents: what the decoder sees in training, "noise"

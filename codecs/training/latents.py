@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion import backbone as backbones
-from icmbench.codecs.diffusion.backbone import DiffusionBackbone
-from icmbench.codecs.diffusion.files import Files
+from icmbench.codecs.diffusion.backbone import stable_diffusion as backbones
+from icmbench.codecs.diffusion.backbone.files import Files
+from icmbench.codecs.diffusion.backbone.stable_diffusion import DiffusionBackbone
 from icmbench.codecs.training.objective import Objective
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion.weights import TABLES, read_state
+from icmbench.codecs.diffusion.backbone.weights import TABLES, read_state
 from icmbench.codecs.training.data import Crops, collate
 from icmbench.codecs.training.objective import Objective
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion import roi
+from icmbench.codecs.diffusion.prompts import roi
 
 CLIP_MOMENTS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 DINO_LAYERS = (0.25, 0.5, 0.75, 1.0)  # depths, as shares, whose tokens are judged
@@ -139,7 +139,7 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 def frozen_terms(sources: Mapping[str, str | None], device: str) -> dict[str, nn.Module]:
     """The networks of the terms that a recipe asks for, loaded before the first step. sources: by "lpips", "clip", "task"."""
-    from icmbench.codecs.training.perceptual import perceptual_distance
+    from icmbench.codecs.perceptual import perceptual_distance
 
     makers: dict[str, Any] = {"lpips": perceptual_distance, "clip": clip_distance, "task": TaskLoss}
     return {term: makers[term](source, device) for term, source in sources.items() if source is not None}

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from icmbench.codecs import resulic
 from icmbench.codecs.diffusion import models
-from icmbench.codecs.diffusion.compression_aware import CompressionAware
+from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
+from icmbench.codecs.perceptual import perceptual_distance
 from icmbench.codecs.training.controlled import ControlledObjective
-from icmbench.codecs.training.perceptual import perceptual_distance
 
 # By lambda_R of the second stage, the point: lambda_R of the first, lambda_p of the second.
 STAGES = {36: (24.0, 0.4), 16: (14.0, 0.6), 6: (4.0, 0.8), 3: (2.0, 1.0), 1.5: (1.0, 1.0)}
 
 
-class Resulic(ControlledObjective):
+class ResulicObjective(ControlledObjective):
     """L = eps + MSE(z_c, z0) + lambda_R bpp, and in stage 2 + lambda_d MSE(x, x~) + lambda_p LPIPS(x, x~).
 
     stage: 1 or 2. rate, mse, lpips: weights in place of the paper's; latent: of MSE(z_c, z0). noise_levels: N_r to draw from; by

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icmbench.codecs import slim
-from icmbench.codecs.diffusion import models, roi
+from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.prompts import roi
 from icmbench.codecs.training.controlled import ControlledObjective
 from icmbench.codecs.training.networks import frozen_terms
 
 
-class Slim(ControlledObjective):
+class SlimObjective(ControlledObjective):
     """Stage 1: lambda_r bpp + lambda_g MSE(M z0, M z_hat) + lambda_d eps (eq. 4); stage 2: + lambda_roi (MSE + LPIPS)(M x, M x~) +
     lambda_t CE (eq. 7). The paper gives no weight; what it leaves open is marked (open).
 

@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from icmbench.codecs.cadc import Cadc
 from icmbench.codecs.diff_icmh import DiffIcmh
-from icmbench.codecs.diffusion import sampling
 from icmbench.codecs.diffusion.codec import DiffusionCodec
+from icmbench.codecs.diffusion.sampling import samplers
 from icmbench.codecs.resulic import Resulic
 
 
@@ -77,8 +77,8 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
     hint = model.hint(y_hat, z_hat)
     prompts = ["a photograph of a red door"] * batch
     contexts = backbone.embed([*prompts, ""])
-    guided = sampling.Guided(backbone, model.control, hint, contexts[:batch], contexts[batch:], decoding.guidance)
-    noise = sampling.draw_noise(range(batch), decoding.sampler.draws, *hint.shape[-2:])
+    guided = samplers.Guided(backbone, model.control, hint, contexts[:batch], contexts[batch:], decoding.guidance)
+    noise = samplers.draw_noise(range(batch), decoding.sampler.draws, *hint.shape[-2:])
     x = noise[:, 0].to(hint.device)
     steps = decoding.sampler.steps
     whole = clock(lambda: model.sample(y_hat, z_hat, decoding, prompts, range(batch)), warm=2)
@@ -86,7 +86,7 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
         ("entropy decoding", batch * clock(lambda: model.latents(request.container, stream, request.check)), 0.0),
         ("hint", clock(lambda: model.hint(y_hat, z_hat)), multiply_adds(lambda: model.hint(y_hat, z_hat))),
         ("text", clock(lambda: backbone.embed([*prompts, ""])), multiply_adds(lambda: backbone.embed([*prompts, ""]))),
-        ("noise", clock(lambda: sampling.draw_noise(range(batch), decoding.sampler.draws, *hint.shape[-2:])), 0.0),
+        ("noise", clock(lambda: samplers.draw_noise(range(batch), decoding.sampler.draws, *hint.shape[-2:])), 0.0),
         ("decoding pixels", clock(lambda: backbone.decode(x)), multiply_adds(lambda: backbone.decode(x))),
     ]
     rest = whole - sum(seconds for _, seconds, _ in parts[1:])

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from icmbench.harness.bench import Bench
-from icmbench.harness.executors import in_process, make_units
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import run
-from icmbench.harness.scoring import score
-from icmbench.harness.store import Store
+from icmbench.harness.commands.run import run
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.derive.scoring import score
+from icmbench.harness.store.store import Store
+from icmbench.harness.work.bench import Bench
+from icmbench.harness.work.executors import in_process, make_units
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 from icmbench.codecs.base import compress_all, decompress_all
-from icmbench.codecs.diffusion import backbone
-from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
+from icmbench.codecs.diffusion.backbone import stable_diffusion
+from icmbench.codecs.diffusion.backbone.files import BACKBONE, PRETRAINED
 from icmbench.codecs.training.photos import colours, salience
 from icmbench.tasks.datasets.packaged import PackagedPhotos
 
@@ -81,7 +81,7 @@ def mechanisms(tags):
 
 
 def vae_alone(images):
-    base = backbone.load("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
+    base = stable_diffusion.load("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
     with torch.inference_mode():
         pixels = [torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in images]
         decoded = [base.decode(base.encode(one))[0].permute(1, 2, 0).numpy() for one in pixels]
@@ -105,7 +105,7 @@ class Measure:
     """bpp, PSNR and distance, means over images."""
 
     def __init__(self, originals):
-        from icmbench.codecs.training.perceptual import perceptual_distance
+        from icmbench.codecs.perceptual import perceptual_distance
 
         self.originals, self.network, self.rows = originals, perceptual_distance("stlpips-vgg", "cpu"), []
         self.masks = [np.asarray(salience(image)) > 127 for image in originals]

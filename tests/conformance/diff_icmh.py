@@ -28,9 +28,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from icmbench.codecs.diffusion import backbone, files, keys, unet, weights
-from icmbench.codecs.diffusion.control import ControlModule
-from icmbench.codecs.diffusion.latent import Lfgcm
+from icmbench.codecs.diffusion.backbone import files, keys, stable_diffusion, unet, weights
+from icmbench.codecs.diffusion.backbone.control import ControlModule
+from icmbench.codecs.diffusion.latents.lfgcm import Lfgcm
 
 KEYS = "diff_icmh_keys.json"
 CLOSE = 1e-3  # of max|b|
@@ -83,7 +83,7 @@ def latent_outputs(checkpoint: Path, given: Mapping[str, Tensor]) -> dict[str, T
 def eps_outputs(base_checkpoint: Path, checkpoint: Path, given: Mapping[str, Tensor], timestep: int) -> dict[str, Tensor]:
     """The UNet's output with and without the control module."""
     with init_empty_weights():
-        base = UNet2DConditionModel(**backbone.PROFILES["sd21"].unet)
+        base = UNet2DConditionModel(**stable_diffusion.PROFILES["sd21"].unet)
         control = ControlModule(base)
     weights.fill_part(base, "unet", weights.read_state(base_checkpoint), base_checkpoint)
     weights.fill_part(control, "control", weights.read_state(checkpoint), checkpoint)

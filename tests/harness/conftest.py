@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icmbench.harness import plugins
+from icmbench.harness.config import plugins
 
 PLUGINS = Path(__file__).parent / "plugins"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from icmbench.codecs.diffusion.weights import read_state
+from icmbench.codecs.diffusion.backbone.weights import read_state
 from icmbench.harness.cli import main
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import run
+from icmbench.harness.commands.run import run
+from icmbench.harness.config.experiment import load_experiment
 
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")

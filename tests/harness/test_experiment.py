@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.options import bind
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.config.options import bind
 
 GOOD = """
 name: small

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from icmbench.harness.attempt import attempt
-from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import How, run
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.work.attempt import attempt
 
 
 def test_a_tolerated_failure_leaves_every_codec_s_score(tmp_path, experiment, photos, calls, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_read_only_store_is_said_and_can_still_be_read(tmp_path, experiment, i
     if not mounted and os.getuid() == 0:
         pytest.skip("cannot mount a read-only file system here, and root may write anywhere")
     try:
-        run(load_experiment(path), disk / "run", How(shard=(1, 1)))
+        run(load_experiment(path), disk / "run", RunOptions(shard=(1, 1)))
         if mounted:
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         else:

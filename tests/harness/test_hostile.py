@@ -14,8 +14,8 @@ from PIL import Image
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.folder import Folder
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import How, run
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.experiment import load_experiment
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
 from icmbench.tasks.datasets.flickr30k import Flickr30k
@@ -47,12 +47,12 @@ def test_hostile_file_names_stay_names(tmp_path, experiment, photos, calls, icmb
         path.rename(photos / name)
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None)
     before = outside(tmp_path)
-    first = run(load_experiment(path), tmp_path / "run", How(keep=True))
+    first = run(load_experiment(path), tmp_path / "run", RunOptions(keep=True))
     assert not first.missing, first.outcome.failures
     assert len(list((tmp_path / "run" / "reconstructions").rglob("*.png"))) == 10
     assert outside(tmp_path) - {tmp_path / "calls.log"} == before
     calls()
-    assert not run(load_experiment(path), tmp_path / "run", How(keep=True)).missing and calls() == {}
+    assert not run(load_experiment(path), tmp_path / "run", RunOptions(keep=True)).missing and calls() == {}
     (photos / NAMES[2]).write_bytes(b"no picture")
     failed = icmbench("run", path, "--out", tmp_path / "run")
     assert failed.returncode == 1 and "\\x1b[2J" in failed.stderr
@@ -167,9 +167,9 @@ def test_a_bomb_among_reconstructions_made_elsewhere(tmp_path):
 
 def test_a_bomb_in_place_of_a_kept_picture_is_decoded_anew(tmp_path, experiment):
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None)
-    run(load_experiment(path), tmp_path / "run", How(keep=True, shard=(1, 1)))
+    run(load_experiment(path), tmp_path / "run", RunOptions(keep=True, shard=(1, 1)))
     next((tmp_path / "run" / "reconstructions").rglob("*.png")).write_bytes(png_bomb(60_000))
     tasks = [{**DISTANCE[0], "label": "again"}]
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=tasks, anchor=None)
-    result = run(load_experiment(path), tmp_path / "run", How(shard=(1, 1)))
+    result = run(load_experiment(path), tmp_path / "run", RunOptions(shard=(1, 1)))
     assert not result.outcome.failures and result.outcome.codec_images == 1

@@ -22,15 +22,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from icmbench.codecs.base import compress_all, decompress_all
-from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
-from icmbench.codecs.diffusion.roi import GradCamMask, efficientnet_lite0
+from icmbench.codecs.diffusion.backbone.files import BACKBONE, PRETRAINED
+from icmbench.codecs.diffusion.prompts.roi import GradCamMask, efficientnet_lite0
+from icmbench.codecs.perceptual import perceptual_distance
 from icmbench.codecs.training.controlled import ControlledObjective
 from icmbench.codecs.training.data import Crops, collate
 from icmbench.codecs.training.loop import WEIGHTS
-from icmbench.codecs.training.perceptual import perceptual_distance
-from icmbench.harness import plugins
-from icmbench.harness.recipe import RECIPES, Recipe
-from icmbench.harness.training import train
+from icmbench.harness.commands.training import train
+from icmbench.harness.config import plugins
+from icmbench.harness.config.recipe import RECIPES, Recipe
 from icmbench.tasks.datasets.packaged import PackagedPhotos
 
 TIMES = int(os.environ.get("ICMBENCH_OVERFIT", "1"))

@@ -12,16 +12,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from icmbench.harness.bench import Bench
 from icmbench.harness.cli import main
-from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.pack import MANIFEST, Pack, export
-from icmbench.harness.run import How, run
-from icmbench.harness.store import Store
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.store.pack import MANIFEST, Pack, export
+from icmbench.harness.store.store import Store
+from icmbench.harness.work.bench import Bench
 
 TIMES = ["decode_seconds", "task_seconds"]
-STREAMS_ONLY = How(shard=(1, 1))  # no tables
+STREAMS_ONLY = RunOptions(shard=(1, 1))  # no tables
 CODECS = [{"name": "shift", "label": "anchor", "points": [6, 4]}]
 
 

@@ -4,11 +4,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from icmbench.harness.bench import Bench
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.plan import plan, standard
-from icmbench.harness.run import run
-from icmbench.harness.store import Store
+from icmbench.harness.commands.plan import plan, standard
+from icmbench.harness.commands.run import run
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.store.store import Store
+from icmbench.harness.work.bench import Bench
 
 
 def test_a_limited_run_tells_what_the_standard_sets_cost(tmp_path, experiment, icmbench):

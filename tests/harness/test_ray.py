@@ -10,13 +10,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from icmbench.harness.bench import Bench
-from icmbench.harness.errors import UserError
-from icmbench.harness.executors import make_units
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.ray_executor import cores_each, ray_cluster
-from icmbench.harness.run import How, run
-from icmbench.harness.store import Store
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.store.store import Store
+from icmbench.harness.work.bench import Bench
+from icmbench.harness.work.executors import make_units
+from icmbench.harness.work.ray_executor import cores_each, ray_cluster
 
 TASKS = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "loader"}, "reference": "original"}]
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
@@ -64,15 +64,15 @@ def test_two_nodes_give_the_local_run_bit_by_bit(tmp_path, experiment, calls, cl
     path = experiment(shard_size=1, tasks=TASKS)
     run(load_experiment(path), tmp_path / "one")
     calls()
-    result = run(load_experiment(path), tmp_path / "ray", How(workers=2, executor="ray"))
+    result = run(load_experiment(path), tmp_path / "ray", RunOptions(workers=2, executor="ray"))
     counted = calls()
     assert not result.missing and not result.outcome.failures
     assert list(loads(counted).values()) == [1, 1]  # ten blocks, two models
     assert counted["compress shift"] == 30 and counted["model"] == 40
     check_same(tmp_path / "one", tmp_path / "ray")
-    assert run(load_experiment(path), tmp_path / "ray", How(workers=2, executor="ray")).outcome.codec_images == 0
+    assert run(load_experiment(path), tmp_path / "ray", RunOptions(workers=2, executor="ray")).outcome.codec_images == 0
     with pytest.raises(UserError, match="room for 0 workers of one core and 1 GPUs"):
-        run(load_experiment(path), tmp_path / "gpu", How(workers=2, executor="ray", gpus=1))
+        run(load_experiment(path), tmp_path / "gpu", RunOptions(workers=2, executor="ray", gpus=1))
 
 
 def test_no_unit_is_started_before_its_worker_is_free(tmp_path, experiment, calls, cluster):
@@ -106,7 +106,7 @@ def test_a_lost_worker_or_node_costs_nothing(tmp_path, experiment, calls, cluste
 
     thread = threading.Thread(target=strike)
     thread.start()
-    result = run(load_experiment(path), tmp_path / "ray", How(workers=2, executor="ray"))
+    result = run(load_experiment(path), tmp_path / "ray", RunOptions(workers=2, executor="ray"))
     thread.join()
     assert struck and not result.missing and not result.outcome.failures
     if loss == "worker":
@@ -117,7 +117,7 @@ def test_a_lost_worker_or_node_costs_nothing(tmp_path, experiment, calls, cluste
 @pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "was lost 3 times")])
 def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment, cluster, codec, words):
     codecs = [{"name": codec, "points": [4]}, {"name": "shift", "points": [4]}]
-    result = run(load_experiment(experiment(codecs=codecs, timeout=2)), tmp_path / "run", How(workers=2, executor="ray"))
+    result = run(load_experiment(experiment(codecs=codecs, timeout=2)), tmp_path / "run", RunOptions(workers=2, executor="ray"))
     assert {failure.cell for failure in result.outcome.failures} == {f"photos / {codec} bits=4 / block 0"}
     assert words in result.outcome.failures[0].reason
     assert "shift" in set(result.scores.codec)

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icmbench.codecs.diffusion import backbone, models
-from icmbench.harness import plugins
+from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.backbone import stable_diffusion
 from icmbench.harness.cli import main
-from icmbench.harness.errors import UserError
-from icmbench.harness.recipe import RECIPES, load_recipe, shipped
-from icmbench.harness.training import _legs, train
+from icmbench.harness.commands.training import _legs, train
+from icmbench.harness.config import plugins
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.recipe import RECIPES, load_recipe, shipped
 
 NAMES = ("cadc", "diff-icmh", "elic", "resulic", "slim")
 # Loss weights by stage and point (specification, section 4); None: not in the loss.
@@ -65,7 +66,7 @@ def test_a_shipped_recipe_has_the_papers_settings(tmp_path, name):
     legs = list(_legs(recipe, kind, tmp_path))
     assert set(recipe.points) == set(kind.default_points) == {leg.point for leg in legs if leg.last}
     assert tuple(stage["steps"] for stage in recipe.stages) == STEPS.get(name, tuple(stage["steps"] for stage in recipe.stages))
-    models.save_backbone(backbone.random("tiny", 1), tmp_path / "backbone.safetensors")
+    models.save_backbone(stable_diffusion.random("tiny", 1), tmp_path / "backbone.safetensors")
     found = {(leg.name, leg.point): leg for leg in legs}
     for key, expected in WEIGHTS[name].items():
         options = {**found[key].options, **SMALL, "backbone": tmp_path / "backbone.safetensors"}

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from icmbench.harness import resampling
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import How, run
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.derive import resampling
 from icmbench.results.bootstrap import draw_weights
 from icmbench.results.published import REPORTED
 from icmbench.results.tables import bdrate_frame
@@ -67,7 +67,7 @@ def test_workers_draw_the_same_replicates(tmp_path, experiment, monkeypatch):
     for file in (tmp_path / "run" / "replicates").iterdir():
         file.unlink()
     monkeypatch.setattr(resampling, "WORTH_WORKERS", 0)
-    two = run(load_experiment(path), tmp_path / "run", How(workers=2))
+    two = run(load_experiment(path), tmp_path / "run", RunOptions(workers=2))
     pd.testing.assert_frame_equal(one.scores, two.scores)
     assert one.scores.high.notna().all() and len([*(tmp_path / "run" / "replicates").iterdir()]) == 1
 
@@ -80,7 +80,7 @@ def test_the_report_shows_the_most_damaged_images(tmp_path, photos, experiment, 
 
     monkeypatch.setattr(MeanColour, "draw", marked)
     monkeypatch.setattr(MeanColour, "names", lambda self, prediction: ["bright" if prediction["colour"].mean() > 100 else "dark"])
-    result = run(load_experiment(experiment()), tmp_path / "run", How(images=3))
+    result = run(load_experiment(experiment()), tmp_path / "run", RunOptions(images=3))
     kept = json.loads((tmp_path / "run" / "pictures.json").read_text())
     assert len(kept["entries"]) == 3 and not kept["left_out"]
     damage = [entry["damage"] for entry in kept["entries"]]
@@ -96,7 +96,7 @@ def test_the_report_shows_the_most_damaged_images(tmp_path, photos, experiment, 
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert worst["shown"][0]["drawn"] in page and result.report
     before = (tmp_path / "run" / "pictures.json").read_bytes()
-    run(load_experiment(experiment()), tmp_path / "run", How(images=3))
+    run(load_experiment(experiment()), tmp_path / "run", RunOptions(images=3))
     assert (tmp_path / "run" / "pictures.json").read_bytes() == before
 
 
@@ -105,10 +105,10 @@ def test_pixels_that_cannot_be_had_again_are_left_out_and_kept_ones_shown(tmp_pa
 
     monkeypatch.setattr(MeanColour, "draw", lambda self, image, prediction: image)
     path = experiment(codecs=[{"name": "shaky", "points": [2]}], anchor=None)
-    run(load_experiment(path), tmp_path / "run", How(images=2))
+    run(load_experiment(path), tmp_path / "run", RunOptions(images=2))
     left = json.loads((tmp_path / "run" / "pictures.json").read_text())
     assert not left["entries"] and "shaky bits=6: decoded again its pixels are not those scored" in left["left_out"][0]
-    run(load_experiment(path), tmp_path / "kept", How(images=2, keep=True))
+    run(load_experiment(path), tmp_path / "kept", RunOptions(images=2, keep=True))
     assert len(json.loads((tmp_path / "kept" / "pictures.json").read_text())["entries"]) == 2
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import How, run
-from icmbench.harness.scoring import COLUMNS
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.derive.scoring import COLUMNS
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
@@ -89,7 +89,7 @@ def test_two_processes_give_the_same_scores_as_one(tmp_path, experiment, calls):
     path = experiment(tasks=tasks)
     run(load_experiment(path), tmp_path / "one")
     once = calls()
-    result = run(load_experiment(path), tmp_path / "two", How(workers=2))
+    result = run(load_experiment(path), tmp_path / "two", RunOptions(workers=2))
     assert not result.missing and calls() == once
     pd.testing.assert_frame_equal(scores(tmp_path / "one"), scores(tmp_path / "two"))
 
@@ -132,13 +132,13 @@ def test_a_shaky_decoder_never_mixes_realisations(tmp_path, experiment, calls):
 
 def test_kept_reconstructions_serve_later_tasks(tmp_path, experiment, calls):
     shaky = [{"name": "shaky", "points": [4]}]
-    run(load_experiment(experiment(codecs=shaky, anchor=None)), tmp_path / "run", How(keep=True))
+    run(load_experiment(experiment(codecs=shaky, anchor=None)), tmp_path / "run", RunOptions(keep=True))
     first = scores(tmp_path / "run")
     pictures = list((tmp_path / "run" / "reconstructions").rglob("*.png"))
     assert len(pictures) == 10
     calls()
     tasks = [{"name": "distance", "dataset": "photos", "label": "third"}]
-    result = run(load_experiment(experiment(codecs=shaky, tasks=tasks, anchor=None)), tmp_path / "run", How(keep=True))
+    result = run(load_experiment(experiment(codecs=shaky, tasks=tasks, anchor=None)), tmp_path / "run", RunOptions(keep=True))
     assert calls() == {"distance": 5}
     assert result.scores.value.iloc[0] == first[first.metric == "distance"].value.iloc[0]
 
@@ -174,7 +174,7 @@ def test_a_missing_image_is_an_error_that_names_it(tmp_path, experiment, photos)
 def test_shards_of_several_jobs_make_one_run(tmp_path, experiment, calls):
     path = experiment()
     for part in (1, 2, 3):
-        result = run(load_experiment(path), tmp_path / "run", How(shard=(part, 3)))
+        result = run(load_experiment(path), tmp_path / "run", RunOptions(shard=(part, 3)))
         assert result.report is None and not result.outcome.failures
     counted = calls()
     assert counted["compress shift"] == 30 and counted["model"] == 40

@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
 
-from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import How, run
-from icmbench.harness.store import Store
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.store.store import Store
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
@@ -75,7 +75,7 @@ def test_a_run_on_s3_is_that_on_a_disk_and_a_second_one_computes_nothing(tmp_pat
     path = experiment(codecs=codecs, limit=4)
     run(load_experiment(path), tmp_path / "run")
     calls()
-    done = run(load_experiment(path), f"{bucket}/run", How(keep=True), source=path)
+    done = run(load_experiment(path), f"{bucket}/run", RunOptions(keep=True), source=path)
     assert not done.missing, done.outcome.failures
     assert calls()["compress shift"] == 8
     store = Store(f"{bucket}/run")

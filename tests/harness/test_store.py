@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from icmbench.harness.errors import UserError
-from icmbench.harness.store import Store, from_table, safe_name, to_table
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.store.store import Store, from_table, safe_name, to_table
 
 SCHEMA = pa.schema(
     [

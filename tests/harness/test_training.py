@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.diff_icmh import DiffIcmh
-from icmbench.codecs.diffusion import backbone, models
+from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.backbone import stable_diffusion
 from icmbench.codecs.elic import Elic
 from icmbench.codecs.training.halve import ship
-from icmbench.harness.errors import UserError
-from icmbench.harness.recipe import load_recipe
-from icmbench.harness.training import train
+from icmbench.harness.commands.training import train
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.recipe import load_recipe
 
 STAGE = {"name": "one", "steps": 8, "batch": 2, "lr": 2e-3, "ema": 0.8, "checkpoint_every": 3}
 
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
         blob.resize((80, 70), Image.Resampling.BICUBIC).save(root / "masks" / f"{k}.png")
     (root / "captions.json").write_text(json.dumps({f"{k}.png": f"picture number {k}" for k in range(4)}))
     (root / "labels.json").write_text(json.dumps({f"{k}.png": 10 * k for k in range(4)}))
-    models.save_backbone(backbone.random("tiny", 1), root / "backbone.safetensors")
+    models.save_backbone(stable_diffusion.random("tiny", 1), root / "backbone.safetensors")
     return root
 
 
@@ -110,7 +111,9 @@ def trace(out):
 def processes():
     """Processes forked from one that has done the imports and nothing else: torch's state does not survive a fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["icmbench.harness.training", *(f"icmbench.codecs.training.{name}" for name in MODULES)])
+    context.set_forkserver_preload(
+        ["icmbench.harness.commands.training", *(f"icmbench.codecs.training.{name}" for name in MODULES)]
+    )
     return context
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 import psutil
 import pytest
 
-from icmbench.harness.errors import UserError
-from icmbench.harness.experiment import load_experiment
-from icmbench.harness.run import How, run
+from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import load_experiment
 
 DISTANCE = [{"name": "distance", "dataset": "photos"}]
 
@@ -23,7 +23,7 @@ ODD = {"stuck": "took longer than", "crash": "process died", "clinging": "proces
 
 def test_codecs_that_hang_crash_or_quit_cost_their_cells_only(tmp_path, experiment, calls):
     codecs = [{"name": codec, "points": [4]} for codec in [*ODD, "shift"]]
-    result = run(load_experiment(experiment(codecs=codecs, timeout=1, limit=3)), tmp_path / "run", How(workers=2))
+    result = run(load_experiment(experiment(codecs=codecs, timeout=1, limit=3)), tmp_path / "run", RunOptions(workers=2))
     for left in [line for line in calls() if line.startswith("left")]:
         psutil.Process(int(left.split()[1])).kill()
     reasons = {failure.cell: failure.reason for failure in result.outcome.failures}
@@ -38,7 +38,7 @@ def test_an_encoder_that_hangs_is_ended_and_long_complaints_pass(tmp_path, exper
     command = {"encode": ["sh", "-c", "sleep 98765", "{point}", "{input}", "{stream}"], "decode": ["true", "{stream}", "{output}"]}
     codecs = [{"name": "command", "points": [4], "set": command}, {"name": "verbose", "points": [4, 2]}, {"name": "shift"}]
     path = experiment(codecs=codecs, tasks=DISTANCE, timeout=1, limit=2)
-    result = run(load_experiment(path), tmp_path / "run", How(workers=2))
+    result = run(load_experiment(path), tmp_path / "run", RunOptions(workers=2))
     reasons = {failure.cell.split(" / ")[1].split()[0]: failure.reason for failure in result.outcome.failures}
     assert "took longer than" in reasons["command"] and len(reasons["verbose"]) > 2**20
     assert set(result.scores.codec) == {"shift"}
@@ -51,9 +51,7 @@ def test_ctrl_c_ends_all_workers(tmp_path, experiment):
     environment = os.environ | {"ICMBENCH_SLOW_CODEC": "0.2"}
     # a shell's background jobs, and what they start, ignore the signal
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
-    )
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed)
     while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < 4:
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -67,13 +65,13 @@ def test_ctrl_c_ends_all_workers(tmp_path, experiment):
     ("start", "words"), [("raise ImportError('broken')", "exit code 1"), ("import time; time.sleep(99)", "not a word")]
 )
 def test_workers_that_cannot_start_end_the_run(tmp_path, experiment, monkeypatch, start, words):
-    monkeypatch.setattr("icmbench.harness.workers.START", 1.0 if "sleep" in start else 99.0)
+    monkeypatch.setattr("icmbench.harness.work.workers.START", 1.0 if "sleep" in start else 99.0)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "psutil.py").write_text(start)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{os.environ['PYTHONPATH']}")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "broken"), *sys.path])
     with pytest.raises(UserError, match=rf"worker processes cannot start .*{words}.*__main__"):
-        run(load_experiment(experiment(tasks=DISTANCE)), tmp_path / "run", How(workers=2))
+        run(load_experiment(experiment(tasks=DISTANCE)), tmp_path / "run", RunOptions(workers=2))
 
 
 def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment):

@@ -21,9 +21,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def backbone():
-    from icmbench.codecs.diffusion import backbone
+    from icmbench.codecs.diffusion.backbone import stable_diffusion
 
-    return backbone.random("tiny").eval().requires_grad_(False)
+    return stable_diffusion.random("tiny").eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +31,9 @@ def model(backbone):
     """A rate point with random weights, whose control has an effect and whose latents are not all zero."""
     import torch
 
-    from icmbench.codecs.diffusion.control import ControlModule
-    from icmbench.codecs.diffusion.engine import Model
-    from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
+    from icmbench.codecs.diffusion.backbone.control import ControlModule
+    from icmbench.codecs.diffusion.engine import CodecModel
+    from icmbench.codecs.diffusion.latents.lfgcm import LFGCM, Lfgcm
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -43,7 +43,7 @@ def model(backbone):
         torch.nn.init.normal_(latent.encoder.g_a6.weight, std=1.0)
         for net in (*latent.context.parameters_anchor, *latent.context.parameters_nonanchor):
             torch.nn.init.constant_(net[-1].bias[: net[-1].out_channels // 2], 1.5)  # scales that fit such latents
-    return Model(backbone, latent, control)
+    return CodecModel(backbone, latent, control)
 
 
 @pytest.fixture(scope="session")

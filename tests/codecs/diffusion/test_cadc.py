@@ -14,9 +14,11 @@ from accelerate import init_empty_weights
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Container, Text
 from icmbench.codecs.cadc import PROMPT, Cadc
-from icmbench.codecs.diffusion import adapted, models, sampling
-from icmbench.codecs.diffusion.cadc_compressor import CADC, CadcCompressor
+from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.backbone import adapted
 from icmbench.codecs.diffusion.cadc_model import CadcModel
+from icmbench.codecs.diffusion.latents.cadc_compressor import CADC, CadcCompressor
+from icmbench.codecs.diffusion.sampling import samplers
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_training_reaches_all_parameters():
 
 def test_sizes_of_the_full_profile():
     """866.82M in the UNet (specs/codecs.md); the rest follows StableCodec's blocks, whose g_s and context model are as large."""
-    from icmbench.codecs.diffusion.backbone import PROFILES, DiffusionBackbone
+    from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
 
     with init_empty_weights():
         base = DiffusionBackbone(PROFILES["sd21"])
@@ -267,10 +269,10 @@ def test_importing_the_codec_is_cheap():
 
 
 def test_one_step_draws_no_noise():
-    sampler = sampling.OneStep()
+    sampler = samplers.OneStep()
     abar = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
     hint = torch.randn(2, 8, 4, 4)
-    noise = sampling.draw_noise([1, 2], sampler.draws, 4, 4)
+    noise = samplers.draw_noise([1, 2], sampler.draws, 4, 4)
     assert noise.numel() == 0
     clean = torch.randn(2, 4, 4, 4, dtype=torch.float64)
     eps = (hint[:, :4] - abar[999].sqrt() * clean) / (1 - abar[999]).sqrt()

@@ -14,8 +14,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion.captioners import Endpoint, Transformers, captioner_of
-from icmbench.codecs.diffusion.roi import MaskedCaptioner
+from icmbench.codecs.diffusion.prompts.captioners import Endpoint, Transformers, captioner_of
+from icmbench.codecs.diffusion.prompts.roi import MaskedCaptioner
 
 WORDS = ["a", "the", "dog", "cat", "barn", "field", "bone", "with", "in", "of", "on", "red", "green", "small", "large"]
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

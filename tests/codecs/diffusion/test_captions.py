@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Text
-from icmbench.codecs.diffusion import captions, prior
-from icmbench.codecs.diffusion.captions import CODERS, MAX_BYTES, MAX_TOKENS, CaptionGuide, pack, pack_tokens, unpack
+from icmbench.codecs.diffusion.prompts import captions, prior
+from icmbench.codecs.diffusion.prompts.captions import CODERS, MAX_BYTES, MAX_TOKENS, CaptionGuide, pack, pack_tokens, unpack
 
 SHA256 = "d56014fab5cf91fa0bcae745931d1adc257518183da46233fe383ee8a54512d6"
 WRITTEN = [
@@ -195,5 +195,6 @@ def test_mistakes_are_named(tmp_path):
 
 
 def test_captions_import_nothing_heavy():
-    code = "import sys, icmbench.codecs.diffusion.captions; print({'torch', 'transformers', 'constriction'} & set(sys.modules))"
+    heavy = {"torch", "transformers", "constriction"}
+    code = f"import sys, icmbench.codecs.diffusion.prompts.captions; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion.compression_aware import CompressionAware
-from icmbench.codecs.diffusion.sampling import Guided, draw_noise
+from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
+from icmbench.codecs.diffusion.sampling.samplers import Guided, draw_noise
 
 LEVELS = (100, 300, 405, 600, 795)
 SHAPE = (2, 4, 8, 8)

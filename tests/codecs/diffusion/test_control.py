@@ -4,11 +4,11 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
-from icmbench.codecs.diffusion import unet as walk
-from icmbench.codecs.diffusion.backbone import PROFILES, DiffusionBackbone
-from icmbench.codecs.diffusion.control import ControlModule
-from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
-from icmbench.codecs.diffusion.sampling import evaluate
+from icmbench.codecs.diffusion.backbone import unet as walk
+from icmbench.codecs.diffusion.backbone.control import ControlModule
+from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
+from icmbench.codecs.diffusion.latents.lfgcm import LFGCM, Lfgcm
+from icmbench.codecs.diffusion.sampling.samplers import evaluate
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion.enhance import Enhance, Undenoised
+from icmbench.codecs.diffusion.sampling.enhance import Enhance, Undenoised
 
 ABAR = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
 

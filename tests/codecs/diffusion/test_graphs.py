@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from icmbench.codecs.diffusion import graphs, sampling
+from icmbench.codecs.diffusion.backbone import graphs
+from icmbench.codecs.diffusion.sampling import samplers
 
 
 def run(model, evaluate, device: str) -> list[torch.Tensor]:
@@ -14,18 +15,18 @@ def run(model, evaluate, device: str) -> list[torch.Tensor]:
     hint, first, second = (torch.randn(2, 4, 8, 8, generator=generator).to(device) for _ in range(3))
     contexts = model.backbone.embed(["cat", "dog", ""])
     with torch.no_grad():
-        predict = sampling.Guided(model.backbone, model.control, hint, contexts[:2], contexts[2:], 5.0, run=evaluate)
+        predict = samplers.Guided(model.backbone, model.control, hint, contexts[:2], contexts[2:], 5.0, run=evaluate)
         return [predict(first, 900).clone(), predict(second, 100).clone(), predict(first, 900).clone()]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_graph_equals_plain(weights_folder, recwarn):
     from icmbench.codecs.diffusion import models
-    from icmbench.codecs.diffusion.files import Files
+    from icmbench.codecs.diffusion.backbone.files import Files
 
     model = models.load(models.DIFF_ICMH, Files("diff-icmh", "tiny", weights_folder, None), 2, "float32", "cuda")
-    plain = run(model, sampling.evaluate, "cuda")
-    captured = run(model, graphs.fast(sampling.evaluate, True, False), "cuda")
+    plain = run(model, samplers.evaluate, "cuda")
+    captured = run(model, graphs.fast(samplers.evaluate, True, False), "cuda")
     assert not [warning for warning in recwarn if "CUDA graph" in str(warning.message)]
     for ours, theirs in zip(captured, plain):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
@@ -33,7 +34,7 @@ def test_graph_equals_plain(weights_folder, recwarn):
 
 @pytest.mark.skipif(not os.environ.get("ICMBENCH_SLOW"), reason="compiles for minutes; set ICMBENCH_SLOW=1")
 def test_compiled_equals_plain(model):
-    plain = run(model, sampling.evaluate, "cpu")
-    compiled = run(model, graphs.fast(sampling.evaluate, False, True), "cpu")
+    plain = run(model, samplers.evaluate, "cpu")
+    compiled = run(model, graphs.fast(samplers.evaluate, False, True), "cpu")
     for ours, theirs in zip(compiled, plain):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

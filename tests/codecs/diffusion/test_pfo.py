@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion import captions, models, pfo
-from icmbench.codecs.diffusion.compression_aware import CompressionAware
+from icmbench.codecs.diffusion import models
 from icmbench.codecs.diffusion.engine import Decoding, Draft
-from icmbench.codecs.diffusion.pfo import PerceptualFidelity
-from icmbench.codecs.diffusion.sampling import Ddim
+from icmbench.codecs.diffusion.prompts import captions, pfo
+from icmbench.codecs.diffusion.prompts.pfo import PerceptualFidelity
+from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
+from icmbench.codecs.diffusion.sampling.samplers import Ddim
 
 WORDS = tuple(captions.tokens("a red barn"))
 

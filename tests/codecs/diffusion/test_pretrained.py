@@ -9,8 +9,8 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from icmbench.codecs.diffusion import backbone
-from icmbench.codecs.diffusion.files import BACKBONE, PRETRAINED
+from icmbench.codecs.diffusion.backbone import stable_diffusion
+from icmbench.codecs.diffusion.backbone.files import BACKBONE, PRETRAINED
 
 FOLDER = PRETRAINED / "tiny"
 FILES = sorted(FOLDER.glob("*-lambda*.safetensors"))
@@ -29,7 +29,7 @@ def photo():
 
 @pytest.fixture(scope="module")
 def distance():
-    from icmbench.codecs.training.perceptual import perceptual_distance
+    from icmbench.codecs.perceptual import perceptual_distance
 
     network = perceptual_distance("stlpips-alex", "cpu")
 
@@ -66,7 +66,7 @@ def test_all_of_it_is_small():
 
 
 def test_the_vae_beats_the_mean_colour_by_far(photo):
-    base = backbone.load("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
+    base = stable_diffusion.load("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
         z = base.encode(pixels)

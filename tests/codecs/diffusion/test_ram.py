@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion import ram, weights
+from icmbench.codecs.diffusion.backbone import weights
+from icmbench.codecs.diffusion.prompts import ram
 
 # Logits of the published code (its Swin with width 16, depths 2 and 2, heads 2 and 4; 20 tags) on the weights and image below.
 LOGITS = [

@@ -10,7 +10,7 @@ import pytest
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.diffusion import captions
+from icmbench.codecs.diffusion.prompts import captions
 from icmbench.codecs.resulic import SUFFIX, Resulic
 
 pytestmark = pytest.mark.filterwarnings("ignore:resulic. weights of profile tiny are random")
@@ -48,7 +48,7 @@ def server() -> Iterator[tuple[str, list[dict]]]:
 
 
 def said(codec: Resulic, image: np.ndarray, image_id: str = "") -> str:
-    from icmbench.codecs.diffusion.backbone import clip_tokenizer
+    from icmbench.codecs.diffusion.backbone.stable_diffusion import clip_tokenizer
 
     text = Container.from_bytes(codec.compress(image, image_id)).text
     return "" if text is None else clip_tokenizer().decode(captions.unpack(text)).strip()
@@ -104,7 +104,7 @@ def test_without_a_language_model_captions_are_said_in_full(image):
 
 def test_optimised_tokens_are_sent(image, monkeypatch):
     """The search starts from the residual, and what it finds is what is sent and drawn from, though no text has these tokens."""
-    from icmbench.codecs.diffusion.pfo import PerceptualFidelity
+    from icmbench.codecs.diffusion.prompts.pfo import PerceptualFidelity
 
     found = (49405, 0, 17)
     starts = []

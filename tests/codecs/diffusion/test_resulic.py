@@ -13,8 +13,9 @@ import torch
 
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.diffusion import captions, models
-from icmbench.codecs.diffusion.compression_aware import CompressionAware
+from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.prompts import captions
+from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
 from icmbench.codecs.resulic import NEGATIVE, NOISE_LEVELS, SUFFIX, Resulic
 
 
@@ -57,7 +58,7 @@ def tiny(folder):
 
 def test_full_profile_has_the_published_size():
     """Control 54.81M, UNet 865.91M; the compressor is counted in test_vae_compressor.py."""
-    from icmbench.codecs.diffusion.backbone import PROFILES, DiffusionBackbone
+    from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
 
     with torch.device("meta"):
         base = DiffusionBackbone(PROFILES["sd21"])

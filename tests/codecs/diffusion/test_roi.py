@@ -9,8 +9,8 @@ from PIL import Image
 from torch import nn
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion import roi
-from icmbench.codecs.diffusion.roi import Classifier, GradCamMask
+from icmbench.codecs.diffusion.prompts import roi
+from icmbench.codecs.diffusion.prompts.roi import Classifier, GradCamMask
 
 
 class Spots(nn.Module):

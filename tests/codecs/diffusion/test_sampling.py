@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from icmbench.codecs.diffusion.sampling import AncestralDdpm, Ddim, Guided, draw_noise, respaced
-from icmbench.codecs.diffusion.tiles import Tiles
+from icmbench.codecs.diffusion.backbone.tiles import Tiles
+from icmbench.codecs.diffusion.sampling.samplers import AncestralDdpm, Ddim, Guided, draw_noise, respaced
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 SHAPE = (2, 4, 8, 8)

@@ -224,7 +224,7 @@ def test_full_profile_sizes():
     from accelerate import init_empty_weights
 
     from icmbench.codecs.diffusion import models
-    from icmbench.codecs.diffusion.backbone import PROFILES, DiffusionBackbone
+    from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
 
     with init_empty_weights():
         base = DiffusionBackbone(PROFILES["sd21"])

@@ -7,7 +7,7 @@ import pytest
 
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Text
-from icmbench.codecs.diffusion.text import MAX_TAGS, TagGuide
+from icmbench.codecs.diffusion.prompts.tags import MAX_TAGS, TagGuide
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 LARGE = [f"tag{i}" for i in range(4585)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from icmbench.codecs.base import BitstreamError
-from icmbench.codecs.diffusion.vae_compressor import VAE_COMPRESSOR, VaeCompressor
+from icmbench.codecs.diffusion.latents.vae_compressor import VAE_COMPRESSOR, VaeCompressor
 
 
 def lively(profile: str, seed: int = 1) -> VaeCompressor:

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.diff_icmh import DiffIcmh
-from icmbench.codecs.diffusion import backbone as backbones
-from icmbench.codecs.diffusion import keys, models, weights
-from icmbench.codecs.diffusion.backbone import PROFILES, DiffusionBackbone
-from icmbench.codecs.diffusion.control import ControlModule
-from icmbench.codecs.diffusion.files import Files, Published
-from icmbench.codecs.diffusion.latent import Lfgcm
+from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.backbone import keys, weights
+from icmbench.codecs.diffusion.backbone import stable_diffusion as backbones
+from icmbench.codecs.diffusion.backbone.control import ControlModule
+from icmbench.codecs.diffusion.backbone.files import Files, Published
+from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
+from icmbench.codecs.diffusion.latents.lfgcm import Lfgcm
 
 COUNTER = iter(range(1, 1 << 30))
 
@@ -215,7 +216,7 @@ def test_backbone_from_a_diffusers_folder(backbone, tmp_path):
 
 
 def test_where_files_are_looked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr("icmbench.codecs.diffusion.files.PRETRAINED", tmp_path / "nothing ships")
+    monkeypatch.setattr("icmbench.codecs.diffusion.backbone.files.PRETRAINED", tmp_path / "nothing ships")
     layout = Published("someone/codec", "top/point{point}/model.ckpt")
     files = Files("diff-icmh", "sd21", tmp_path, None, layout)
     with pytest.raises(CodecError, match=r"diff-icmh-lambda4.safetensors or top/point4/model.ckpt or point4/model.ckpt"):

@@ -2,12 +2,12 @@
 
 import torch
 
-from icmbench.codecs.diffusion import backbone
+from icmbench.codecs.diffusion.backbone import stable_diffusion
 from icmbench.codecs.training.backbone import normalise
 
 
 def test_normalised_latents_have_unit_moments_and_the_same_images():
-    base = backbone.random("tiny").requires_grad_(False)
+    base = stable_diffusion.random("tiny").requires_grad_(False)
     pixels = torch.rand(4, 3, 64, 64)
     z = base.vae.encode(2 * pixels - 1).latent_dist
     decoded = base.vae.decode(z.mode()).sample

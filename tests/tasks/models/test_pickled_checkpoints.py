@@ -10,8 +10,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from icmbench.codecs.diffusion.weights import read_state  # noqa: E402
-from icmbench.harness import plugins  # noqa: E402
+from icmbench.codecs.diffusion.backbone.weights import read_state  # noqa: E402
+from icmbench.harness.config import plugins  # noqa: E402
 
 PICTURE = np.zeros((40, 40, 3), np.uint8)
 
