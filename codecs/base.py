@@ -3,13 +3,6 @@
     image --compress--> bytes --decompress--> image
 
 An image is a `uint8` RGB array of shape (height, width, 3). Decoding needs the bytes and the codec, nothing else.
-A codec is found by the entry point group `icmbench.codecs`; its class is called as `Class(point, **options)`, where `point`
-is one entry of `points:` in the experiment file (a number, a string or a mapping) and `options` is its `set:`.
-The first line of the class docstring describes it in `icmbench list codecs`. Class attributes that are read if present:
-
-    default_points   rate points used where the experiment names none
-    weights          one line: the weights it needs, where they come from, their licence
-    extra            the optional dependency group that installs what it imports, e.g. "avif"
 """
 
 from __future__ import annotations
@@ -25,23 +18,35 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Image: TypeAlias = npt.NDArray[np.uint8]
+Image: TypeAlias = npt.NDArray[np.uint8]  # RGB, (height, width, 3)
+ParameterValue: TypeAlias = int | float | str  # of a rate point whose parameters the user names
 
 
 class CodecError(RuntimeError):
-    """An encoder could not do its work: a missing binary, a bad option, a failing or hanging process."""
+    """An encoder cannot do its work: a program is missing, an option is bad, or a process fails or hangs."""
 
 
 class BitstreamError(ValueError):
-    """The bytes are not a whole stream of this codec: foreign, empty, truncated or altered."""
+    """The bytes are not one whole stream of this codec: they are foreign, empty, truncated or altered."""
 
 
-DECODE_ONLY = "{name}: made to decode the streams of a pack, which holds none of this image: its encoder is not here"
+# The error message of an encoder that was built with decode_only=True.
+DECODE_ONLY_MESSAGE = "{name}: made to decode the streams of a pack, which holds none of this image: its encoder is not here"
 
 
 @dataclass(frozen=True)
 class RatePoint:
-    """One point of a rate curve: a label unique within the codec, a sort key, and its parameters as JSON values."""
+    """One point of a codec's rate curve.
+
+    Attributes:
+        label: Name of the point, unique within the codec.
+        order: Sort key along the curve. Its unit is the codec's own.
+        parameters: What sets the rate, as JSON values by name.
+
+    Example:
+        >>> RatePoint("preset=slow,qp=32", -32, {"preset": "slow", "qp": 32}).parameters["qp"]
+        32
+    """
 
     label: str
     order: float
@@ -49,41 +54,127 @@ class RatePoint:
 
     @classmethod
     def of(cls, name: str, value: float) -> RatePoint:
-        """The usual case, one number: `RatePoint.of("quality", 20)` has the label `quality=20`."""
+        """The point of a codec whose rate one number sets, with that number as sort key.
+
+        Example:
+            >>> RatePoint.of("quality", 20)
+            RatePoint(label='quality=20', order=20.0, parameters={'quality': 20})
+        """
         return cls(f"{name}={value:g}", float(value), {name: value})
 
 
 class Codec(Protocol):
-    """What the harness calls. Optional members are looked up by name and may be left out."""
+    """A lossy or lossless image codec at one rate point.
+
+    The harness finds the class by the entry point group `icmbench.codecs` and calls it as `Class(point, **options)`: `point` is
+    one entry of `points:` in the experiment file (a number, a string or a mapping), `options` is its `set:`. The first line of
+    the class docstring describes the codec in `icmbench list codecs`.
+
+    Attributes:
+        name: The codec's name in tables and streams.
+        point: The rate point.
+        fingerprint: Everything that decides the bytes and the pixels, as made by `fingerprint()`.
+
+    Optional class attributes, read with a default if a class lacks them:
+        default_points: Rate points used if the experiment names none.
+        weights: One line on the weights or programs that the codec needs: their source and licence.
+        extra: The optional dependency group that installs what the codec imports, e.g. "avif".
+        deterministic (True): False if decoding the same stream twice may give different pixels.
+        background (False): True if the codec uses one thread and no global state, so that it may run beside the task models.
+
+    Optional methods:
+        usable() -> str | None: A class method. The reason why this machine cannot run the codec, or None if it can.
+        compress_batch(images, ids) -> list[bytes]: `ids` are image ids, for codecs whose streams were made elsewhere.
+        decompress_batch(streams) -> list[Image].
+        rate_breakdown(data) -> dict[str, int]: Bits by part. The parts sum to the stream; `payload_bpp` leaves out "header".
+        stream_bytes(data) -> int: The stream's size in bytes if it was measured elsewhere; otherwise the harness takes len(data).
+
+    Optional constructor arguments:
+        seed: Set by `seeds:` of the experiment file, one codec per seed.
+        decode_only (False): If True, what only the encoder needs may be missing: `compress` raises CodecError, and `fingerprint`
+            may stay empty, because the harness takes it from the anchor pack that holds the streams.
+
+    Example:
+        A whole codec, which stores pixels packed by zlib:
+
+        >>> import struct, zlib
+        >>> class Zlib:
+        ...     '''Pixels packed by zlib, lossless.'''
+        ...
+        ...     name = "zlib"
+        ...
+        ...     def __init__(self, point):
+        ...         self.point = RatePoint.of("level", point)
+        ...         self.fingerprint = fingerprint(codec=self.name, version=1, level=point)
+        ...
+        ...     def compress(self, image):
+        ...         level = self.point.parameters["level"]
+        ...         return struct.pack("<HH", *image.shape[:2]) + zlib.compress(image.tobytes(), level)
+        ...
+        ...     def decompress(self, data):
+        ...         try:
+        ...             height, width = struct.unpack_from("<HH", data)
+        ...             return np.frombuffer(zlib.decompress(data[4:]), np.uint8).reshape(height, width, 3)
+        ...         except (struct.error, zlib.error, ValueError) as error:
+        ...             raise BitstreamError(f"zlib: not a whole stream: {error}") from error
+
+        >>> codec = Zlib(6)
+        >>> codec.fingerprint
+        '{"codec":"zlib","level":6,"version":1}'
+        >>> image = np.zeros((64, 48, 3), np.uint8)
+        >>> stream = codec.compress(image)
+        >>> len(stream) < 100
+        True
+        >>> np.array_equal(codec.decompress(stream), image)
+        True
+        >>> codec.decompress(stream[:-9])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        icmbench.codecs.base.BitstreamError: zlib: not a whole stream: ...
+    """
 
     name: str
     point: RatePoint
-    fingerprint: str  # everything that decides the bytes, as made by `fingerprint()`
+    fingerprint: str
 
-    def compress(self, image: Image) -> bytes: ...
+    def compress(self, image: Image) -> bytes:
+        """The stream of an image.
+
+        Args:
+            image: uint8 RGB, (height, width, 3).
+
+        Raises:
+            CodecError: the encoder cannot code this image, or fails.
+        """
 
     def decompress(self, data: bytes) -> Image:
-        """Raises BitstreamError, never anything else, on bad bytes."""
+        """The reconstruction of a stream.
 
-    # optional:
-    # deterministic: bool = True                      False: decoding twice may give different pixels
-    # background: bool = False                        True: uses one thread and no global state: runs beside the task models
-    # compress_batch(images, ids) -> list[bytes]      ids: for codecs whose streams were made elsewhere
-    # decompress_batch(list[bytes]) -> list[Image]
-    # rate_breakdown(data) -> {part: bits}            parts sum to the stream; "header" is left out of payload_bpp
-    # stream_bytes(data) -> int                       only where the size was measured elsewhere; else len(data)
-    # __init__(..., decode_only=False)                True: what only encoding needs may be absent, `compress` raises CodecError,
-    #                                                 and the fingerprint is left to the harness, which has it from an anchor pack
+        Returns:
+            uint8 RGB, (height, width, 3).
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this codec. Bad bytes must raise no other error.
+        """
 
 
 def compress_all(codec: Codec, images: Sequence[Image], ids: Sequence[str]) -> list[bytes]:
-    """Streams of a batch of images, by the codec's own batch method where it has one."""
+    """The streams of a batch of images, made by `compress_batch` if the codec has it.
+
+    Args:
+        codec: The codec.
+        images: uint8 RGB arrays, (height, width, 3) each.
+        ids: The images' ids, in the same order.
+    """
     batch = getattr(codec, "compress_batch", None)
     return list(batch(images, ids)) if batch else [codec.compress(image) for image in images]
 
 
 def decompress_all(codec: Codec, streams: Sequence[bytes]) -> list[Image]:
-    """Reconstructions of a batch of streams, by the codec's own batch method where it has one."""
+    """The reconstructions of a batch of streams, made by `decompress_batch` if the codec has it.
+
+    Returns:
+        uint8 RGB arrays, (height, width, 3) each.
+    """
     batch = getattr(codec, "decompress_batch", None)
     return list(batch(streams)) if batch else [codec.decompress(data) for data in streams]
 
@@ -91,18 +182,28 @@ def decompress_all(codec: Codec, streams: Sequence[bytes]) -> list[Image]:
 def fingerprint(**facts: Any) -> str:
     """Canonical JSON of everything that decides the bytes: parameters, weight hashes, library versions.
 
-    Kept readable, so that two runs can be compared fact by fact; include a `version` bumped by hand when bytes change.
+    It stays readable, so that the fingerprints of two runs can be compared fact by fact.
+
+    Args:
+        **facts: JSON values by name; other values enter as text. Include a `version`, raised by hand when bytes change.
+
+    Example:
+        >>> fingerprint(codec="jpeg", version=1, quality=20)
+        '{"codec":"jpeg","quality":20,"version":1}'
     """
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a weight file or binary, remembered for this process while path, size and mtime stay the same."""
+    """SHA-256 of a weight file or program as hexadecimal digits.
+
+    It is computed once per process, and again if the file's path, size or modification time differs.
+    """
     stat = Path(path).stat()
-    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+    return _hash_file(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.cache
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
+def _hash_file(path: str, size: int, mtime_ns: int) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,18 +1,25 @@
 """The container of the project's own codecs: about ten bytes around one payload.
 
-    version (3 bits) and codec id (5 bits)   1 byte; id 0: a varint length and the codec's name in UTF-8 follow
-    model or rate point                      1 byte, the codec's own numbering
-    flags                                    1 byte: which of the optional fields follow; the arithmetic of the entropy coder
+    version (3 bits) and codec id (5 bits)   1 byte; id 0 means that a varint length and the codec's name in UTF-8 follow
+    model or rate point                      1 byte, in the codec's own numbering
+    flags                                    1 byte: bit 0 tells the entropy coder's arithmetic, bits 1 to 5 the optional fields
     width, height                            varints
-    optional: seed (4), overrides, text, colour statistics (12), model hash (4)
-    symbol check                             2 bytes: over the header and what the codec says of its symbols and weights
-    length of z                              varint: the bytes of the payload that are side information
+    optional fields, in this order:
+      seed                                   4 bytes
+      overrides                              2 varints (steps, noise level) and 2 bytes (guidance)
+      text                                   1 byte (mode), 2 varints (count, bits) and the text's own bytes
+      colour statistics                      12 bytes. Unused; to be retired with container version 2
+      model hash                             4 bytes. Unused; to be retired with container version 2
+    symbol check                             2 bytes: CRC-32, its low half, over the header and the codec's own checksum
+    length of z                              varint: how many bytes of the payload are side information
     payload                                  z, then y
-    stream check                             2 bytes: CRC-32 of all bytes before, its low half
+    stream check                             2 bytes: CRC-32, its low half, over all bytes before it
 
-The stream check turns away foreign, truncated and altered bytes before anything is decoded; the symbol check tells a decoder
-whether it saw the symbols that the encoder saw, with the same weights. An encoder pads the payload with zero bytes, which coders
-ignore, to at least a byte for every PIXELS_PER_BYTE pixels: so a few bytes cannot claim a huge image. Integers are little-endian.
+The stream check refuses foreign, truncated and altered bytes before anything is decoded. The symbol check tells a decoder whether
+it decoded the symbols that the encoder coded, with the same weights. Integers are little-endian.
+
+An encoder pads the payload with zero bytes, which the entropy coders ignore, to at least one byte for every PIXELS_PER_BYTE pixels.
+A stream of a few bytes can therefore not claim a huge image.
 """
 
 from __future__ import annotations
@@ -23,18 +30,25 @@ from dataclasses import dataclass
 from icmbench.codecs.base import BitstreamError, CodecError
 
 VERSION = 1
-CODECS = {1: "elic", 2: "diff-icmh", 3: "resulic", 4: "slim", 5: "cadc", 6: "stablecodec"}
+CODECS = {1: "elic", 2: "diff-icmh", 3: "resulic", 4: "slim", 5: "cadc", 6: "stablecodec"}  # 6 is reserved: no such codec here
 PIXELS_PER_BYTE = 8192
-FREE_PIXELS = 1 << 18  # any stream may claim as many
+FREE_PIXELS = 1 << 18  # A stream of any length may claim this many pixels.
 MAX_PIXELS = 1 << 28
 _IDS = {name: number for number, name in CODECS.items()}
+# Bits of the flags byte. _COLOUR and _HASH are unused; to be retired with container version 2.
 _PORTABLE, _SEED, _OVERRIDES, _TEXT, _COLOUR, _HASH = (1 << bit for bit in range(6))
-_MAX_NAME = 64
+_MAX_NAME = 64  # bytes
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """Sampling parameters that differ from the model's own; 0 keeps the model's. guidance is kept in steps of 1/256."""
+    """Sampling parameters of a stream that differ from the model's own; 0 keeps the model's.
+
+    Attributes:
+        steps: Number of sampling steps.
+        noise_level: Diffusion time step at which sampling starts.
+        guidance: Scale of classifier-free guidance, below 256, stored in steps of 1/256.
+    """
 
     steps: int = 0
     noise_level: int = 0
@@ -43,7 +57,14 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Text:
-    """Text side information. mode: the codec's numbering of its text coders; count: tags or tokens; bits: used bits of data."""
+    """Text side information.
+
+    Attributes:
+        mode: The codec's number for the text coder that made it, one byte.
+        count: Number of tags or tokens.
+        bits: How many bits of `data` are used.
+        data: The coded text, `bits` rounded up to bytes.
+    """
 
     mode: int
     count: int
@@ -53,10 +74,23 @@ class Text:
 
 @dataclass(frozen=True)
 class Container:
-    """A parsed stream, or one to be written.
+    """The fields of a stream, parsed or to be written.
 
-    checksum: 32 bits over the symbols and the weights, known to encoder and decoder; None in a parsed stream, see `verify`.
-    z_bytes: how many of the payload's bytes are z. colour: 12 bytes. model_hash: 4 bytes.
+    Attributes:
+        codec: Entry point name of the codec.
+        model: The codec's number for its model or rate point, one byte.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        payload: The entropy-coded latents: z, then y.
+        z_bytes: How many bytes of the payload are z.
+        checksum: 32 bits over the symbols and the weights, known to encoder and decoder. A parsed stream has None, because only
+            16 bits of a hash of it are stored; see `verify`.
+        portable: Whether the entropy networks ran on the fixed-point grid, so that the stream decodes on any processor.
+        seed: Seed of the decoder's sampler.
+        overrides: Sampling parameters that differ from the model's own.
+        text: Text side information.
+        colour: 12 bytes. Unused; to be retired with container version 2.
+        model_hash: 4 bytes. Unused; to be retired with container version 2.
     """
 
     codec: str
@@ -74,19 +108,27 @@ class Container:
     model_hash: bytes | None = None
 
     def to_bytes(self) -> bytes:
-        """The whole stream. CodecError where a field does not fit the format."""
+        """The whole stream.
+
+        Raises:
+            CodecError: a field does not fit the format, or the checksum is missing.
+        """
         if self.checksum is None:
             raise CodecError("a stream needs the checksum of its symbols")
         if self.width < 1 or self.height < 1 or self.width * self.height > MAX_PIXELS:
             raise CodecError(f"cannot code an image of {self.width}x{self.height}; the format takes 1 to {MAX_PIXELS} pixels")
         header = self._header()
-        length = max(len(self.payload), _least_payload(self.width * self.height))
-        body = header + _check(header, self.checksum) + _varint(self.z_bytes) + self.payload.ljust(length, b"\0")
+        length = max(len(self.payload), _min_payload(self.width * self.height))
+        body = header + _symbol_check(header, self.checksum) + _varint(self.z_bytes) + self.payload.ljust(length, b"\0")
         return seal(body)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Container:
-        """Parses a stream. BitstreamError unless it is whole; allocates no more than the stream's own size."""
+        """Parse a stream. This allocates no more memory than the stream's own size.
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this format.
+        """
         reader = _Reader(_unseal(data))
         name = reader.codec()
         model, flags = reader.take(2)
@@ -96,12 +138,12 @@ class Container:
         seed = int.from_bytes(reader.take(4), "little") if flags & _SEED else None
         overrides = reader.overrides() if flags & _OVERRIDES else None
         text = reader.text() if flags & _TEXT else None
-        colour = reader.take(12) if flags & _COLOUR else None
-        model_hash = reader.take(4) if flags & _HASH else None
-        reader.take(2)
+        colour = reader.take(12) if flags & _COLOUR else None  # unused; to be retired with container version 2
+        model_hash = reader.take(4) if flags & _HASH else None  # unused; to be retired with container version 2
+        reader.take(2)  # the symbol check; `verify` compares it once the symbols are decoded
         z_bytes = reader.varint()
-        payload = reader.rest()
-        if width < 1 or height < 1 or width * height > MAX_PIXELS or len(payload) < _least_payload(width * height):
+        payload = reader.remaining()
+        if width < 1 or height < 1 or width * height > MAX_PIXELS or len(payload) < _min_payload(width * height):
             raise BitstreamError(f"a stream of {len(data)} bytes cannot hold the {width}x{height} image it claims")
         if z_bytes > len(payload):
             raise BitstreamError(f"the stream claims {z_bytes} bytes of z in a payload of {len(payload)}")
@@ -110,28 +152,41 @@ class Container:
         )
 
     def verify(self, data: bytes, checksum: int) -> None:
-        """BitstreamError unless `data`, which this was parsed from, was written with that checksum."""
+        """Compare the stream's symbol check with the decoder's checksum.
+
+        Args:
+            data: The stream that this container was parsed from.
+            checksum: 32 bits over the decoded symbols and the weights.
+
+        Raises:
+            BitstreamError: the stream was written with another checksum.
+        """
         header = self._header()
-        if data[: len(header) + 2] != header + _check(header, checksum):
+        if data[: len(header) + 2] != header + _symbol_check(header, checksum):
             raise BitstreamError(
                 "the decoded symbols are not the encoded ones: the stream is damaged, or was made with other weights"
                 + ("" if self.portable else " or on another kind of processor (mode: portable makes streams that decode anywhere)")
             )
 
     def rates(self, data: bytes) -> dict[str, int]:
-        """Bits of `data`, which this was parsed from, by part: header, z, y, text."""
-        text = 0 if self.text is None else 8 * len(_text(self.text))
+        """Bits of the parts header, z, y and text, which sum to the stream.
+
+        Args:
+            data: The stream that this container was parsed from.
+        """
+        text = 0 if self.text is None else 8 * len(_text_bytes(self.text))
         z, payload = 8 * self.z_bytes, 8 * len(self.payload)
         return {"header": 8 * len(data) - payload - text, "z": z, "y": payload - z, "text": text}
 
     def _header(self) -> bytes:
+        """All bytes before the symbol check."""
         optional: list[tuple[int, bytes | None]] = [
             (_PORTABLE, b"" if self.portable else None),
             (_SEED, None if self.seed is None else _fixed(self.seed, 4, "seed")),
-            (_OVERRIDES, None if self.overrides is None else _overrides(self.overrides)),
-            (_TEXT, None if self.text is None else _text(self.text)),
-            (_COLOUR, self.colour),
-            (_HASH, self.model_hash),
+            (_OVERRIDES, None if self.overrides is None else _overrides_bytes(self.overrides)),
+            (_TEXT, None if self.text is None else _text_bytes(self.text)),
+            (_COLOUR, self.colour),  # unused; to be retired with container version 2
+            (_HASH, self.model_hash),  # unused; to be retired with container version 2
         ]
         for field, size in ((self.colour, 12), (self.model_hash, 4)):
             if field is not None and len(field) != size:
@@ -155,16 +210,21 @@ class Container:
 
 
 def codec_name(data: bytes) -> str:
-    """The entry point name of the codec that wrote a stream. BitstreamError where the bytes are no whole stream."""
+    """The entry point name of the codec that wrote a stream.
+
+    Raises:
+        BitstreamError: the bytes are not one whole stream of this format.
+    """
     return _Reader(_unseal(data)).codec()
 
 
 def seal(body: bytes) -> bytes:
-    """A stream: the body and its check."""
+    """A stream: the body, followed by its stream check."""
     return body + (zlib.crc32(body) & 0xFFFF).to_bytes(2, "little")
 
 
 def _unseal(data: bytes) -> bytes:
+    """The body of a stream whose version and stream check are right."""
     body, check = data[:-2], data[-2:]
     if len(body) < 8 or body[0] >> 5 != VERSION:
         raise BitstreamError("the bytes are no stream of this project, or of a version that it does not know")
@@ -173,11 +233,11 @@ def _unseal(data: bytes) -> bytes:
     return body
 
 
-def _check(header: bytes, checksum: int) -> bytes:
+def _symbol_check(header: bytes, checksum: int) -> bytes:
     return (zlib.crc32(checksum.to_bytes(4, "little"), zlib.crc32(header)) & 0xFFFF).to_bytes(2, "little")
 
 
-def _least_payload(pixels: int) -> int:
+def _min_payload(pixels: int) -> int:
     return max(0, pixels - FREE_PIXELS) // PIXELS_PER_BYTE
 
 
@@ -191,36 +251,36 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _fixed(value: int, size: int, what: str) -> bytes:
+def _fixed(value: int, size: int, name: str) -> bytes:
     if not 0 <= value < 1 << 8 * size:
-        raise CodecError(f"{what} {value} does not fit {size} bytes of a stream's header")
+        raise CodecError(f"{name} {value} does not fit {size} bytes of a stream's header")
     return value.to_bytes(size, "little")
 
 
-def _overrides(fields: Overrides) -> bytes:
-    return _varint(fields.steps) + _varint(fields.noise_level) + _fixed(round(256 * fields.guidance), 2, "guidance")
+def _overrides_bytes(overrides: Overrides) -> bytes:
+    return _varint(overrides.steps) + _varint(overrides.noise_level) + _fixed(round(256 * overrides.guidance), 2, "guidance")
 
 
-def _text(text: Text) -> bytes:
+def _text_bytes(text: Text) -> bytes:
     if len(text.data) != (text.bits + 7) // 8:
         raise CodecError(f"text of {text.bits} bits does not fill {len(text.data)} bytes")
     return _fixed(text.mode, 1, "text mode") + _varint(text.count) + _varint(text.bits) + text.data
 
 
 class _Reader:
-    """Takes fields off the front. BitstreamError where the bytes end too early."""
+    """Reads the fields of a header one after the other. Raises BitstreamError if the bytes end too early."""
 
     def __init__(self, body: bytes) -> None:
-        self._body, self._at = body, 0
+        self._body, self._position = body, 0
 
     def take(self, count: int) -> bytes:
-        if count > len(self._body) - self._at:
+        if count > len(self._body) - self._position:
             raise BitstreamError("the stream ends within its header")
-        self._at += count
-        return self._body[self._at - count : self._at]
+        self._position += count
+        return self._body[self._position - count : self._position]
 
-    def rest(self) -> bytes:
-        return self.take(len(self._body) - self._at)
+    def remaining(self) -> bytes:
+        return self.take(len(self._body) - self._position)
 
     def varint(self) -> int:
         value = 0

@@ -1,4 +1,4 @@
-"""Any external encoder and decoder, by their command lines: no code, an entry in the experiment file.
+"""Any external encoder and decoder, by command lines in the experiment file; no code is needed.
 
     codecs:
       - name: command
@@ -11,7 +11,7 @@
 
     image --Pillow--> {input} --encode--> {stream} --bytes--> {stream} --decode--> {output} --Pillow--> image
 
-For POSIX systems: a hanging program is ended by its process group.
+This needs a POSIX system, because a hanging program is ended through its process group.
 """
 
 from __future__ import annotations
@@ -25,52 +25,70 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image as Pillow
 
-from icmbench.codecs.base import DECODE_ONLY, BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
-from icmbench.codecs.classical import check_image
-from icmbench.codecs.process import ProgramError, find_program, run_program, temporary_folder
+from icmbench.codecs.base import (
+    DECODE_ONLY_MESSAGE,
+    BitstreamError,
+    CodecError,
+    Image,
+    ParameterValue,
+    RatePoint,
+    file_sha256,
+    fingerprint,
+)
+from icmbench.codecs.checks import check_image
+from icmbench.codecs.process import ProgramError, TimeLimits, find_program, run_program, temporary_folder
 
-Value: TypeAlias = int | float | str
-Pixels: TypeAlias = Literal["ppm", "png", "bmp", "tif"]
+FileFormat: TypeAlias = Literal["ppm", "png", "bmp", "tif"]
 
-_PILLOW = {"ppm": "PPM", "png": "PNG", "bmp": "BMP", "tif": "TIFF"}
-# Placeholders of the two command lines, each with a value to try it with: files, which must be used, and sizes.
-_ENCODE: dict[str, Value] = {"input": "file", "stream": "file", "width": 1, "height": 1}
-_DECODE: dict[str, Value] = {"stream": "file", "output": "file"}
+_PILLOW_FORMATS = {"ppm": "PPM", "png": "PNG", "bmp": "BMP", "tif": "TIFF"}
+# Placeholders of the two command lines, each with an example that checks its format specification. A command line must use all
+# placeholders that stand for files; sizes are optional.
+_ENCODE_EXAMPLES: dict[str, ParameterValue] = {"input": "file", "stream": "file", "width": 1, "height": 1}
+_DECODE_EXAMPLES: dict[str, ParameterValue] = {"stream": "file", "output": "file"}
 
 
 class Command:
     """Any external encoder and decoder, by their command lines.
 
-    point: a number or a word, {point} in the command lines; or a mapping such as {qp: 32}, {qp} there.
-    encode, decode: program and arguments, one list item each, never seen by a shell. Placeholders, format specifications as in
-        `{qp:02d}` included: {input} {stream} {width} {height} for encode, {stream} {output} for decode, the point's parameters for
-        both; a literal brace is doubled. The decoder is told no size: a stream decodes from its bytes alone.
-    input, output: the 8-bit RGB file format that the encoder reads and the decoder writes.
-    stream: file name extension of the stream, for tools that go by it.
-    order: the parameter that sorts the points by rate, "-qp" where a larger value is a lower rate; else the first number.
-    folder: where relative paths in the command lines start; the current directory if not given. A program without a slash is
-        looked up on PATH. An argument with a slash or a suffix that names a file there stands for that file.
-    timeout_seconds, timeout_seconds_per_megapixel: an encoder may take their sum for its image.
-    decode_timeout_seconds: flat, because a bare stream does not say how many pixels it holds.
-    decode_only: see `icmbench.codecs.base`; the encoder need not be there.
+    Both programs, and files named as arguments of their own (`python encode.py`), are in the fingerprint by SHA-256. Each call has
+    a temporary folder as its working directory and a process group, which is killed when the program ends, fails or hangs. Only
+    the decoder can notice truncated or altered streams: a return code other than 0 or an unreadable image is a BitstreamError.
 
-    Both programs, and files named as arguments of their own (`python encode.py`), are in the fingerprint by SHA-256. A call has a
-    temporary folder of its own as working directory, and a process group that is killed when the program ends, fails or hangs.
-    Whether truncated or altered streams are noticed is up to the decoder: a return code other than 0 or an unreadable image is
-    a BitstreamError.
+    Args:
+        point: A number or a word, which stands for {point} in the command lines; or a mapping such as {qp: 32}, whose keys are
+            placeholders.
+        encode: The encoder and its arguments, one list item each; no shell sees them. Placeholders are {input}, {stream},
+            {width}, {height} and the point's parameters, with format specifications such as `{qp:02d}`. A literal brace is
+            doubled.
+        decode: The decoder and its arguments, in the same way. Placeholders are {stream}, {output} and the point's parameters,
+            but no size, because a stream decodes from its bytes alone.
+        input: Format of the 8-bit RGB file that the encoder reads.
+        output: Format of the 8-bit RGB file that the decoder writes.
+        stream: File name extension of the stream, for programs that depend on it.
+        order: The parameter that sorts the points by rate; "-qp" if a larger value is a lower rate. By default the first number.
+        folder: Where relative paths in the command lines start, by default the current directory. A program without a slash is
+            looked up on PATH. An argument with a slash or a suffix that names a file in the folder becomes the file's absolute
+            path.
+        timeout_seconds: Fixed part of the encoder's time limit, in seconds.
+        timeout_seconds_per_megapixel: What each million pixels adds to the encoder's time limit, in seconds.
+        decode_timeout_seconds: The decoder's time limit, in seconds. It is fixed, because a stream does not tell its image's size.
+        decode_only: Build a codec that only decodes; the encoder may be missing. See `icmbench.codecs.base.Codec`.
+
+    Raises:
+        CodecError: an option or command line is wrong, or a program is missing.
     """
 
     name = "command"
-    version = 1
+    version = 1  # Raised by hand when bytes or pixels change for the same settings.
 
     def __init__(
         self,
-        point: Value | Mapping[str, Value],
+        point: ParameterValue | Mapping[str, ParameterValue],
         *,
         encode: list[str],
         decode: list[str],
-        input: Pixels = "ppm",
-        output: Pixels = "ppm",
+        input: FileFormat = "ppm",
+        output: FileFormat = "ppm",
         stream: str = "bin",
         order: str | None = None,
         folder: Path | None = None,
@@ -80,23 +98,21 @@ class Command:
         decode_only: bool = False,
     ) -> None:
         for key, extension in {"input": input, "output": output}.items():
-            if extension not in _PILLOW:
-                raise CodecError(f"command: {key} is one of {', '.join(_PILLOW)}, not {extension!r}")
+            if extension not in _PILLOW_FORMATS:
+                raise CodecError(f"command: {key} is one of {', '.join(_PILLOW_FORMATS)}, not {extension!r}")
         if not re.fullmatch(r"[A-Za-z0-9.]+", stream):
             raise CodecError(f"command: stream is a file name extension such as 'bin', not {stream!r}")
-        if min(timeout_seconds, decode_timeout_seconds) <= 0 or timeout_seconds_per_megapixel < 0:
-            raise CodecError("command: time-outs are positive numbers of seconds")
+        self._limits = TimeLimits(timeout_seconds, timeout_seconds_per_megapixel, decode_timeout_seconds)
+        self._limits.check(self.name)
         parameters = _parameters(point)
-        self.point = RatePoint(_label(point, parameters), _order(order, parameters), parameters)
-        self._decode = _CommandLine("decode", decode, _DECODE, parameters, folder or Path())
+        self.point = RatePoint(_point_label(point, parameters), _sort_key(order, parameters), parameters)
+        self._decode = _CommandLine("decode", decode, _DECODE_EXAMPLES, parameters, folder or Path())
         self._input, self._output, self._suffix = input, output, stream
-        self._encode_seconds = (timeout_seconds, timeout_seconds_per_megapixel)
-        self._decode_seconds = decode_timeout_seconds
         self._encode: _CommandLine | None = None
         self.fingerprint = ""
         if decode_only:
             return
-        self._encode = _CommandLine("encode", encode, _ENCODE, parameters, folder or Path())
+        self._encode = _CommandLine("encode", encode, _ENCODE_EXAMPLES, parameters, folder or Path())
         for parameter in parameters:
             if parameter not in self._encode.placeholders | self._decode.placeholders:
                 raise CodecError(f"command: the command lines use {{{parameter}}} nowhere, so every point would be the same")
@@ -111,19 +127,25 @@ class Command:
         )
 
     def compress(self, image: Image) -> bytes:
-        """The stream that the encoder writes. CodecError if it fails, hangs or writes none."""
+        """The stream that the encoder writes.
+
+        Args:
+            image: uint8 RGB, (height, width, 3).
+
+        Raises:
+            CodecError: the image is of another type, the encoder fails, hangs or writes nothing, or the codec only decodes.
+        """
         check_image(image, self.name)
         if self._encode is None:
-            raise CodecError(DECODE_ONLY.format(name=self.name))
+            raise CodecError(DECODE_ONLY_MESSAGE.format(name=self.name))
         height, width = image.shape[:2]
-        base, slope = self._encode_seconds
         with temporary_folder() as name:
             folder = Path(name)
             source, stream = folder / f"input.{self._input}", folder / f"stream.{self._suffix}"
-            Pillow.fromarray(image).save(source, _PILLOW[self._input])
+            Pillow.fromarray(image).save(source, _PILLOW_FORMATS[self._input])
             values = {"input": str(source), "stream": str(stream), "width": width, "height": height}
             try:
-                self._encode.run(values, folder, base + slope * width * height / 1e6)
+                self._encode.run(values, folder, self._limits.encoder(width, height))
             except ProgramError as error:
                 raise CodecError(f"command: {error}, for an image of {width}x{height}{error.tail}") from None
             if not stream.is_file() or not stream.stat().st_size:
@@ -131,7 +153,11 @@ class Command:
             return stream.read_bytes()
 
     def decompress(self, data: bytes) -> Image:
-        """The image that the decoder writes, uint8 (height, width, 3). BitstreamError if it fails, hangs or writes none."""
+        """The image that the decoder writes, uint8 RGB (height, width, 3).
+
+        Raises:
+            BitstreamError: the stream is empty, or the decoder fails, hangs or writes no 8-bit RGB image.
+        """
         if not data:
             raise BitstreamError("command: an empty stream")
         with temporary_folder() as name:
@@ -139,73 +165,83 @@ class Command:
             stream, target = folder / f"stream.{self._suffix}", folder / f"output.{self._output}"
             stream.write_bytes(data)
             try:
-                self._decode.run({"stream": str(stream), "output": str(target)}, folder, self._decode_seconds)
+                self._decode.run({"stream": str(stream), "output": str(target)}, folder, self._limits.decode)
             except ProgramError as error:
                 raise BitstreamError(f"command: {error}, for a stream of {len(data)} bytes{error.tail}") from None
             if not target.is_file():
                 raise BitstreamError(f"command: the decoder {self._decode.program} ended well but wrote nothing to {{output}}")
             try:
-                with Pillow.open(target, formats=[_PILLOW[self._output]]) as picture:
+                with Pillow.open(target, formats=[_PILLOW_FORMATS[self._output]]) as picture:
                     if picture.mode != "RGB":
                         raise ValueError(f"its pixels are {picture.mode}, not 8-bit RGB")
                     return np.array(picture)
-            except Exception as error:  # Pillow raises a dozen types on bad files
+            except Exception as error:  # Pillow raises a dozen types on bad files.
                 program = self._decode.program
                 raise BitstreamError(f"command: the decoder {program} wrote no readable {self._output} file: {error}") from error
 
 
 class _CommandLine:
-    """A checked command line: its program found, its placeholders known, its files hashed."""
+    """A checked command line.
+
+    `sha256` holds the hashes of the program and of files among the arguments, by the words of the command line.
+    """
 
     def __init__(
-        self, key: str, line: Sequence[str], places: Mapping[str, Value], parameters: Mapping[str, Value], folder: Path
+        self,
+        key: Literal["encode", "decode"],
+        line: Sequence[str],
+        examples: Mapping[str, ParameterValue],
+        parameters: Mapping[str, ParameterValue],
+        folder: Path,
     ) -> None:
         if isinstance(line, str) or not line or not all(isinstance(argument, str) for argument in line):
             raise CodecError(f"command: {key} is a list of words, a program and its arguments, not {line!r}: quote numbers")
         self.role: Literal["encoder", "decoder"] = "encoder" if key == "encode" else "decoder"
         self.parameters = parameters
-        known = {**places, **parameters}
-        self.placeholders = {name for argument in line for name in _placeholders(key, argument, known)}
-        for place, example in places.items():
-            if example == "file" and place not in self.placeholders:
-                raise CodecError(f"command: {key} does not use {{{place}}}: pixels and streams pass by files of these names")
+        examples_and_parameters = {**examples, **parameters}
+        self.placeholders = {name for argument in line for name in _placeholders(key, argument, examples_and_parameters)}
+        for name, example in examples.items():
+            if example == "file" and name not in self.placeholders:
+                raise CodecError(f"command: {key} does not use {{{name}}}: pixels and streams pass by files of these names")
         self._program = find_program(f"command: {key}", line[0], folder)
         self._arguments = list(line[1:])
         self.sha256 = {line[0]: file_sha256(self._program)}
         for number, argument in enumerate(self._arguments):
             path = (folder / argument).absolute()
             if ("/" in argument or path.suffix) and path.is_file():
-                self._arguments[number] = _literal(str(path))
+                self._arguments[number] = _escape_braces(str(path))
                 self.sha256[argument] = file_sha256(path)
 
     @property
     def program(self) -> str:
+        """File name of the program."""
         return Path(self._program).name
 
-    def run(self, values: Mapping[str, Value], folder: Path, timeout: float) -> None:
-        """Run to the end or to the time-out. Raises ProgramError; CodecError if the program cannot be started at all."""
-        known = {**self.parameters, **values}
-        arguments = [self._program, *(argument.format_map(known) for argument in self._arguments)]
-        run_program("command", self.role, arguments, folder, timeout)
+    def run(self, values: Mapping[str, ParameterValue], folder: Path, seconds: float) -> None:
+        """Run the program in a folder, with these values of the placeholders besides the point's. Raises as `run_program`."""
+        values = {**self.parameters, **values}
+        arguments = [self._program, *(argument.format_map(values) for argument in self._arguments)]
+        run_program("command", self.role, arguments, folder, seconds)
 
 
-def _parameters(point: Any) -> dict[str, Value]:
+def _parameters(point: Any) -> dict[str, ParameterValue]:
+    """The parameters of a rate point by name, checked."""
     parameters = dict(point) if isinstance(point, Mapping) else {"point": point}
     if not parameters:
         raise CodecError("command: a point has at least one parameter, such as {qp: 32}")
     for name, value in parameters.items():
-        if not isinstance(name, str) or not name.isidentifier() or name in {*_ENCODE, *_DECODE}:
+        if not isinstance(name, str) or not name.isidentifier() or name in {*_ENCODE_EXAMPLES, *_DECODE_EXAMPLES}:
             raise CodecError(f"command: {name!r} cannot name a parameter of a point")
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise CodecError(f"command: parameter {name!r} of a point is a number or a word, not {value!r}")
     return parameters
 
 
-def _label(point: Any, parameters: Mapping[str, Value]) -> str:
+def _point_label(point: Any, parameters: Mapping[str, ParameterValue]) -> str:
     return point if isinstance(point, str) else ",".join(f"{name}={value}" for name, value in parameters.items())
 
 
-def _order(order: str | None, parameters: Mapping[str, Value]) -> float:
+def _sort_key(order: str | None, parameters: Mapping[str, ParameterValue]) -> float:
     if order is None:
         return float(next((value for value in parameters.values() if not isinstance(value, str)), 0))
     name = order.removeprefix("-")
@@ -215,23 +251,23 @@ def _order(order: str | None, parameters: Mapping[str, Value]) -> float:
     return -float(value) if order.startswith("-") else float(value)
 
 
-def _placeholders(key: str, argument: str, known: Mapping[str, Value]) -> list[str]:
-    """Names of the placeholders in one argument, after trying them out."""
+def _placeholders(key: str, argument: str, values: Mapping[str, ParameterValue]) -> list[str]:
+    """Names of the placeholders in one argument. Raises CodecError unless these values can fill them in."""
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(argument) if name is not None]
     except ValueError as error:
         raise CodecError(f"command: {key}: in {argument!r}: {error}; a literal brace is doubled") from error
     for name in names:
-        if name not in known:
-            hint = ": a stream decodes from its bytes alone" if key == "decode" and name in _ENCODE else ""
-            listed = " ".join(f"{{{place}}}" for place in known)
-            raise CodecError(f"command: {key}: no placeholder {{{name}}} in {argument!r}{hint}; known are {listed}")
+        if name not in values:
+            hint = ": a stream decodes from its bytes alone" if key == "decode" and name in _ENCODE_EXAMPLES else ""
+            known = " ".join(f"{{{placeholder}}}" for placeholder in values)
+            raise CodecError(f"command: {key}: no placeholder {{{name}}} in {argument!r}{hint}; known are {known}")
     try:
-        argument.format_map(known)
+        argument.format_map(values)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CodecError(f"command: {key}: {argument!r} cannot be filled in: {error}") from error
     return names
 
 
-def _literal(text: str) -> str:
+def _escape_braces(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")

@@ -2,8 +2,9 @@
 
     image --pad to 64 as CompressAI's evaluation--> compress() --> strings --container--> bytes --> decompress() --crop--> image
 
-Their scales come from float networks and decide how every symbol is read, so both directions run in `entropy.exact`: on the CPU, by
-one thread with fixed kernels, whatever the caller set. Streams decode on the kind of machine that made them.
+Networks in floating point compute the scales that decide how each symbol is read. Both directions therefore run in
+`entropy.exact`: on the CPU, on one thread and with fixed kernels, whatever the caller set. Streams decode only on the kind of
+machine that made them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, fingerprint
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.classical import _integer, check_image
+from icmbench.codecs.checks import check_image, integer_parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Number of pretrained qualities of each model, from 1.
 QUALITIES = {
     "bmshj2018-factorized": 8,
     "bmshj2018-hyperprior": 8,
@@ -35,16 +37,22 @@ QUALITIES = {
     "mbt2018-mean-vbr": 8,
     "mbt2018-vbr": 8,
 }
-_STRIDE = 64
+_STRIDE = 64  # Images are padded to multiples of it, pixels.
 
 
 class CompressAiZoo:
     """Pretrained codecs of CompressAI: Balle 2018, Minnen 2018, Cheng 2020, and their variable-rate kin.
 
-    point: `quality`, from 1 to 8 (cheng2020: 6); of a variable-rate model, its level.
-    model: the zoo's name. mbt2018 and cheng2020 decode position by position: tens of seconds an image.
-    metric: what the pretrained weights were trained for.
-    weights: a checkpoint of that model instead, as CompressAI's training script saves it; "{point}" in it stands for the quality.
+    Args:
+        point: `quality`, from 1 to 8 (cheng2020: 6). For a variable-rate model, its level.
+        model: The model's name in the zoo. mbt2018 and cheng2020 decode position by position, which takes tens of seconds per
+            image.
+        metric: What the pretrained weights were trained for.
+        weights: A checkpoint of that model to use instead of the pretrained weights, as CompressAI's training script saves it.
+            "{point}" in the path stands for the quality.
+
+    Raises:
+        CodecError: an option is wrong, or the weights are missing, damaged or of another model.
     """
 
     name = "compressai"
@@ -53,7 +61,7 @@ class CompressAiZoo:
         "CompressAI's pretrained weights (BSD-3-Clause-Clear), downloaded at first use, or a checkpoint (set: {weights: PATH})"
     )
     default_points = (1, 2, 3, 4, 5, 6)
-    version = 1
+    version = 1  # Raised by hand when bytes or pixels change for the same weights and options.
 
     def __init__(
         self,
@@ -69,22 +77,29 @@ class CompressAiZoo:
             raise CodecError(
                 f"compressai: there are no weights of {model} for {metric!r}; metric is mse, or ms-ssim at a fixed rate"
             )
-        quality = _integer(point, self.name, "quality", 1, QUALITIES[model])
+        quality = integer_parameter(point, self.name, "quality", 1, QUALITIES[model])
         self.point = RatePoint.of("quality", quality)
         if weights is None:
-            self._network = _build(model, _downloaded(model, metric, quality), "the downloaded file")
+            self._network = _build_network(model, _download_weights(model, metric, quality), "the downloaded file")
         else:
             path = Path(str(weights).replace("{point}", str(quality)))
-            self._network = _build(model, _loaded(path), str(path))
+            self._network = _build_network(model, _load_state(path), str(path))
         self._level = {"s": quality - 1} if model.endswith("-vbr") else {}
-        digest = _digest(self._network)
+        digest = _weights_sha256(self._network)
         self._check = int(digest[:8], 16)
         self.fingerprint = fingerprint(
             codec=self.name, version=self.version, model=model, quality=quality, weights=digest, **_versions()
         )
 
     def compress(self, image: Image) -> bytes:
-        """A self-contained stream. CodecError for anything but a uint8 RGB image."""
+        """A self-contained stream.
+
+        Args:
+            image: uint8 RGB, (height, width, 3).
+
+        Raises:
+            CodecError: the image is of another type.
+        """
         check_image(image, self.name)
         from torch.nn import functional as F
 
@@ -92,7 +107,7 @@ class CompressAiZoo:
 
         height, width = image.shape[:2]
         pad, _ = _padding(width, height)
-        coded: dict[str, Any] = exact.run(lambda: self._network.compress(F.pad(_tensor(image), pad), **self._level))
+        coded: dict[str, Any] = exact.run_exactly(lambda: self._network.compress(F.pad(_tensor(image), pad), **self._level))
         y, *z = (strings[0] for strings in coded["strings"])
         return Container(
             codec=self.name,
@@ -105,7 +120,11 @@ class CompressAiZoo:
         ).to_bytes()
 
     def decompress(self, data: bytes) -> Image:
-        """The image, uint8 (height, width, 3). BitstreamError unless the bytes are a whole stream made with these weights."""
+        """The image of a stream, uint8 RGB (height, width, 3).
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this codec and these weights.
+        """
         container = self._parse(data)
         from torch.nn import functional as F
 
@@ -118,14 +137,18 @@ class CompressAiZoo:
         z, y = container.payload[: container.z_bytes], container.payload[container.z_bytes :]
         strings = [[y], [z]] if z else [[y]]
         try:
-            decoded: dict[str, Tensor] = exact.run(lambda: self._network.decompress(strings, shape, **self._level))
-        except Exception as error:  # a coder written in C++ behind asserts: whatever it raises, the stream is at fault
+            decoded: dict[str, Tensor] = exact.run_exactly(lambda: self._network.decompress(strings, shape, **self._level))
+        except Exception as error:  # The coder is C++ code behind asserts. Whatever it raises, the stream is at fault.
             raise BitstreamError(f"compressai: a stream of {len(data)} bytes cannot be decoded: {error}") from error
         x = F.pad(decoded["x_hat"], crop)[0].clamp(0, 1).mul(255).round().byte()
         return np.ascontiguousarray(x.permute(1, 2, 0).numpy())
 
     def rate_breakdown(self, data: bytes) -> dict[str, int]:
-        """Bits of header, z and y, summing to the stream. BitstreamError."""
+        """Bits of the parts header, z, y and text (always 0), which sum to the stream.
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this codec.
+        """
         return self._parse(data).rates(data)
 
     def _parse(self, data: bytes) -> Container:
@@ -136,20 +159,21 @@ class CompressAiZoo:
 
 
 def _padding(width: int, height: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What F.pad adds on the four sides, and what takes it off again."""
+    """Arguments for F.pad: those that pad an image to multiples of the stride, and those that crop it again."""
     from compressai.ops import compute_padding
 
     return compute_padding(height, width, min_div=_STRIDE)
 
 
 def _tensor(image: Image) -> Tensor:
+    """(1, 3, height, width) float32 in [0, 1]."""
     import torch
 
     return torch.tensor(image).permute(2, 0, 1)[None].float() / 255
 
 
-def _build(model: str, state: Mapping[str, Any], source: str) -> Any:
-    """The network that a state dict describes, its frequency tables made where the state dict has none."""
+def _build_network(model: str, state: Mapping[str, Any], source: str) -> Any:
+    """The network of a state dict. It makes the frequency tables that the state dict lacks. `source` names it in messages."""
     from compressai.zoo import image, image_vbr, load_state_dict
 
     classes = {**image.model_architectures, **image_vbr.model_architectures}
@@ -162,14 +186,14 @@ def _build(model: str, state: Mapping[str, Any], source: str) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _loaded(path: Path) -> Mapping[str, Any]:
+def _load_state(path: Path) -> Mapping[str, Any]:
     import torch
 
     if not path.is_file():
         raise CodecError(f"compressai: no such checkpoint: {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types on what is no checkpoint
+    except Exception as error:  # torch raises a dozen types on files that are no checkpoints.
         raise CodecError(f"compressai: {path} is no checkpoint of tensors alone: {error}") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping):
@@ -177,8 +201,8 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def _downloaded(model: str, metric: str, quality: int) -> Mapping[str, Any]:
-    """The zoo's own weights, out of torch's cache or from where CompressAI says, checked against the hash in their name."""
+def _download_weights(model: str, metric: str, quality: int) -> Mapping[str, Any]:
+    """The zoo's own weights from torch's cache or from CompressAI's address, checked against the hash in their file name."""
     from compressai.zoo import image, image_vbr
     from torch.hub import load_state_dict_from_url
 
@@ -194,8 +218,8 @@ def _downloaded(model: str, metric: str, quality: int) -> Mapping[str, Any]:
         ) from error
 
 
-def _digest(network: Any) -> str:
-    """SHA-256 of the weights and tables, whatever file they came from."""
+def _weights_sha256(network: Any) -> str:
+    """SHA-256 of the weights and tables, which does not depend on the file that they came from."""
     digest = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
         digest.update(key.encode() + value.detach().contiguous().numpy().tobytes())

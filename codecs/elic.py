@@ -2,7 +2,8 @@
 
     image --pad to 64--> g_a --> y, z --hyperprior coder--> payload --container--> bytes, and back
 
-g_a and g_s run in float32 or bfloat16, on any device; everything between the symbols runs in `entropy`, on the CPU, exactly.
+g_a and g_s run in float32 or bfloat16, on any device. The networks that the entropy coder depends on run in `entropy`, exactly and
+on the CPU.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.bitstream import Container
+from icmbench.codecs.checks import check_image
 from icmbench.codecs.diffusion.backbone.files import PRETRAINED
 
 if TYPE_CHECKING:
@@ -21,18 +23,26 @@ if TYPE_CHECKING:
 
     from icmbench.codecs.entropy.hyperprior import HyperpriorCoder
 
-LAMBDAS = (0.004, 0.008, 0.016, 0.032, 0.15, 0.45)
-_STRIDE = 64
+LAMBDAS = (0.004, 0.008, 0.016, 0.032, 0.15, 0.45)  # A stream stores 1 + the index of its lambda, or 0 for any other point.
+_STRIDE = 64  # Images are padded to multiples of it, pixels.
 
 
 class Elic:
     """ELIC (CVPR 2022), the learned codec that the papers compare with.
 
-    point: the lambda its weights were trained with, or a label. weights: a file in CompressAI's, Chandelier's or this project's
-    layout, in which "{point}" stands for the point, or a folder that `icmbench train` wrote; or "tiny": what comes with the
-    package for demonstration, points 0.004 to 0.032. variant: official or chandelier; None takes what the file holds. dtype:
-    float32 or bfloat16, of the transforms. mode: default streams decode on the machine that made them, portable ones anywhere.
-    CodecError.
+    Args:
+        point: The lambda that the weights were trained with, or any label.
+        weights: A weight file in CompressAI's, Chandelier's or this project's layout, in which "{point}" stands for the point; or
+            a folder that `icmbench train` wrote; or "tiny", weights for demonstration that come with the package, for the points
+            0.001, 0.004 and 0.016. They must be named, because no weights of full size come with the package.
+        variant: The network's variant, "official" or "chandelier". None takes the variant of the weights.
+        dtype: Number type of the transforms. bfloat16 is faster on some devices; its reconstructions differ slightly.
+        mode: "default" streams decode only on the kind of machine that made them. "portable" streams decode on any processor, but
+            coding takes longer.
+        device: Where the transforms run, such as "cpu" or "cuda".
+
+    Raises:
+        CodecError: an option is wrong, or the weights are missing, damaged or of another network.
     """
 
     name = "elic"
@@ -42,7 +52,7 @@ class Elic:
         "dicts, trained by yourself or by their authors (set: {weights: PATH})"
     )
     default_points = LAMBDAS
-    version = 1
+    version = 1  # Raised by hand when bytes or pixels change for the same weights and options.
 
     def __init__(
         self,
@@ -66,13 +76,13 @@ class Elic:
 
         path = PRETRAINED / "tiny" if weights == "tiny" else Path(str(weights).replace("{point}", str(point)))
         if path.is_dir():
-            path /= elic_model.file_name(point)
+            path /= elic_model.weight_file_name(point)
         self.point = RatePoint.of("lambda", point) if isinstance(point, int | float) else RatePoint(point, 0.0, {"point": point})
         self.mode = mode
         self._torch = torch
         self._dtype, self._device = getattr(torch, dtype), torch.device(device)
-        network = elic_model.load(path, variant)
-        self._weights_check = elic_model.digest(network)
+        network = elic_model.load_network(path, variant)
+        self._weights_check = elic_model.weights_checksum(network)
         self._coders: dict[str, HyperpriorCoder] = {}
         self._network = network
         self._coder(mode)
@@ -93,16 +103,22 @@ class Elic:
         )
 
     def compress(self, image: Image) -> bytes:
-        """A whole stream. CodecError for anything but a uint8 RGB image, and where decoding would not give its symbols back."""
+        """A whole stream.
+
+        Args:
+            image: uint8 RGB, (height, width, 3).
+
+        Raises:
+            CodecError: the image is of another type, or the stream would not decode to its symbols.
+        """
         image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise CodecError(f"elic codes uint8 RGB images of height x width x 3, not {image.dtype} {image.shape}")
+        check_image(image, self.name)
         height, width = image.shape[:2]
         padded = np.zeros((-(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE, 3), np.uint8)
         padded[:height, :width] = image
         torch = self._torch
         with torch.inference_mode():
-            x = torch.from_numpy(padded).to(self._device).permute(2, 0, 1)[None]  # channels-last already
+            x = torch.from_numpy(padded).to(self._device).permute(2, 0, 1)[None]  # This view is channels-last already.
             y = self._analysis((x.float() / 255).to(self._dtype)).float()
             coded = self._coder(self.mode).compress(y, self._hyper_analysis(y))
         return Container(
@@ -117,7 +133,11 @@ class Elic:
         ).to_bytes()
 
     def decompress(self, data: bytes) -> Image:
-        """The image. BitstreamError unless the bytes are a whole elic stream made with these weights."""
+        """The image of a stream, uint8 RGB (height, width, 3).
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this codec and these weights.
+        """
         container = self._parse(data)
         rows, columns = -(-container.height // _STRIDE), -(-container.width // _STRIDE)
         latents = self._coder("portable" if container.portable else "default").decompress(container.payload, rows, columns)
@@ -125,10 +145,15 @@ class Elic:
         return self._pixels(latents.y_hat)[: container.height, : container.width]
 
     def rate_breakdown(self, data: bytes) -> dict[str, int]:
-        """Bits of header, z, y and text, summing to the stream. BitstreamError."""
+        """Bits of the parts header, z, y and text (always 0), which sum to the stream.
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this codec.
+        """
         return self._parse(data).rates(data)
 
     def _pixels(self, y_hat: Tensor) -> Image:
+        """The padded image (H, W, 3) of y_hat (1, M, H / 16, W / 16)."""
         torch = self._torch
         with torch.inference_mode():
             y = y_hat.to(self._device, self._dtype, memory_format=torch.channels_last)
@@ -142,9 +167,12 @@ class Elic:
         return container
 
     def _coder(self, mode: str) -> HyperpriorCoder:
+        """The entropy coder of a mode, prepared at its first use."""
         from icmbench.codecs.entropy.hyperprior import HyperpriorCoder
 
         if mode not in self._coders:
-            n = self._network
-            self._coders[mode] = HyperpriorCoder(n.entropy_bottleneck, n.gaussian_conditional, n.h_s, n.context, mode)
+            network = self._network
+            self._coders[mode] = HyperpriorCoder(
+                network.entropy_bottleneck, network.gaussian_conditional, network.h_s, network.context, mode
+            )
         return self._coders[mode]

@@ -1,4 +1,4 @@
-"""Reconstructions made elsewhere, and a CSV of their sizes: no code, an entry in the experiment file.
+"""Reconstructions made elsewhere and a CSV of their sizes, named in the experiment file; no code is needed.
 
     codecs:
       - name: folder                                reconstructions/32/000000000139.png
@@ -8,7 +8,7 @@
           path: reconstructions
           sizes: sizes.csv
 
-A stream here is a token that names a file and declares its size; only this codec, over the same folder, decodes it.
+A stream is a token here, which names a file and declares its size. Only this codec with the same folder decodes it.
 """
 
 from __future__ import annotations
@@ -24,74 +24,93 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
 
-from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, fingerprint
-
-Value: TypeAlias = int | float | str
+from icmbench.codecs.base import BitstreamError, CodecError, Image, ParameterValue, RatePoint, fingerprint
 
 _FORMATS = {".png": "PNG", ".ppm": "PPM", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
-_LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}
-_EXACT_MODES = {"RGB", "L", "P", "1"}  # whose conversion to RGB changes no pixel
+_LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}  # Pillow's names of compressions
+_EXACT_MODES = {"RGB", "L", "P", "1"}  # Converting these modes of Pillow to RGB changes no pixel.
 
 
 class Folder:
     """Reconstructions made elsewhere, and a CSV of their sizes.
 
-    point: a number, a word or a mapping such as {qp: 32}. Its label, `32` or `qp=32`, names the folder below `path` and stands in
-        the CSV's column `point`.
-    path: holds `<label>/<image>.<png|ppm|bmp|webp|tif>`, lossless. `<image>` is the image's file name relative to the dataset's
-        folder, `n01440764/x.JPEG`, with or without its own suffix.
-    sizes: CSV with columns `image`, `point` and either `bytes` or `bits` (rounded up to bytes): the size of the real stream.
+    Points are sorted by their mean declared size. The fingerprint holds this point's rows of the CSV, and the names, sizes and
+    modification times of its files.
 
-    Points are sorted by their mean declared size. The fingerprint holds this point's rows of the CSV and the names, sizes and
-    times of its files.
+    Args:
+        point: A number, a word or a mapping such as {qp: 32}. Its label, `32` or `qp=32`, names the folder below `path` and stands
+            in the CSV's column `point`.
+        path: Folder that holds `<label>/<image>.<png|ppm|bmp|webp|tif>`, lossless. `<image>` is the image's file name relative to
+            the dataset's folder, such as `n01440764/x.JPEG`, with or without its own suffix.
+        sizes: CSV with the columns `image`, `point` and either `bytes` or `bits` (rounded up to bytes), the size of the real
+            stream.
+
+    Raises:
+        CodecError: the folder or the CSV is missing, wrong or empty at this point.
     """
 
     name = "folder"
-    version = 1
+    version = 1  # Raised by hand when pixels or sizes change for the same files.
     background = True
 
-    def __init__(self, point: Value | Mapping[str, Value], *, path: Path, sizes: Path) -> None:
-        label = _label(point)
+    def __init__(self, point: ParameterValue | Mapping[str, ParameterValue], *, path: Path, sizes: Path) -> None:
+        label = _folder_name(point)
         self._path, self._sizes = Path(path), Path(sizes)
         self._folder = self._path / label
         self._files = _list_files(self._path, label)
         self._rows = _read_rows(self._sizes, label)
         parameters = dict(point) if isinstance(point, Mapping) else {"point": point}
         self.point = RatePoint(label, sum(row.bytes for row in self._rows.values()) / len(self._rows), parameters)
-        self._files_by_stem = _by_stem(self._files)
-        self._rows_by_stem = _by_stem(self._rows)
+        self._files_by_stem = _group_by_stem(self._files)
+        self._rows_by_stem = _group_by_stem(self._rows)
         self.fingerprint = fingerprint(
             codec=self.name,
             version=self.version,
             point=label,
-            sizes=_sha256(sorted((image, row.bytes) for image, row in self._rows.items())),
-            files=_sha256(sorted((name, *facts) for name, facts in self._files.items())),
+            sizes=_hash_facts(sorted((image, row.bytes) for image, row in self._rows.items())),
+            files=_hash_facts(sorted((name, *facts) for name, facts in self._files.items())),
         )
 
     def compress(self, image: Image) -> bytes:
-        """Always CodecError: without the image's id there is no telling which reconstruction is meant."""
+        """Always raises CodecError, because pixels alone do not tell which reconstruction is meant."""
         raise CodecError("folder: it only knows images of a dataset, by their ids: use it in an experiment")
 
     def compress_batch(self, images: Sequence[Image], ids: Sequence[str]) -> list[bytes]:
-        """One token an image. CodecError where a file or a row is missing, or the file does not fit the image."""
+        """One token per image.
+
+        Args:
+            images: The images as they are coded, uint8 RGB (height, width, 3) each.
+            ids: Their ids, in the same order.
+
+        Raises:
+            CodecError: a file or row is missing, or a file is not lossless or not as large as its image.
+        """
         return [self._token(image, image_id) for image, image_id in zip(images, ids, strict=True)]
 
     def stream_bytes(self, data: bytes) -> int:
-        """The declared size of the stream that a token stands for."""
+        """The declared size, in bytes, of the stream that a token stands for.
+
+        Raises:
+            BitstreamError: the bytes are no token of this point.
+        """
         return self._parse(data).bytes
 
     def decompress(self, data: bytes) -> Image:
-        """The reconstruction that a token names, uint8 (height, width, 3). Raises BitstreamError on any other bytes."""
+        """The reconstruction that a token names, uint8 RGB (height, width, 3).
+
+        Raises:
+            BitstreamError: the bytes are no token of this point, or its file cannot be read.
+        """
         name = self._parse(data).file
         try:
-            with _open(self._folder / name) as picture:
+            with _open_lossless(self._folder / name) as picture:
                 return np.array(picture.convert("RGB"))
-        except Exception as error:  # Pillow raises a dozen types on bad files
+        except Exception as error:  # Pillow raises a dozen types on bad files.
             raise BitstreamError(f"folder: {self._folder / name} cannot be read: {error}") from error
 
     def _token(self, image: Image, image_id: str) -> bytes:
@@ -99,9 +118,9 @@ class Folder:
         height, width = image.shape[:2]
         file = self._folder / name
         try:
-            with _open(file) as picture:
+            with _open_lossless(file) as picture:
                 size = picture.size
-        except Exception as error:  # Pillow raises a dozen types on bad files
+        except Exception as error:  # Pillow raises a dozen types on bad files.
             raise CodecError(f"folder: {file} is no lossless 8-bit image: {error}") from error
         if size != (width, height):
             raise CodecError(f"folder: {file} is {size[0]}x{size[1]}, but the image {image_id!r} is coded at {width}x{height}")
@@ -109,14 +128,14 @@ class Folder:
         return b"%08x" % zlib.crc32(body) + body
 
     def _parse(self, data: bytes) -> _Token:
-        """A token of this point. Files are found in the listing, so no token leads out of the folder."""
+        """The fields of a token of this point. Only listed files pass, so no token can name a file outside the folder."""
         if data[:8] != b"%08x" % zlib.crc32(data[8:]):
             raise BitstreamError(f"folder: not a token of this codec, or an altered one ({len(data)} bytes)")
         try:
             fields = json.loads(data[8:])
             label, _, name = fields["file"].partition("/")
             token = _Token(name, int(fields["bytes"]))
-        except Exception as error:  # a forged checksum may cover anything
+        except Exception as error:  # A forged checksum may cover any bytes.
             raise BitstreamError(f"folder: not a token of this codec: {error!r}") from error
         if label != self.point.label or name not in self._files or token.bytes < 1:
             raise BitstreamError(f"folder: {fields['file']!r} is no reconstruction of point {self.point.label!r} in {self._path}")
@@ -125,40 +144,41 @@ class Folder:
     def _find_file(self, image_id: str) -> str:
         if image_id in self._files:
             return image_id
-        for stem in (image_id, _stem(image_id)):
-            found = self._files_by_stem.get(stem, [])
-            if len(found) > 1:
-                raise CodecError(f"folder: {' and '.join(found)} in {self._folder} both fit {image_id!r}: keep one")
-            if found:
-                return found[0]
-        expected = self._folder / f"{_stem(image_id)}.png"
+        for stem in (image_id, _without_suffix(image_id)):
+            names = self._files_by_stem.get(stem, [])
+            if len(names) > 1:
+                raise CodecError(f"folder: {' and '.join(names)} in {self._folder} both fit {image_id!r}: keep one")
+            if names:
+                return names[0]
+        expected = self._folder / f"{_without_suffix(image_id)}.png"
         raise CodecError(f"folder: no reconstruction of {image_id!r} at point {self.point.label!r}: put it at {expected}")
 
     def _find_row(self, image_id: str) -> _Row:
-        for name in (image_id, _stem(image_id)):
+        for name in (image_id, _without_suffix(image_id)):
             if name in self._rows:
                 return self._rows[name]
-        found = self._rows_by_stem.get(_stem(image_id), [])
-        if len(found) > 1:
-            lines = " and ".join(str(self._rows[name].line) for name in found)
+        names = self._rows_by_stem.get(_without_suffix(image_id), [])
+        if len(names) > 1:
+            lines = " and ".join(str(self._rows[name].line) for name in names)
             raise CodecError(f"folder: rows {lines} of {self._sizes} both fit {image_id!r}: give the image's full name")
-        if not found:
+        if not names:
             raise CodecError(f"folder: {self._sizes} has no row of image {image_id!r} at point {self.point.label!r}: add its size")
-        return self._rows[found[0]]
+        return self._rows[names[0]]
 
 
 class _Token(NamedTuple):
     file: str  # relative to the point's folder
-    bytes: int
+    bytes: int  # declared size
 
 
 @dataclass(frozen=True)
 class _Row:
-    line: int
-    bytes: int
+    line: int  # of the CSV, from 1
+    bytes: int  # declared size
 
 
-def _label(point: Value | Mapping[str, Value]) -> str:
+def _folder_name(point: ParameterValue | Mapping[str, ParameterValue]) -> str:
+    """The label of a rate point, which is also the name of its folder."""
     if isinstance(point, Mapping):
         label = ",".join(f"{name}={value}" for name, value in point.items())
     elif isinstance(point, (int, float)) and not isinstance(point, bool):
@@ -171,12 +191,12 @@ def _label(point: Value | Mapping[str, Value]) -> str:
 
 
 def _list_files(path: Path, label: str) -> dict[str, tuple[int, int]]:
-    """Size and modification time in ns of the images below a point's folder, by name relative to it, with forward slashes."""
+    """Size in bytes and modification time in ns of a point's images, by their path relative to its folder with forward slashes."""
     folder = path / label
     if not folder.is_dir():
-        others = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
-        there = f"; in {path} there are: {', '.join(others[:10])}" if others else ""
-        raise CodecError(f"folder: no folder {folder} with the reconstructions of point {label!r}{there}")
+        siblings = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        hint = f"; in {path} there are: {', '.join(siblings[:10])}" if siblings else ""
+        raise CodecError(f"folder: no folder {folder} with the reconstructions of point {label!r}{hint}")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _FORMATS and file.is_file())
     if not files:
         raise CodecError(f"folder: {folder} holds no {', '.join(_FORMATS)} files: put the reconstructions of point {label!r} there")
@@ -185,7 +205,7 @@ def _list_files(path: Path, label: str) -> dict[str, tuple[int, int]]:
 
 
 def _read_rows(path: Path, label: str) -> dict[str, _Row]:
-    """This point's rows by image. Every row of the file is checked."""
+    """This point's rows by image. Rows of other points are checked, too."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -198,34 +218,35 @@ def _read_rows(path: Path, label: str) -> dict[str, _Row]:
                 )
             points: dict[float | str, dict[str, _Row]] = {}
             for fields in reader:
-                where = f"folder: {path}, row {reader.line_num}"
+                position = f"folder: {path}, row {reader.line_num}"
                 image, point, size = ((fields[column] or "").strip() for column in ("image", "point", units[0]))
                 if not image or not point:
-                    raise CodecError(f"{where}: its image or its point is empty")
-                rows = points.setdefault(_key(point), {})
+                    raise CodecError(f"{position}: its image or its point is empty")
+                rows = points.setdefault(_point_key(point), {})
                 if image in rows:
-                    raise CodecError(f"{where}: image {image!r} at point {point!r} stands in row {rows[image].line} already")
-                rows[image] = _Row(reader.line_num, _bytes(size, units[0], where))
+                    raise CodecError(f"{position}: image {image!r} at point {point!r} stands in row {rows[image].line} already")
+                rows[image] = _Row(reader.line_num, _parse_size(size, units[0], position))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CodecError(f"folder: the sizes {path} cannot be read: {error}") from error
-    if _key(label) not in points:
+    if _point_key(label) not in points:
         known = ", ".join(f"{key:g}" if isinstance(key, float) else key for key in points)
         raise CodecError(f"folder: {path} has no row of point {label!r}; it has {known or 'no rows at all'}")
-    return points[_key(label)]
+    return points[_point_key(label)]
 
 
-def _bytes(text: str, unit: str, where: str) -> int:
+def _parse_size(text: str, unit: str, position: str) -> int:
+    """A size in bytes. `position` tells the file and row in error messages."""
     try:
         size = float(text)
     except ValueError:
         size = math.nan
     if not (size > 0 and size.is_integer()):
-        raise CodecError(f"{where}: {unit} is a whole number above 0, not {text!r}")
+        raise CodecError(f"{position}: {unit} is a whole number above 0, not {text!r}")
     return math.ceil(size / 8) if unit == "bits" else int(size)
 
 
-def _key(point: str) -> float | str:
-    """`32`, `32.0` and `032` are one point."""
+def _point_key(point: str) -> float | str:
+    """What a point's label stands for: `32`, `32.0` and `032` are the same point."""
     try:
         number = float(point)
     except ValueError:
@@ -233,20 +254,20 @@ def _key(point: str) -> float | str:
     return number if math.isfinite(number) else point
 
 
-def _stem(name: str) -> str:
+def _without_suffix(name: str) -> str:
     return posixpath.splitext(name)[0]
 
 
-def _by_stem(names: Mapping[str, object]) -> dict[str, list[str]]:
+def _group_by_stem(names: Mapping[str, object]) -> dict[str, list[str]]:
     stems: dict[str, list[str]] = {}
     for name in names:
-        stems.setdefault(_stem(name), []).append(name)
+        stems.setdefault(_without_suffix(name), []).append(name)
     return stems
 
 
 @contextmanager
-def _open(file: Path) -> Iterator[Pillow.Image]:
-    """The file, its header read. Raises ValueError, or what Pillow raises, if it is not one lossless 8-bit image."""
+def _open_lossless(file: Path) -> Iterator[Pillow.Image]:
+    """An image file whose header is read. Raises ValueError, or any error of Pillow, unless it is one lossless 8-bit image."""
     with Pillow.open(file, formats=[_FORMATS[file.suffix.lower()]]) as picture:
         if picture.info.get("compression") in _LOSSY_TIFF if picture.format == "TIFF" else _is_lossy_webp(file):
             raise ValueError("it is compressed with loss, which would count as the codec's own")
@@ -261,7 +282,7 @@ def _is_lossy_webp(file: Path) -> bool:
     if file.suffix.lower() != ".webp":
         return False
     data = file.read_bytes()
-    position = 12  # behind "RIFF", the size and "WEBP"
+    position = 12  # after "RIFF", the size and "WEBP"
     while position + 8 <= len(data):
         chunk, length = struct.unpack_from("<4sI", data, position)
         if chunk == b"VP8 ":
@@ -270,5 +291,5 @@ def _is_lossy_webp(file: Path) -> bool:
     return False
 
 
-def _sha256(facts: Sequence[object]) -> str:
+def _hash_facts(facts: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,4 +1,8 @@
-"""Perceptual networks of the losses, each injectable: what a package or a file on this machine holds, named in the recipe."""
+"""Perceptual distances between pictures, chosen by name: LPIPS and its shift-tolerant variant.
+
+Training minimises them, and the prompt search of diffusion codecs ranks its candidates by them. The packages that hold the networks
+are optional and imported only when one is asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,31 @@ DISTANCES = ("lpips-vgg", "lpips-alex", "stlpips-alex", "stlpips-vgg", "random")
 
 
 def perceptual_distance(name: str, device: str) -> nn.Module:
-    """(B, 3, H, W) twice, in [0, 1] -> mean distance.
+    """Load a frozen perceptual distance.
 
-    name: "lpips-vgg" or "lpips-alex" (package lpips; torchvision's ImageNet weights from its cache), "stlpips-alex" or
-    "stlpips-vgg" (package stlpips_pytorch, weights included), or "random": convolutions with random weights, for tests. CodecError.
+    Args:
+        name: "lpips-vgg" or "lpips-alex" (package lpips, whose ImageNet weights come from torchvision's cache; Zhang et al. 2018),
+            "stlpips-alex" or "stlpips-vgg" (package stlpips_pytorch, weights included; Ghildyal and Liu 2022), or "random":
+            convolutions with random weights, for tests.
+        device: PyTorch device of the network and of the pictures.
+
+    Returns:
+        A module that takes two batches (B, 3, H, W) in [0, 1] and returns their mean distance, a scalar.
+
+    Raises:
+        CodecError: no distance has this name, or torchvision neither has the ImageNet weights in its cache nor can download them.
     """
     if name not in DISTANCES:
         raise CodecError(f"there is no perceptual distance {name!r}: choose from {', '.join(DISTANCES)}")
-    kind, _, net = name.partition("-")
-    made: nn.Module = _RandomDistance() if kind == "random" else _Lpips(_lpips(net) if kind == "lpips" else _stlpips(net))
-    return made.to(device).eval().requires_grad_(False)
+    family, _, net = name.partition("-")
+    distance: nn.Module = (
+        _RandomDistance() if family == "random" else _PackageDistance(_load_lpips(net) if family == "lpips" else _load_stlpips(net))
+    )
+    return distance.to(device).eval().requires_grad_(False)
 
 
-class _Lpips(nn.Module):
-    """A network of either package on pixels in [0, 1]."""
+class _PackageDistance(nn.Module):
+    """Either package's network, which expects pixels in [-1, 1], on pixels in [0, 1]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -39,7 +54,7 @@ class _Lpips(nn.Module):
 
 
 class _RandomDistance(nn.Module):
-    """Squared differences of features of three random strided convolutions (seed 0): no perceptual meaning."""
+    """Squared differences of features of three random strided convolutions (seed 0), without perceptual meaning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,19 +70,19 @@ class _RandomDistance(nn.Module):
         return torch.stack(distances).sum()
 
 
-def _lpips(net: str) -> Any:
+def _load_lpips(net: str) -> Any:
     import lpips
 
     try:
-        with warnings.catch_warnings():  # it names torchvision's `weights` argument as it was called before
+        with warnings.catch_warnings():  # lpips calls torchvision with an argument name that torchvision has since deprecated
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             return lpips.LPIPS(net=net, verbose=False)
     except OSError as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints"
-        raise CodecError(f"LPIPS's {net} needs torchvision's ImageNet weights ({error}): put their file in {place}") from error
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise CodecError(f"LPIPS's {net} needs torchvision's ImageNet weights ({error}): put their file in {cache}") from error
 
 
-def _stlpips(net: str) -> Any:
+def _load_stlpips(net: str) -> Any:
     from stlpips_pytorch import stlpips
 
     return stlpips.LPIPS(net=net, variant="shift_tolerant", verbose=False)

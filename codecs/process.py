@@ -1,6 +1,6 @@
-"""External encoders and decoders: found, run in a process group of their own, ended when they hang.
+"""External encoders and decoders: looked up, run in a process group of their own, and ended if they hang.
 
-For POSIX systems: a hanging program is ended by its process group.
+This needs a POSIX system, because a hanging program is ended through its process group.
 """
 
 from __future__ import annotations
@@ -12,41 +12,91 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from icmbench.codecs.base import CodecError
 
-_TAIL_LINES, _TAIL_CHARACTERS = 20, 2000
+_TAIL_LINES, _TAIL_CHARACTERS = 20, 2000  # what an error message quotes of a program's output
 
 
 class ProgramError(Exception):
-    """A program failed; `tail` is the end of what it said, on lines of its own."""
+    """A program failed or hung.
+
+    Attributes:
+        tail: The end of the program's output, ready to follow the message; empty if it wrote nothing.
+    """
 
     def __init__(self, message: str, tail: str = "") -> None:
         super().__init__(message)
         self.tail = f":\n{tail}" if tail else ""
 
 
-def find_program(what: str, program: str | Path, folder: Path = Path()) -> str:
-    """Absolute path of a program: in `folder` if its name has a slash, else on PATH.
+@dataclass(frozen=True)
+class TimeLimits:
+    """How many seconds an encoder and a decoder may take: a fixed part and a part that grows with the image.
 
-    Raises CodecError, beginning with `what`, where it is not there.
+    Attributes:
+        encode: Fixed seconds of the encoder.
+        encode_per_megapixel: Seconds of the encoder for each million pixels, added to the fixed ones.
+        decode: Fixed seconds of the decoder.
+        decode_per_megapixel: Seconds of the decoder for each million pixels, added to the fixed ones.
+    """
+
+    encode: float
+    encode_per_megapixel: float
+    decode: float
+    decode_per_megapixel: float = 0
+
+    def check(self, codec: str) -> None:
+        """Raise CodecError, with the codec's name, unless the fixed parts are positive and the others not negative."""
+        if min(self.encode, self.decode) <= 0 or min(self.encode_per_megapixel, self.decode_per_megapixel) < 0:
+            raise CodecError(f"{codec}: time-outs are positive numbers of seconds")
+
+    def encoder(self, width: int, height: int) -> float:
+        """Seconds that the encoder may take for an image of this size in pixels."""
+        return self.encode + self.encode_per_megapixel * width * height / 1e6
+
+    def decoder(self, width: int, height: int) -> float:
+        """Seconds that the decoder may take for an image of this size in pixels."""
+        return self.decode + self.decode_per_megapixel * width * height / 1e6
+
+
+def find_program(option: str, program: str | Path, folder: Path = Path()) -> str:
+    """Absolute path of a program.
+
+    Args:
+        option: The codec and option that name the program, such as "vtm: encoder". An error message begins with it.
+        program: Name or path. A name without a slash is looked up on PATH.
+        folder: Where a relative path starts.
+
+    Raises:
+        CodecError: there is no such program, or it is not executable.
     """
     name = str(program)
-    found = shutil.which((folder / name).absolute() if "/" in name else name)
-    if found is None:
-        where = f"in {folder.absolute()}" if "/" in name else "on PATH"
-        raise CodecError(f"{what}: no program {name!r} {where}: build or install it, or give its full path")
-    return str(Path(found).absolute())
+    path = shutil.which((folder / name).absolute() if "/" in name else name)
+    if path is None:
+        searched = f"in {folder.absolute()}" if "/" in name else "on PATH"
+        raise CodecError(f"{option}: no program {name!r} {searched}: build or install it, or give its full path")
+    return str(Path(path).absolute())
 
 
 def run_program(
     codec: str, role: Literal["encoder", "decoder"], arguments: Sequence[str | Path], folder: Path, seconds: float
 ) -> None:
-    """Run a program in a folder, to its end or for so many seconds; nothing of its process group outlives the call.
+    """Run a program to its end. No process of its group outlives the call, even if it is interrupted.
 
-    Raises ProgramError where it fails or hangs; CodecError where it cannot be started at all.
+    Args:
+        codec: The codec's name, for messages.
+        role: Whether the program encodes or decodes, for messages.
+        arguments: The program's path, then its arguments. No shell sees them.
+        folder: Working directory of the program.
+        seconds: How long the program may run.
+
+    Raises:
+        ProgramError: the program fails, or runs for longer.
+        CodecError: the program cannot be started.
     """
     program = Path(arguments[0])
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
@@ -62,20 +112,21 @@ def run_program(
             option = "timeout_seconds" if role == "encoder" else "decode_timeout_seconds"
             message = f"the {role} {program.name} did not end within {seconds:.3g} s (raise {option} if it needs more)"
             raise ProgramError(message, _tail(stderr, stdout)) from None
-        finally:  # also on KeyboardInterrupt, and for children that outlive the program
+        finally:  # This also ends the program after a KeyboardInterrupt, and children that it left behind.
             _kill_group(process)
         if code:
-            how = f"ended with code {code}" if code > 0 else f"was killed by signal {-code}"
-            raise ProgramError(f"the {role} {program.name} {how}", _tail(stderr, stdout))
+            outcome = f"ended with code {code}" if code > 0 else f"was killed by signal {-code}"
+            raise ProgramError(f"the {role} {program.name} {outcome}", _tail(stderr, stdout))
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the files of one call."""
+    """A folder for the files of one call, as a context manager that gives its path and removes it at the end."""
     return tempfile.TemporaryDirectory(prefix="icmbench-", ignore_cleanup_errors=True)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing left of it; on macOS, nothing but zombies
+    # The group may be empty already. On macOS, a group of nothing but zombies raises PermissionError.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -84,7 +135,7 @@ def _tail(*files: IO[bytes]) -> str:
     """The end of the first file that is not empty."""
     for file in files:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 4 * _TAIL_CHARACTERS))
+        file.seek(max(0, size - 4 * _TAIL_CHARACTERS))  # A character has at most 4 bytes.
         text = file.read().decode(errors="replace").strip()
         if text:
             return "\n".join(text[-_TAIL_CHARACTERS:].splitlines()[-_TAIL_LINES:])

@@ -1,4 +1,4 @@
-"""What a paper takes from a run: tables as LaTeX, Markdown and CSV, figures as PNG, SVG and PDF, and where they come from.
+"""What a paper takes from a run: tables as LaTeX, Markdown and CSV, figures as PNG, SVG and PDF, and their provenance.
 
 scores, bdrate -> bundle/tables/*.md .tex .csv, bundle/figures/*.png .svg .pdf, bundle/provenance.json
 """
@@ -16,36 +16,45 @@ import pandas as pd
 from icmbench.results.correlation import correlation_frame
 from icmbench.results.published import reported_tables
 from icmbench.results.report import write_figures
-from icmbench.results.scores import normalise
-from icmbench.results.tables import declared, mean_frame, rate_frame
+from icmbench.results.scores import Scores
+from icmbench.results.tables import mean_frame, method_and_envelope, rate_frame
 from icmbench.results.writers import write_csv, write_tables, write_text
 
 
 def write_bundle(
     folder: str | Path,
-    scores: pd.DataFrame,
+    scores: Scores,
     bdrate: pd.DataFrame,
     provenance: Mapping[str, Any],
     primary: Mapping[str, str] | None = None,
     reported: pd.DataFrame | None = None,
-    own: Mapping[str, pd.DataFrame] | None = None,
+    codec_analyses: Mapping[str, pd.DataFrame] | None = None,
 ) -> list[Path]:
-    """Write a folder, made if need be; returns the paths, provenance.json last. The arguments are those of `write_report`.
+    """Write the bundle of a run.
 
-    provenance: facts of the run, taken as they are; the SHA-256 of every file of the bundle is added to them.
-    reported: with curves of papers, the papers' tables that come with icmbench are written too, as tables/published.
+    Args:
+        folder: where to write; it is made if it does not exist.
+        scores: normalised scores, from `read_scores` or `normalise`.
+        bdrate: as `bdrate_frame` returns it.
+        provenance: facts of the run, recorded as they are, beside the SHA-256 of every file of the bundle.
+        primary: from task label to the metric that stands for it; a task that it leaves out has its first metric in file order.
+        reported: curves of papers, as `reported_curves` returns them. With these, the papers' tables that come with icmbench are
+            written too, as tables/published.
+        codec_analyses: frames of codecs' own analyses, by a name of `analyses.COLUMNS`.
+
+    Returns:
+        The paths of the files, provenance.json last.
     """
-    scores = normalise(scores)
     root = Path(folder)
-    for place in (root / "tables", root / "figures"):
-        place.mkdir(parents=True, exist_ok=True)
+    for subfolder in (root / "tables", root / "figures"):
+        subfolder.mkdir(parents=True, exist_ok=True)
     frames = {
         "scores": scores,
         "bdrate": bdrate,
-        "rates": rate_frame(scores, declared(bdrate)[1]),
+        "rates": rate_frame(scores, method_and_envelope(bdrate)[1]),
         "means": mean_frame(bdrate),
         "correlation": correlation_frame(scores),
-        **(own or {}),
+        **(codec_analyses or {}),
     }
     if reported is not None and len(reported):
         frames["published"] = reported
@@ -54,12 +63,12 @@ def write_bundle(
         if len(frame):
             paths.append(root / "tables" / f"{name}.csv")
             write_csv(frame, paths[-1])
-    paths += write_tables(scores, bdrate, root / "tables", primary, own)
+    paths += write_tables(scores, bdrate, root / "tables", primary, codec_analyses)
     if "published" in frames:
         paths += write_text(root / "tables" / "published", reported_tables())
-    paths += write_figures(root / "figures", scores, bdrate, primary, reported, own)
+    paths += write_figures(root / "figures", scores, bdrate, primary, reported, codec_analyses)
     hashes = {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
-    paths.append(root / "provenance.json")
     facts = {**provenance, "limited": bool(scores["limited"].any()), "files": hashes}
-    paths[-1].write_text(json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8", newline="\n")
-    return paths
+    text = json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n"
+    (root / "provenance.json").write_text(text, encoding="utf-8", newline="\n")
+    return [*paths, root / "provenance.json"]

@@ -3,7 +3,7 @@
     layers (task `layers`) ----> feature difference at each rate point --+
     any other task ------------> score lost against the uncompressed ---+--> Pearson, Spearman over a codec's rate points
 
-A codec whose features stay closer but whose task drops more shows up here: its correlation is weak, or its slope is another.
+A codec whose features stay closer but whose task drops more shows up here: its correlation is weak, or its slope differs.
 """
 
 from __future__ import annotations
@@ -12,45 +12,52 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from icmbench.results.scores import LAYER, ceiling, codecs, curve, keys
+from icmbench.results.scores import LAYER, Scores, ceiling_value, codec_names, curve_keys, curve_points
 
-CORRELATIONS = [
+CORRELATION_COLUMNS = [
     "codec", "dataset", "task", "model", "metric", "layer", "points", "pearson", "spearman", "slope", "reference",
 ]  # fmt: skip
-MIN_POINTS = 3  # two points always lie on a line
+# Two points always lie on a line.
+MIN_POINTS = 3
 
 
-def correlation_frame(scores: pd.DataFrame) -> pd.DataFrame:
-    """Correlation of feature difference with task drop, columns `CORRELATIONS`: a row for each codec, task metric and layer.
+def correlation_frame(scores: Scores) -> pd.DataFrame:
+    """Correlation of feature difference with task drop.
 
-    scores: a normalised frame. Only tasks on a dataset that the layers were computed on, with an uncompressed score, take part.
-    `layer` is `mean` for the mean over all layers. pearson, spearman: over the codec's rate points, NaN with fewer than three or
-    where either does not vary. slope: task units lost for each 0.1 of feature difference (least squares).
+    Args:
+        scores: normalised scores. Only tasks with an uncompressed score, on a dataset that the layers were computed on, take part.
+
+    Returns:
+        One row per codec, task metric and layer, columns `CORRELATION_COLUMNS`. `layer` "mean" is the mean over all layers.
+        `pearson` and `spearman` are taken over the codec's rate points, NaN with fewer than three points or if either side does not
+        vary. `slope` is the task units lost for each 0.1 of feature difference (least squares).
     """
-    layered = scores[scores["metric"].str.fullmatch(LAYER)]
+    is_layer = scores["metric"].str.fullmatch(LAYER)
+    layered = scores[is_layer]
     records = []
-    for key in keys(scores[~scores["metric"].str.fullmatch(LAYER)]):
+    for key in curve_keys(scores[~is_layer]):
         rows = key.rows(scores)
-        top = ceiling(rows)
-        mine = layered[layered["dataset"] == key.dataset]
-        if top is None or not len(mine):
+        ceiling = ceiling_value(rows)
+        layers_here = layered[layered["dataset"] == key.dataset]
+        if ceiling is None or not len(layers_here):
             continue
         sign = 1.0 if rows["higher_is_better"].iloc[0] else -1.0
-        for codec in codecs(rows):
-            drop = sign * (top - curve(rows, codec).set_index("point")["value"])
-            layers = {name: curve(some, codec).set_index("point")["value"] for name, some in mine.groupby("metric", sort=False)}
-            table = pd.DataFrame(layers)
+        for codec in codec_names(rows):
+            drop = sign * (ceiling - _values_by_point(rows, codec))
+            table = pd.DataFrame(
+                {layer: _values_by_point(layer_rows, codec) for layer, layer_rows in layers_here.groupby("metric", sort=False)}
+            )
             table.insert(0, "mean", table.mean(axis=1))
             for layer, difference in table.items():
-                both = pd.concat([difference, drop], axis=1).dropna().to_numpy()
-                place = {"codec": codec, "dataset": key.dataset, "task": key.task, "model": key.model, "metric": key.metric}
-                numbers = dict(zip(("pearson", "spearman", "slope"), _related(both), strict=True))
-                records.append(place | {"layer": layer, "points": len(both), "reference": key.reference} | numbers)
-    return pd.DataFrame(records, columns=CORRELATIONS)
+                pairs = pd.concat([difference, drop], axis=1).dropna().to_numpy()
+                names = {"codec": codec, "dataset": key.dataset, "task": key.task, "model": key.model, "metric": key.metric}
+                numbers = dict(zip(("pearson", "spearman", "slope"), _correlate(pairs), strict=True))
+                records.append(names | {"layer": layer, "points": len(pairs), "reference": key.reference} | numbers)
+    return pd.DataFrame(records, columns=CORRELATION_COLUMNS)
 
 
 def correlation_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text table: the mean over layers, and the layer that goes with the task most closely."""
+    """Text table of a `correlation_frame`: the mean over layers, and the layer that goes with the task most closely."""
     rows = []
     for (codec, dataset, task, _, metric, _), group in frame.groupby(
         ["codec", "dataset", "task", "model", "metric", "reference"], sort=False
@@ -65,21 +72,25 @@ def correlation_table(frame: pd.DataFrame) -> pd.DataFrame:
                 "Task": task,
                 "Metric": metric,
                 "Points": str(mean["points"]),
-                **{name: _text(mean[name.lower()]) for name in ("Pearson", "Spearman")},
+                **{name: _correlation_text(mean[name.lower()]) for name in ("Pearson", "Spearman")},
                 "Lost by 0.1": "" if pd.isna(mean["slope"]) else f"{mean['slope']:.3g}",
-                "Closest layer": "" if best is None else f"{best['layer']} ({_text(best['pearson'])})",
+                "Closest layer": "" if best is None else f"{best['layer']} ({_correlation_text(best['pearson'])})",
             }
         )
     return pd.DataFrame(rows)
 
 
-def _related(both: np.ndarray) -> tuple[float, float, float]:
-    """Pearson, Spearman and slope of (n, 2) of (difference, drop)."""
-    if len(both) < MIN_POINTS or not np.ptp(both, axis=0).all():
+def _values_by_point(rows: Scores, codec: str) -> pd.Series:
+    return curve_points(rows, codec).set_index("point")["value"]
+
+
+def _correlate(pairs: np.ndarray) -> tuple[float, float, float]:
+    """Pearson, Spearman and slope of pairs (difference, drop), float64 (n, 2)."""
+    if len(pairs) < MIN_POINTS or not np.ptp(pairs, axis=0).all():
         return np.nan, np.nan, np.nan
-    x, y = both.T
+    x, y = pairs.T
     return float(np.corrcoef(x, y)[0, 1]), float(spearmanr(x, y).statistic), float(0.1 * np.polyfit(x, y, 1)[0])
 
 
-def _text(value: float) -> str:
+def _correlation_text(value: float) -> str:
     return "n/a" if pd.isna(value) else f"{value:+.3f}"

@@ -1,9 +1,15 @@
 """The scores frame: reading it, checking it, and the curves in it.
 
-A row is one metric of one task on one point of one codec, with the columns `SCORES`: `low` and `high` are its 95% interval over
-images, `undefined` the share of bootstrap replicates without a number. Rows of the codec `uncompressed` (no
-rate) are the ceiling. Curves made elsewhere come as a CSV of `codec`, `bpp` (or `rate`) and either `metric`, `value` or one
-column a metric; what such a file leaves out is filled with defaults.
+    scores.csv, curves made elsewhere --read_scores--\
+    a frame made in memory            --normalise----+--> Scores --> curve_keys, codec_names --> curve_points, ceiling_value
+
+A row is one metric of one task on one point of one codec, with the columns `SCORE_COLUMNS`: `low` and `high` are its 95% interval
+over images, `undefined` the share of bootstrap replicates without a number. Rows of the codec `uncompressed` have no rate; they
+are the ceiling. Curves made elsewhere come as a CSV with `codec`, `bpp` (or `rate`) and either `metric` and `value` or one column
+per metric; columns that such a file leaves out are filled with defaults.
+
+A frame is normalised once, where it enters. Every function of `icmbench.results` whose argument has the type `Scores` relies on
+that and checks nothing again.
 """
 
 from __future__ import annotations
@@ -13,33 +19,49 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-SCORES = [
+# A frame that `read_scores` or `normalise` returned, or whole rows of one. The alias is for readers: pandas comes without types, so
+# mypy could not tell a type of its own from any other frame.
+Scores: TypeAlias = pd.DataFrame
+
+SCORE_COLUMNS = [
     "codec", "point", "dataset", "task", "model", "metric", "value", "low", "high", "unit", "higher_is_better", "reference",
     "realisation", "bpp", "payload_bpp", "mean_image_bpp", "expected", "scored", "empty", "failed", "limited", "encode_seconds",
     "decode_seconds", "task_seconds", "undefined",
 ]  # fmt: skip
-TEXT = ["codec", "point", "dataset", "task", "model", "metric", "unit", "reference", "realisation"]
-FLAGS = ["higher_is_better", "limited"]
-NUMBERS = [column for column in SCORES if column not in (*TEXT, *FLAGS)]
-GROUP = ["dataset", "task", "model", "metric", "reference"]  # what must agree for points to stand on one pair of axes
+TEXT_COLUMNS = ["codec", "point", "dataset", "task", "model", "metric", "unit", "reference", "realisation"]
+FLAG_COLUMNS = ["higher_is_better", "limited"]
+NUMBER_COLUMNS = [column for column in SCORE_COLUMNS if column not in (*TEXT_COLUMNS, *FLAG_COLUMNS)]
+# Points stand on one pair of axes only if they agree in all of these.
+KEY_COLUMNS = ["dataset", "task", "model", "metric", "reference"]
 UNCOMPRESSED = "uncompressed"
-LOWER_IS_BETTER = frozenset({"lpips", "dists", "fid", "kid", "parse_failures"})  # where `higher_is_better` is left out
-LAYER = re.compile(r"layer(\d+)\.(\d+)")  # metrics of the task `layers`: feature difference by stage and block
-NO = frozenset({"", "0", "false", "no", "nan", "none", "<na>"})
+# Metrics, in lower case, of which less is better in a frame without the column `higher_is_better`.
+LOWER_IS_BETTER = frozenset({"lpips", "dists", "fid", "kid", "parse_failures"})
+# Metrics of the task `layers`: feature difference by stage and block.
+LAYER = re.compile(r"layer(\d+)\.(\d+)")
+# Spellings, in lower case, of a flag that is not set.
+FALSE_WORDS = frozenset({"", "0", "false", "no", "nan", "none", "<na>"})
 
 
 class ScoresError(ValueError):
-    """A scores frame or CSV is malformed. One sentence that names the file, column or codec and the remedy."""
+    """A scores frame or CSV is malformed. Its message is one sentence that names the file, column or codec, and the remedy."""
 
 
 @dataclass(frozen=True)
-class Key:
-    """What the points of one figure share. `reference` is labels, original (agreement) or source; empty where not stated."""
+class CurveKey:
+    """What all points of one figure share.
+
+    Attributes:
+        dataset: name of the dataset.
+        task: label of the task.
+        model: name of the task model.
+        metric: name of the metric.
+        reference: what predictions are scored against: "labels", "original" (agreement) or "source"; empty if not stated.
+    """
 
     dataset: str
     task: str
@@ -48,15 +70,22 @@ class Key:
     reference: str
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of a frame with the columns `GROUP` that belong to this key."""
-        return frame[np.logical_and.reduce([frame[column] == getattr(self, column) for column in GROUP])]
+        """The rows that belong to this key, of a frame with the columns `KEY_COLUMNS`."""
+        return frame[np.logical_and.reduce([frame[column] == getattr(self, column) for column in KEY_COLUMNS])]
 
 
-def read_scores(path: str | Path, lower_is_better: Collection[str] = ()) -> pd.DataFrame:
-    """The scores frame of a scores.csv, or of curves made elsewhere.
+def read_scores(path: str | Path, lower_is_better: Collection[str] = ()) -> Scores:
+    """Read a run's scores.csv, or curves made elsewhere.
 
-    lower_is_better: metrics of which less is better, beside `LOWER_IS_BETTER`; a column `higher_is_better` overrides both.
-    Raises ScoresError.
+    Args:
+        path: a CSV file, UTF-8 with or without a byte order mark.
+        lower_is_better: metrics of which less is better, beside `LOWER_IS_BETTER`; a column `higher_is_better` overrides both.
+
+    Returns:
+        The normalised frame. Text columns hold the characters of the file: a realisation "1e5" or "007" stays as it is.
+
+    Raises:
+        ScoresError: the file is missing, is no CSV, or holds a frame that `normalise` refuses.
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
@@ -65,67 +94,95 @@ def read_scores(path: str | Path, lower_is_better: Collection[str] = ()) -> pd.D
     except (OSError, ValueError) as error:
         raise ScoresError(f"{path}: cannot be read as a CSV file ({' '.join(str(error).split())})") from None
     try:
-        return normalise(_long(frame), lower_is_better)
+        return normalise(_to_long_form(frame), lower_is_better)
     except ScoresError as error:
         raise ScoresError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def normalise(frame: pd.DataFrame, lower_is_better: Collection[str] = ()) -> pd.DataFrame:
-    """The frame with the columns `SCORES` in order, typed: text as str, numbers as float64, flags as bool; index 0..n-1.
+def normalise(frame: pd.DataFrame, lower_is_better: Collection[str] = ()) -> Scores:
+    """Check and type a scores frame. This is the entry for frames that no `read_scores` made, such as those of a run in memory.
 
-    Columns that are left out are filled with defaults. Raises ScoresError for a missing column, a value that is no number, a
-    row given twice, or a metric whose rows disagree on its unit or direction.
+    Args:
+        frame: at least the columns codec, bpp, metric and value; of the others in `SCORE_COLUMNS`, those left out are filled with
+            defaults, and further columns are dropped. It is not changed.
+        lower_is_better: metrics of which less is better, beside `LOWER_IS_BETTER`; a column `higher_is_better` overrides both.
+
+    Returns:
+        A new frame with the columns `SCORE_COLUMNS` in order, text as str, numbers as float64, flags as bool, index 0 to n - 1.
+
+    Raises:
+        ScoresError: a column is missing, a value is no number, a row is given twice, or rows of one metric differ in its unit or
+            direction.
+
+    Example:
+        >>> scores = normalise(pd.DataFrame({"codec": ["jpeg"], "bpp": [0.5], "metric": ["lpips"], "value": ["0.1"]}))
+        >>> scores[["codec", "point", "bpp", "metric", "value", "higher_is_better"]]
+          codec point  bpp metric  value  higher_is_better
+        0  jpeg     1  0.5  lpips    0.1             False
     """
     for column in ("codec", "bpp", "metric", "value"):
         if column not in frame:
             raise ScoresError(f"no column {column!r}; a scores table has codec, bpp, metric and value, or one column a metric")
-    given = frame.reset_index(drop=True)
-    result = pd.DataFrame(index=given.index)
-    for column in SCORES:
-        values = given[column] if column in given else pd.Series([None] * len(given), dtype=object)
-        if column in TEXT:
-            result[column] = values.map(_text).astype(object)
-        elif column in NUMBERS:
-            result[column] = _numbers(column, values)
+    source = frame.reset_index(drop=True)
+    result = pd.DataFrame(index=source.index)
+    for column in SCORE_COLUMNS:
+        values = source[column] if column in source else pd.Series([None] * len(source), dtype=object)
+        if column in TEXT_COLUMNS:
+            result[column] = values.map(_to_text).astype(object)
+        elif column in NUMBER_COLUMNS:
+            result[column] = _to_numbers(column, values)
         elif column == "limited":
-            result[column] = [_text(value).lower() not in NO for value in values]
+            result[column] = [_to_text(value).lower() not in FALSE_WORDS for value in values]
         else:
             less = LOWER_IS_BETTER | {name.lower() for name in lower_is_better}
-            known = [_text(value).lower() for value in values]
-            result[column] = [k not in NO if k else m.lower() not in less for k, m in zip(known, result["metric"], strict=True)]
-    if "point" not in given:
-        result["point"] = (result.groupby([*GROUP, "codec", "realisation"]).cumcount() + 1).astype(str)
-    _check(result)
+            flags = zip([_to_text(value).lower() for value in values], result["metric"], strict=True)
+            result[column] = [flag not in FALSE_WORDS if flag else metric.lower() not in less for flag, metric in flags]
+    if "point" not in source:
+        result["point"] = (result.groupby([*KEY_COLUMNS, "codec", "realisation"]).cumcount() + 1).astype(str)
+    _refuse_contradictions(result)
     return result
 
 
-def keys(scores: pd.DataFrame) -> list[Key]:
-    """Every key of a normalised frame, in file order."""
-    return [Key(*map(str, row)) for row in scores[GROUP].drop_duplicates().itertuples(index=False)]
+def curve_keys(scores: Scores) -> list[CurveKey]:
+    """Every key of the scores, in file order."""
+    return [CurveKey(*map(str, row)) for row in scores[KEY_COLUMNS].drop_duplicates().itertuples(index=False)]
 
 
-def codecs(scores: pd.DataFrame) -> list[str]:
-    """Every codec of a normalised frame but `uncompressed`, in file order."""
+def codec_names(scores: Scores) -> list[str]:
+    """Every codec of the scores except `uncompressed`, in file order."""
     return [str(name) for name in scores["codec"].drop_duplicates() if name != UNCOMPRESSED]
 
 
-def primary_keys(scores: pd.DataFrame, primary: Mapping[str, str] | None = None) -> list[Key]:
-    """The keys of each task's primary metric: as `primary` maps task to metric, else the task's first metric in file order."""
+def primary_keys(scores: Scores, primary: Mapping[str, str] | None = None) -> list[CurveKey]:
+    """The keys of each task's primary metric.
+
+    Args:
+        scores: normalised scores.
+        primary: from task label to metric; a task that it leaves out has its first metric in file order.
+
+    Raises:
+        ScoresError: a task of the scores has no such metric.
+    """
     chosen = dict(primary or {})
     for task, metric in chosen.items():
-        known = scores.loc[scores["task"] == task, "metric"].unique()
-        if len(known) and metric not in known:
-            raise ScoresError(f"primary: task {task!r} has no metric {metric!r}; it has {', '.join(known)}")
-    for key in keys(scores):
+        metrics = scores.loc[scores["task"] == task, "metric"].unique()
+        if len(metrics) and metric not in metrics:
+            raise ScoresError(f"primary: task {task!r} has no metric {metric!r}; it has {', '.join(metrics)}")
+    for key in curve_keys(scores):
         chosen.setdefault(key.task, key.metric)
-    return [key for key in keys(scores) if chosen[key.task] == key.metric]
+    return [key for key in curve_keys(scores) if chosen[key.task] == key.metric]
 
 
-def curve(scores: pd.DataFrame, codec: str) -> pd.DataFrame:
-    """One codec's points within the rows of one key, ascending in rate.
+def curve_points(scores: Scores, codec: str) -> pd.DataFrame:
+    """The rate points of one codec, ascending in rate.
 
-    Columns: point, bpp, value, low, high, realisations, expected, scored, failed, limited. Several realisations of a point
-    are averaged and low, high are their extremes.
+    Args:
+        scores: the rows of one key.
+        codec: name of the codec.
+
+    Returns:
+        One row per point, columns point, bpp, value, low, high, realisations, expected, scored, failed, limited. Several
+        realisations of a point are averaged, and their extremes are its low and high.
     """
     records = []
     for point, rows in scores[scores["codec"] == codec].groupby("point", sort=False):
@@ -135,7 +192,7 @@ def curve(scores: pd.DataFrame, codec: str) -> pd.DataFrame:
             {
                 "point": point,
                 "bpp": rows["bpp"].to_numpy().mean(),
-                "value": value.mean(),  # NaN if one is: not to be passed over
+                "value": value.mean(),  # NaN if one realisation is NaN, which must not pass unnoticed.
                 "low": value.min() if several else rows["low"].iloc[0],
                 "high": value.max() if several else rows["high"].iloc[0],
                 "realisations": len(rows),
@@ -145,65 +202,79 @@ def curve(scores: pd.DataFrame, codec: str) -> pd.DataFrame:
         )
     columns = ["point", "bpp", "value", "low", "high", "realisations", "expected", "scored", "failed", "limited"]
     frame = pd.DataFrame(records, columns=columns).sort_values("bpp", kind="stable", ignore_index=True)
-    return frame.astype(dict.fromkeys(("bpp", "value", "low", "high"), float))  # also where there is no record
+    # Without records all columns would be of dtype object.
+    return frame.astype(dict.fromkeys(("bpp", "value", "low", "high"), float))
 
 
-def ceiling(scores: pd.DataFrame) -> float | None:
-    """The uncompressed value within the rows of one key; None where there is none or it is not finite (PSNR)."""
+def ceiling_value(scores: Scores) -> float | None:
+    """The uncompressed value within the rows of one key; None if there is none or if it is not finite, as for PSNR."""
     value = scores.loc[scores["codec"] == UNCOMPRESSED, "value"].to_numpy()
     return float(value.mean()) if len(value) and np.isfinite(value).all() else None
 
 
-def nearest(what: str, name: str, known: Collection[str]) -> str:
-    """`no codec 'jpg'; did you mean 'jpeg'?`, or the known ones where none is near."""
+def group_by_reference(keys: list[CurveKey]) -> Iterator[tuple[str, list[CurveKey]]]:
+    """Each reference with its keys, labels first and agreement last: the two never share a table."""
+    order = ["labels", "source", "", "original"]
+    references = sorted({key.reference for key in keys}, key=lambda r: (order.index(r) if r in order else 2, r))
+    for reference in references:
+        yield reference, [key for key in keys if key.reference == reference]
+
+
+def unknown_name_message(kind: str, name: str, known: Collection[str]) -> str:
+    """What to tell a user whose name is unknown: the nearest known name, or all of them if none is near.
+
+    Args:
+        kind: what the name stands for, such as "codec".
+        name: the unknown name.
+        known: the names that exist.
+
+    Example:
+        >>> unknown_name_message("codec", "jpg", ["jpeg", "webp"])
+        "no codec 'jpg'; did you mean 'jpeg'?"
+    """
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"no {what} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}")
+    return f"no {kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}")
 
 
-def _long(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a metric, from a file of text with one column a metric, or with `rate` for `bpp`."""
+def _to_long_form(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per metric, from a frame of text that may have one column per metric, or `rate` instead of `bpp`."""
     if "bpp" not in frame and "rate" in frame:
         frame = frame.rename(columns={"rate": "bpp"})
     if "metric" in frame or "value" in frame or not {"codec", "bpp"} <= {*frame.columns}:
         return frame
-    metrics = [column for column in frame.columns if column not in SCORES]
+    metrics = [column for column in frame.columns if column not in SCORE_COLUMNS]
     if not metrics:
         raise ScoresError("no metric; give columns metric and value, or one column a metric")
     for column in metrics:
-        _numbers(column, frame[column])
-    frame = frame.drop(columns=["low", "high"], errors="ignore")  # of which metric, nobody can say
-    ids = [column for column in frame.columns if column in SCORES]
+        _to_numbers(column, frame[column])
+    # A wide CSV does not say which metric these bounds belong to.
+    frame = frame.drop(columns=["low", "high"], errors="ignore")
+    ids = [column for column in frame.columns if column in SCORE_COLUMNS]
     long = frame.melt(id_vars=ids, value_vars=metrics, var_name="metric", value_name="value")
-    return long[long["value"].str.strip() != ""]  # an empty cell: not measured
+    # An empty cell stands for a metric that was not measured at this point.
+    return long[long["value"].str.strip() != ""]
 
 
-def _text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return "" if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)) else str(value)
 
 
-def _numbers(column: str, values: pd.Series) -> pd.Series:
+def _to_numbers(column: str, values: pd.Series) -> pd.Series:
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
     for value in values[numbers.isna()]:
-        if _text(value).strip().lower() not in ("", "nan", "none", "<na>"):
+        if _to_text(value).strip().lower() not in ("", "nan", "none", "<na>"):
             raise ScoresError(f"column {column!r} holds {value!r}, which is no number; correct it or leave that column out")
     return numbers
 
 
-def _check(scores: pd.DataFrame) -> None:
-    twice = scores[scores.duplicated([*GROUP, "codec", "point", "realisation"])]
+def _refuse_contradictions(scores: pd.DataFrame) -> None:
+    """Raise ScoresError for a row given twice, or a metric whose rows differ in unit or direction."""
+    twice = scores[scores.duplicated([*KEY_COLUMNS, "codec", "point", "realisation"])]
     for row in twice.itertuples():
         raise ScoresError(
             f"codec {row.codec!r} has two rows of {row.metric!r} at point {row.point!r}; keep one or name their realisation"
         )
-    for key, rows in scores.groupby(GROUP, sort=False):
+    for key, rows in scores.groupby(KEY_COLUMNS, sort=False):
         for column in ("unit", "higher_is_better"):
             if rows[column].nunique() > 1:
                 raise ScoresError(f"metric {key[3]!r} of task {key[1]!r} has rows that differ in {column}; make them the same")
-
-
-def by_reference(items: list[Key]) -> Iterator[tuple[str, list[Key]]]:
-    """Keys in blocks of one reference, labels first: agreement never shares a block with labels."""
-    order = ["labels", "source", "", "original"]
-    found = sorted({key.reference for key in items}, key=lambda r: (order.index(r) if r in order else 2, r))
-    for reference in found:
-        yield reference, [key for key in items if key.reference == reference]

@@ -1,4 +1,7 @@
-"""Tables as files: CSV for programs, Markdown and LaTeX for people. Agreement never shares a table with labels."""
+"""Tables as files: CSV for programs, Markdown and LaTeX for people. Agreement never shares a table with labels.
+
+A text table is a frame whose cells are strings, ready to be printed.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ import pandas as pd
 
 from icmbench.results.analyses import complexity_table
 from icmbench.results.correlation import correlation_frame, correlation_table
-from icmbench.results.scores import UNCOMPRESSED, Key, by_reference, normalise, primary_keys
-from icmbench.results.tables import LIMITED, declared, mean_frame, rate_frame, share_text, signed
+from icmbench.results.scores import UNCOMPRESSED, CurveKey, Scores, group_by_reference, primary_keys
+from icmbench.results.tables import LIMITED, mean_frame, method_and_envelope, rate_frame, share_text, signed_text
 
 TITLES = {
     "labels": "Accuracy against labels",
     "source": "Fidelity to the source images",
     "original": "Agreement with the predictions on the originals",
 }
-_TEX = str.maketrans(
+_TEX_ESCAPES = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {
         "\\": r"\textbackslash{}",
@@ -31,35 +34,51 @@ _TEX = str.maketrans(
 
 
 def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
-    """A scores or BD-rate frame with all digits; what is undefined is left empty."""
+    """Write a frame with all digits, NaN as an empty cell."""
     frame.to_csv(path, index=False, lineterminator="\n")
 
 
 def write_tables(
-    scores: pd.DataFrame,
+    scores: Scores,
     bdrate: pd.DataFrame,
     folder: str | Path,
     primary: Mapping[str, str] | None = None,
-    own: Mapping[str, pd.DataFrame] | None = None,
+    codec_analyses: Mapping[str, pd.DataFrame] | None = None,
 ) -> list[Path]:
-    """bdrate, scores and what else there is (correlation, complexity), each as .md and .tex, in a folder that exists.
+    """Write the tables of BD-rates and scores, and those of correlation and complexity if there are any, as .md and .tex.
 
-    own: frames of codecs' own analyses, by name as of `analyses.COLUMNS`. Returns their paths.
+    Args:
+        scores: normalised scores, from `read_scores` or `normalise`.
+        bdrate: as `bdrate_frame` returns it.
+        folder: a folder that exists.
+        primary: from task label to the metric that stands for it; a task that it leaves out has its first metric in file order.
+        codec_analyses: frames of codecs' own analyses, by a name of `analyses.COLUMNS`.
+
+    Returns:
+        The paths of the files.
     """
-    scores = normalise(scores)
     tables = {"bdrate": [*bdrate_tables(scores, bdrate, primary)], "scores": [*scores_tables(scores)]}
-    for name, title, frame in extra_tables(scores, own):
-        tables[name] = [(title, frame)]
+    for name, title, table in extra_tables(scores, codec_analyses):
+        tables[name] = [(title, table)]
     warning = f"{LIMITED}. " if scores["limited"].any() else ""
-    return [path for name, named in tables.items() for path in write_text(Path(folder) / name, named, warning)]
+    return [path for name, titled in tables.items() for path in write_text(Path(folder) / name, titled, warning)]
 
 
-def write_text(stem: Path, named: Iterable[tuple[str, pd.DataFrame]], warning: str = "") -> list[Path]:
-    """`stem`.md and .tex of titled text tables; returns their paths."""
-    named = [*named]
+def write_text(stem: Path, tables: Iterable[tuple[str, pd.DataFrame]], warning: str = "") -> list[Path]:
+    """Write text tables into one Markdown and one LaTeX file.
+
+    Args:
+        stem: path of the files without .md and .tex.
+        tables: (title, text table).
+        warning: put before each title.
+
+    Returns:
+        The paths of the files.
+    """
+    tables = [*tables]
     texts = {
-        ".md": "\n".join(f"## {to_line(warning + title)}\n\n{to_markdown(frame)}\n" for title, frame in named),
-        ".tex": "\n".join(to_latex(frame, warning + title) for title, frame in named),
+        ".md": "\n".join(f"## {escape_markdown(warning + title)}\n\n{to_markdown(table)}\n" for title, table in tables),
+        ".tex": "\n".join(to_latex(table, warning + title) for title, table in tables),
     }
     paths = []
     for suffix, text in texts.items():
@@ -68,85 +87,99 @@ def write_text(stem: Path, named: Iterable[tuple[str, pd.DataFrame]], warning: s
     return paths
 
 
-def extra_tables(scores: pd.DataFrame, own: Mapping[str, pd.DataFrame] | None) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(file stem, title, text table) of what goes with some runs only."""
-    related = correlation_frame(scores)
-    if len(related):
-        yield "correlation", "Feature difference against task drop, over the rate points", correlation_table(related)
-    if own and "complexity" in own:
-        yield "complexity", "Parameters and multiply-accumulates", complexity_table(own["complexity"])
+def extra_tables(scores: Scores, codec_analyses: Mapping[str, pd.DataFrame] | None) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(file stem, title, text table) of the tables that only some runs have; the arguments are those of `write_tables`."""
+    correlations = correlation_frame(scores)
+    if len(correlations):
+        yield "correlation", "Feature difference against task drop, over the rate points", correlation_table(correlations)
+    if codec_analyses and "complexity" in codec_analyses:
+        yield "complexity", "Parameters and multiply-accumulates", complexity_table(codec_analyses["complexity"])
 
 
 def bdrate_tables(
-    scores: pd.DataFrame, bdrate: pd.DataFrame, primary: Mapping[str, str] | None = None
+    scores: Scores, bdrate: pd.DataFrame, primary: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Titled tables of text: an overview of the primary metrics, every number with its note, and means, block by block."""
-    means, rates = mean_frame(bdrate), rate_frame(scores, declared(bdrate)[1])
-    for reference, block in by_reference(primary_keys(scores, primary)):
+    """(title, text table) of BD-rates, reference by reference: the primary metrics, every number with its note, and means.
+
+    Args:
+        scores: normalised scores.
+        bdrate: as `bdrate_frame` returns it.
+        primary: from task label to the metric that stands for it; a task that it leaves out has its first metric in file order.
+    """
+    means, rates = mean_frame(bdrate), rate_frame(scores, method_and_envelope(bdrate)[1])
+    for reference, keys in group_by_reference(primary_keys(scores, primary)):
         name = TITLES.get(reference, "Scores")
         anchor = bdrate["anchor"].iloc[0] if len(bdrate) else None
         if anchor is not None:
-            yield f"BD-rate (%) against {anchor}. {name}", overview(bdrate, block)
+            yield f"BD-rate (%) against {anchor}. {name}", overview_table(bdrate, keys)
         for title, table in (
-            ("BD-rate, BD-quality and rate at shares of the uncompressed score", details(rates, bdrate, reference)),
-            ("What the BD-rates rest on", checks(bdrate, reference)),
+            ("BD-rate, BD-quality and rate at shares of the uncompressed score", details_table(rates, bdrate, reference)),
+            ("What the BD-rates rest on", checks_table(bdrate, reference)),
         ):
             if len(table):
                 yield f"{title}. {name}", table
-        mine = means_table(means[means["reference"] == reference])
-        if len(mine):
-            yield f"BD-rate (%) averaged over datasets in log-rate. {name}", mine
+        averages = means_table(means[means["reference"] == reference])
+        if len(averages):
+            yield f"BD-rate (%) averaged over datasets in log-rate. {name}", averages
 
 
 def means_table(means: pd.DataFrame) -> pd.DataFrame:
-    """Text table of BD-rates averaged over datasets."""
+    """Text table of BD-rates averaged over datasets, from rows of a `mean_frame`."""
     table = means[["codec", "task", "model", "metric"]].set_axis(["Codec", "Task", "Model", "Metric"], axis=1)
-    percents = means["bd_rate_percent"].map(signed)
-    return _filled(table.assign(**{"Mean BD-rate %": percents, "Datasets": means["datasets"], "Note": means["note"]}))
+    percents = means["bd_rate_percent"].map(signed_text)
+    return _drop_empty_columns(table.assign(**{"Mean BD-rate %": percents, "Datasets": means["datasets"], "Note": means["note"]}))
 
 
-def overview(bdrate: pd.DataFrame, columns: list[Key]) -> pd.DataFrame:
-    """Text table of BD-rates in percent: a row for each codec, a column for each key."""
+def overview_table(bdrate: pd.DataFrame, keys: list[CurveKey]) -> pd.DataFrame:
+    """Text table of BD-rates in percent, from a `bdrate_frame`: one row per codec, one column per key."""
     codecs = bdrate["codec"].drop_duplicates()
     table = pd.DataFrame({"Codec": codecs.tolist()})
-    for key in columns:
-        values = key.rows(bdrate).set_index("codec")["bd_rate_percent"]
-        table[label(key)] = [signed(values.get(codec)) for codec in codecs]
+    for key in keys:
+        percents = key.rows(bdrate).set_index("codec")["bd_rate_percent"]
+        table[_column_title(key)] = [signed_text(percents.get(codec)) for codec in codecs]
     return table
 
 
-def details(rates: pd.DataFrame, bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
+def details_table(rates: pd.DataFrame, bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Text table of one reference: BD-rate, BD-quality and rates at shares of the ceiling, the anchor's included.
 
-    rates: as of `rate_frame`, which has a row for every codec.
+    Args:
+        rates: as `rate_frame` returns it, which has rows for every codec.
+        bdrate: as `bdrate_frame` returns it.
+        reference: "labels", "source", "original" or empty.
     """
     identity = ["codec", "dataset", "task", "model", "metric"]
     deltas = bdrate[bdrate["reference"] == reference].set_index(identity)
     rows = []
-    for where, group in rates[rates["reference"] == reference].groupby(identity, sort=False):
-        delta = deltas.loc[where] if where in deltas.index else None
+    for names, group in rates[rates["reference"] == reference].groupby(identity, sort=False):
+        delta = deltas.loc[names] if names in deltas.index else None
         rows.append(
             {
-                **dict(zip(("Codec", "Dataset", "Task", "Model", "Metric"), where, strict=True)),
-                "BD-rate %": "anchor" if delta is None else signed(delta["bd_rate_percent"]),
-                "95% interval": "" if delta is None else span(delta["low"], delta["high"]),
-                "BD-quality": "" if delta is None else signed(delta["bd_quality"], 3),
+                **dict(zip(("Codec", "Dataset", "Task", "Model", "Metric"), names, strict=True)),
+                "BD-rate %": "anchor" if delta is None else signed_text(delta["bd_rate_percent"]),
+                "95% interval": "" if delta is None else interval_text(delta["low"], delta["high"]),
+                "BD-quality": "" if delta is None else signed_text(delta["bd_quality"], 3),
                 **{f"Rate at {row.share:.0%}": rate_text(row.rate, row.note) for row in group.itertuples()},
                 "Note": "" if delta is None else delta["note"],
             }
         )
-    frame = _named(pd.DataFrame(rows))
+    table = _drop_needless_model(pd.DataFrame(rows))
     unused = ["95% interval"] if not bdrate["low"].notna().any() else []
     unused += [] if len(bdrate) else ["BD-rate %", "BD-quality", "Note"]
-    return frame.drop(columns=unused, errors="ignore")
+    return table.drop(columns=unused, errors="ignore")
 
 
-def checks(bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Text table of one reference: other interpolations, what the two curves share, and how many points lie there."""
+def checks_table(bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Text table of one reference: other interpolations, what the two curves share, and how many points lie there.
+
+    Args:
+        bdrate: as `bdrate_frame` returns it.
+        reference: "labels", "source", "original" or empty.
+    """
     rows = [
         {
             **{name: row[name.lower()] for name in ("Codec", "Dataset", "Task", "Model", "Metric")},
-            "BD-rate %": signed(row["bd_rate_percent"]),
+            "BD-rate %": signed_text(row["bd_rate_percent"]),
             **{name: percent_text(row[name.lower()]) for name in ("PCHIP", "Cubic", "Akima")},
             "Spread": "" if pd.isna(row["spread"]) else f"{row['spread']:.1f}",
             "Overlap": "" if pd.isna(row["overlap"]) else f"{row['overlap']:.0%}",
@@ -155,104 +188,108 @@ def checks(bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
                 f"Points inside, {curve}": f"{row[f'{curve}_inside']:.0f} of {row[f'{curve}_points']:.0f}"
                 for curve in ("anchor", "test")
             },
-            "BD-quality, 95% interval": span(row["quality_low"], row["quality_high"], 3),
+            "BD-quality, 95% interval": interval_text(row["quality_low"], row["quality_high"], 3),
             "Undefined replicates": "" if pd.isna(row["undefined"]) else share_text(row["undefined"]),
         }
         for row in bdrate[bdrate["reference"] == reference].to_dict("records")
     ]
-    frame = _named(pd.DataFrame(rows))
-    main = next((name for name in ("PCHIP", "Cubic", "Akima") if len(frame) and (frame[name] == frame["BD-rate %"]).all()), "")
-    return _filled(frame.drop(columns=main, errors="ignore"), ("Codec", "Dataset", "Task", "Metric")) if len(frame) else frame
+    if not rows:
+        return pd.DataFrame(rows)
+    table = _drop_needless_model(pd.DataFrame(rows))
+    # The interpolation behind the BD-rates themselves needs no column of its own.
+    main = next((name for name in ("PCHIP", "Cubic", "Akima") if (table[name] == table["BD-rate %"]).all()), "")
+    return _drop_empty_columns(table.drop(columns=main, errors="ignore"), ("Codec", "Dataset", "Task", "Metric"))
 
 
-def _named(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without the model where dataset and task tell it."""
-    alone = len(frame) and frame.groupby(["Dataset", "Task"])["Model"].nunique().max() == 1
-    return frame.drop(columns="Model") if alone else frame
+def scores_tables(scores: Scores) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(title, text table) of all scores with their counts, reference by reference."""
+    for reference in dict(group_by_reference(primary_keys(scores))):
+        yield TITLES.get(reference, "Scores"), scores_table(scores[scores["reference"] == reference])
 
 
-def _filled(table: pd.DataFrame, kept: Sequence[str] = ("Codec", "Value")) -> pd.DataFrame:
-    """The table without the columns in which nothing stands, but those to be kept."""
-    return table.loc[:, (table != "").any() | table.columns.isin(kept)]
-
-
-def scores_tables(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Titled text tables of all scores with their counts, block by block."""
-    for reference in dict(by_reference(primary_keys(scores))):
-        rows = scores[scores["reference"] == reference]
-        name = TITLES.get(reference, "Scores")
-        yield name, scores_table(rows)
-
-
-def scores_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Text table of scores rows: value, rate, and how many images were expected, scored, empty and failed."""
-    texts = {"Codec": "codec", "Point": "point", "Dataset": "dataset", "Task": "task", "Model": "model", "Metric": "metric"}
-    table = rows[[*texts.values()]].set_axis([*texts], axis=1)
-    table["Value"] = [number(value) for value in rows["value"]]
-    bars = zip(rows["low"], rows["high"], strict=True)
-    table["95% interval"] = ["" if pd.isna(low) else f"{number(low)} to {number(high)}" for low, high in bars]
-    table["Undefined replicates"] = ["" if pd.isna(share) or not share else share_text(share) for share in rows["undefined"]]
-    table["Unit"] = rows["unit"]
-    table["Limited"] = [LIMITED if limited else "" for limited in rows["limited"]]
-    table["bpp"] = [
-        "" if codec == UNCOMPRESSED else rate_text(bpp, "") for codec, bpp in zip(rows["codec"], rows["bpp"], strict=True)
-    ]
+def scores_table(scores: Scores) -> pd.DataFrame:
+    """Text table of scores: value, rate, and how many images were expected, scored, empty and failed."""
+    columns = {"Codec": "codec", "Point": "point", "Dataset": "dataset", "Task": "task", "Model": "model", "Metric": "metric"}
+    table = scores[[*columns.values()]].set_axis([*columns], axis=1)
+    table["Value"] = [number_text(value) for value in scores["value"]]
+    bounds = zip(scores["low"], scores["high"], strict=True)
+    table["95% interval"] = ["" if pd.isna(low) else f"{number_text(low)} to {number_text(high)}" for low, high in bounds]
+    table["Undefined replicates"] = ["" if pd.isna(share) or not share else share_text(share) for share in scores["undefined"]]
+    table["Unit"] = scores["unit"]
+    table["Limited"] = [LIMITED if limited else "" for limited in scores["limited"]]
+    rates = zip(scores["codec"], scores["bpp"], strict=True)
+    table["bpp"] = ["" if codec == UNCOMPRESSED else rate_text(bpp, "") for codec, bpp in rates]
     for column in ("expected", "scored", "empty", "failed"):
-        table[column.capitalize()] = [number(value) for value in rows[column]]
-    table["Realisation"] = rows["realisation"]
-    return _filled(table)
+        table[column.capitalize()] = [number_text(value) for value in scores[column]]
+    table["Realisation"] = scores["realisation"]
+    return _drop_empty_columns(table)
 
 
-def span(low: float, high: float, digits: int = 1) -> str:
-    """`-12.3 to -9.8`; empty where there is no interval."""
-    return "" if pd.isna(low) or pd.isna(high) else f"{signed(low, digits)} to {signed(high, digits)}"
+def interval_text(low: float, high: float, digits: int = 1) -> str:
+    """`-12.3 to -9.8`; empty if there is no interval."""
+    return "" if pd.isna(low) or pd.isna(high) else f"{signed_text(low, digits)} to {signed_text(high, digits)}"
 
 
 def percent_text(percent: float) -> str:
-    """A BD-rate by another interpolation: huge ones, which mean that it fails, in three digits."""
-    return "n/a" if pd.isna(percent) else f"{percent:+.3g}" if abs(percent) >= 1000 else signed(percent)
+    """A BD-rate by another interpolation. A huge one, which means that the interpolation fails, has three digits."""
+    return "n/a" if pd.isna(percent) else f"{percent:+.3g}" if abs(percent) >= 1000 else signed_text(percent)
 
 
-def label(key: Key) -> str:
-    """`coco, yolox, AP`: what tells a column of the overview from the others."""
-    return ", ".join(part for part in (key.dataset, key.task, key.metric) if part)
+def number_text(value: float) -> str:
+    """A number with at least four significant digits, counts in full; empty for NaN.
 
-
-def number(value: float) -> str:
-    """At least four significant digits, counts in full; empty where there is no number."""
+    Example:
+        >>> [number_text(value) for value in (0.123456, 12345.678, 5000.0, float("nan"))]
+        ['0.1235', '12345.7', '5000', '']
+    """
     if pd.isna(value):
         return ""
-    return (
-        f"{value:.0f}" if value == round(value, 9) and float(value).is_integer() else f"{value:.{4 if abs(value) < 1000 else 6}g}"
-    )
+    is_whole = value == round(value, 9) and float(value).is_integer()
+    return f"{value:.0f}" if is_whole else f"{value:.{4 if abs(value) < 1000 else 6}g}"
 
 
 def rate_text(rate: float, note: str) -> str:
-    """A rate, or in two words why there is none."""
+    """A rate in bits per pixel; for NaN the first words of the note that says why there is none."""
     if pd.isna(rate):
         return note.split(":")[0].split(",")[0]
-    return f"{rate:.4f}" if rate < 10 else number(rate)
+    return f"{rate:.4f}" if rate < 10 else number_text(rate)
 
 
-def to_line(text: object) -> str:
-    """Text for one Markdown table cell: a single line in which nothing is markup."""
+def escape_markdown(text: object) -> str:
+    """Text for one cell of a Markdown table: a single line in which nothing is markup."""
     escaped = re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(str(text).split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table of a text frame."""
-    safe = frame.rename(columns=to_line).map(to_line)
-    return safe.to_markdown(index=False, disable_numparse=True)
+def to_markdown(table: pd.DataFrame) -> str:
+    """A text table as Markdown."""
+    escaped = table.rename(columns=escape_markdown).map(escape_markdown)
+    return escaped.to_markdown(index=False, disable_numparse=True)
 
 
-def to_tex(text: object) -> str:
+def escape_latex(text: object) -> str:
     """Text for LaTeX: a single line in which nothing is a command."""
-    return " ".join(str(text).split()).translate(_TEX)
+    return " ".join(str(text).split()).translate(_TEX_ESCAPES)
 
 
-def to_latex(frame: pd.DataFrame, caption: str) -> str:
-    """A LaTeX table (packages booktabs and longtable) of a text frame."""
-    align = "".join("p{0.3\\linewidth}" if column in ("Note", "Datasets") else "l" for column in frame.columns)
-    safe = frame.rename(columns=to_tex).map(to_tex)
-    return safe.to_latex(index=False, escape=False, longtable=True, caption=to_tex(caption), column_format=align)
+def to_latex(table: pd.DataFrame, caption: str) -> str:
+    """A text table as LaTeX (packages booktabs and longtable)."""
+    align = "".join("p{0.3\\linewidth}" if column in ("Note", "Datasets") else "l" for column in table.columns)
+    escaped = table.rename(columns=escape_latex).map(escape_latex)
+    return escaped.to_latex(index=False, escape=False, longtable=True, caption=escape_latex(caption), column_format=align)
+
+
+def _column_title(key: CurveKey) -> str:
+    """`coco, yolox, AP`, for a column of the overview."""
+    return ", ".join(part for part in (key.dataset, key.task, key.metric) if part)
+
+
+def _drop_needless_model(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the column Model if each dataset and task has one model only."""
+    needless = len(table) and table.groupby(["Dataset", "Task"])["Model"].nunique().max() == 1
+    return table.drop(columns="Model") if needless else table
+
+
+def _drop_empty_columns(table: pd.DataFrame, kept: Sequence[str] = ("Codec", "Value")) -> pd.DataFrame:
+    """The table without columns in which every cell is empty, except those to keep."""
+    return table.loc[:, (table != "").any() | table.columns.isin(kept)]

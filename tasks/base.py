@@ -2,10 +2,51 @@
 
     reconstructions -> Task.predict -> predictions (cached) -> Task.statistics -> Task.aggregate -> scores
 
-Each is found by entry point (`icmbench.datasets`, `icmbench.models`, `icmbench.tasks`) and called with the keys of its
-block in the experiment file. The first line of a class docstring describes it in `icmbench list`; `extra` names the optional
-dependency group it imports from, `weights` says what weights it needs, where they come from and their licence.
 An image is a `uint8` RGB array of shape (height, width, 3).
+
+Datasets, task models and tasks are plug-ins. Each is found by entry point (`icmbench.datasets`, `icmbench.models`,
+`icmbench.tasks`), and the options of its section in the experiment file become the keywords of its constructor. A class may carry
+three descriptions for `icmbench list`: the first line of its docstring; `extra`, the optional dependency group that it imports
+from; and `weights`, which weights it needs, where they come from, and their licence.
+
+Example:
+    A whole task: does a model still tell day from night in coded photographs?
+
+    >>> import numpy as np
+    >>> import pyarrow as pa
+    >>> class Photographs:
+    ...     name, ids, limit, preprocessing = "photographs", ["day.png", "night.png"], None, "native"
+    ...     def read(self, image_id):
+    ...         return np.full((2, 2, 3), 200 if image_id == "day.png" else 30, np.uint8)
+    ...     def annotated(self, kind):
+    ...         return list(self.ids) if kind == "daytime" else []
+    ...     def targets(self, kind, ids):
+    ...         return [{"day": image_id == "day.png"} for image_id in ids]
+    >>> class BrightnessThreshold:
+    ...     task, fingerprint = "daytime", fingerprint(model="brightness-threshold", level=100)
+    ...     def __call__(self, images):
+    ...         return [image.mean() > 100 for image in images]
+    >>> class Daytime(Task):
+    ...     name, annotation = "daytime", "daytime"
+    ...     metrics = (MetricSpec("accuracy", "%", primary=True, ceiling=100.0),)
+    ...     schema = pa.schema([("day", pa.bool_())])
+    ...     def predict(self, images, ids, originals=None):
+    ...         return [{"day": bool(day)} for day in self.model(images)]
+    ...     def statistics(self, predictions, targets):
+    ...         return np.array([p["day"] == t["day"] for p, t in zip(predictions, targets, strict=True)])
+    ...     def aggregate(self, statistics, weights=None):
+    ...         return {"accuracy": 100 * float(np.average(statistics, weights=weights))}
+
+    A codec that darkens its images costs one of two right answers. Weights score a resample, here one that draws `night.png` twice:
+
+    >>> task = Daytime(Photographs(), BrightnessThreshold())
+    >>> reconstructions = [task.dataset.read(image_id) // 4 for image_id in task.ids]
+    >>> predictions = task.predict(reconstructions, task.ids)
+    >>> statistics = task.statistics(predictions, task.targets(task.ids))
+    >>> task.aggregate(statistics)
+    {'accuracy': 50.0}
+    >>> task.aggregate(statistics, weights=np.array([0.0, 2.0]))
+    {'accuracy': 100.0}
 """
 
 from __future__ import annotations
@@ -17,7 +58,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +66,29 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Image: TypeAlias = npt.NDArray[np.uint8]
-Prediction: TypeAlias = Mapping[str, Any]  # one image's: the columns of Task.schema; 1-D arrays, numbers, text or bytes
-Target: TypeAlias = Mapping[str, Any]  # one image's labels, or a prediction on the original turned into labels
-Statistics: TypeAlias = Any  # what each image contributes, in the order of the predictions; knows its image count
-Context: TypeAlias = Mapping[str, np.ndarray]  # what a model needs once: text embeddings, class prompts
-Reference: TypeAlias = Literal["labels", "original"]
+Image: TypeAlias = npt.NDArray[np.uint8]  # (height, width, 3), RGB.
+Prediction: TypeAlias = Mapping[str, Any]  # One image's columns of `Task.schema`: 1-D arrays, numbers, text or bytes.
+Target: TypeAlias = Mapping[str, Any]  # What one image is scored against: its labels, or pseudo-labels from its original.
+Statistics: TypeAlias = Any  # Contribution of each image to the scores, in the order of the predictions.
+Context: TypeAlias = Mapping[str, np.ndarray]  # What a task computes once per model: text embeddings, class prompts.
+Reference: TypeAlias = Literal["labels", "original"]  # Score against the dataset's labels, or against predictions on the originals.
 
 
 class DatasetError(ValueError):
-    """A dataset is missing, incomplete or malformed. One sentence that names the file or key and the remedy."""
+    """A dataset is missing, incomplete or malformed. The message is one sentence that names the file or key and the remedy."""
 
 
 @dataclass(frozen=True)
 class MetricSpec:
     """One number that a task reports.
 
-    ceiling: the best attainable value (100 for AP), or None where there is no finite one (PSNR).
-    bootstrap: False where a score under resampled images has no meaning (FID, KID).
+    Attributes:
+        name: the key of `Task.aggregate`'s result.
+        unit: printed after the value; "%" for shares of 0 to 100.
+        higher_is_better: False for distances and error rates.
+        primary: whether the metric stands for the task in summaries; if several are marked, the first does.
+        ceiling: the best attainable value (100 for AP), or None if there is no finite one (PSNR).
+        bootstrap: False if the score of resampled images has no meaning (FID, KID).
     """
 
     name: str
@@ -54,46 +100,143 @@ class MetricSpec:
 
 
 class Dataset(Protocol):
-    """Images with whatever annotations they were given, and one preprocessing that is applied before coding."""
+    """Images, the annotations that the user gave for them, and one preprocessing that is applied before coding.
+
+    Attributes:
+        name: the dataset's key in the experiment file.
+        ids: file names relative to the image folder, sorted, cut to `limit`.
+        limit: the number of images to keep, or None for all.
+        preprocessing: "native", or steps such as "resize:512x512".
+    """
 
     name: str
-    ids: Sequence[str]  # file names relative to the image folder, sorted; already cut to `limit`
+    ids: Sequence[str]
     limit: int | None
-    preprocessing: str  # e.g. "native", "resize:512x512"
+    preprocessing: str
 
     def path(self, image_id: str) -> Path:
-        """The file behind an image; while its size and mtime stay, its pixels need not be hashed again."""
+        """The file behind an image. While its size and mtime stay the same, its pixels are not hashed again."""
 
     def read(self, image_id: str) -> Image:
-        """Decoded, oriented and preprocessed pixels. Raises DatasetError."""
+        """Decoded, upright, preprocessed pixels.
+
+        Returns:
+            uint8 (height, width, 3), RGB.
+
+        Raises:
+            DatasetError: the file is missing, damaged, or cannot become 8-bit RGB without a choice.
+        """
 
     def annotated(self, kind: str) -> list[str]:
-        """The ids (a subset of `ids`, same order) that carry annotations of a kind: `instances`, `class`, ..."""
+        """The subset of `ids`, in the same order, that carries annotations of a kind: `instances`, `class`, ..."""
 
-    def targets(self, kind: str, ids: Sequence[str]) -> list[Target]: ...
+    def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
+        """The labels of images, one mapping per id. Its keys depend on the kind; the module of the task documents them."""
+
+
+class LabelledDataset(Dataset, Protocol):
+    """A dataset whose annotations use named categories."""
+
+    def categories(self, kind: str) -> list[str]:
+        """Category names of the annotations of a kind; the `classes` of a target index this list."""
+
+    def things(self, kind: str) -> npt.NDArray[np.bool_]:
+        """Which categories are countable things (True) and which are stuff, bool (categories,). Only panoptic labels need it."""
+
+
+def labelled(dataset: Dataset, task: str, *methods: Literal["categories", "things"]) -> LabelledDataset:
+    """The dataset as one with named categories.
+
+    Args:
+        dataset: a dataset with annotations.
+        task: the name of the task that asks, for the error message.
+        methods: the methods of `LabelledDataset` that the task calls.
+
+    Raises:
+        DatasetError: the dataset lacks one of the methods.
+    """
+    for method in methods:
+        if not callable(getattr(dataset, method, None)):
+            raise DatasetError(
+                f"dataset {dataset.name!r} has no method `{method}`, which task {task!r} calls; "
+                "add it as icmbench.tasks.base.LabelledDataset describes it"
+            )
+    return cast(LabelledDataset, dataset)
 
 
 class Model(Protocol):
-    """A task model. Called on images; what it returns is fixed by its `task`, see the task's module."""
+    """A task model. It is called with images; the module of its task says what it returns.
 
-    task: ClassVar[str]  # name of the task it serves: "detection", "classification", ...
-    fingerprint: str  # versions, weights, thresholds, dtype, as made by `fingerprint()`
+    Attributes:
+        task: the name of the task that it serves ("detection", "classification", ...), or several names.
+        fingerprint: everything that decides its output (versions, weights, thresholds, dtype), as `fingerprint()` writes it.
+    """
 
-    def __call__(self, images: Sequence[Image]) -> Sequence[Any]: ...
+    task: ClassVar[str]
+    fingerprint: str
+
+    def __call__(self, images: Sequence[Image]) -> Sequence[Any]:
+        """The output for each image, in order."""
+
+
+# Each declaration of an optional ability of a task, with the method that provides it.
+ABILITIES = {"draws": "draw", "has_context": "context", "has_pseudo_labels": "pseudo_targets"}
 
 
 class Task(ABC):
     """A task on one dataset with one model.
 
-    Subclasses set `name`, `version` (bumped by hand when numbers change), `annotation` (the kind of labels it scores against,
-    None where it compares with the original image), `metrics`, and implement the four verbs.
+    A subclass sets `name` and `metrics`, describes its predictions in `schema`, and implements `predict`, `statistics` and
+    `aggregate`. Three abilities are optional. A subclass that overrides `draw`, `context` or `pseudo_targets` declares it, as the
+    harness reads the declarations alone; a class whose declaration and methods disagree is refused when it is defined.
+
+    Args:
+        dataset: the images and their annotations.
+        model: the task model; None for tasks that need no model.
+        reference: "labels" scores against the dataset's labels, "original" against `pseudo_targets`.
+
+    Attributes:
+        name: the task's name in the experiment file and in fingerprints.
+        version: raised by hand when predictions change, so that stored ones are computed again.
+        annotation: the kind of labels it scores against; None if it compares with the original image.
+        metrics: the numbers that `aggregate` returns, at least one of them; the primary one stands for the task.
+        needs_originals: True if `predict` compares each image with its original and must be given `originals`. The harness then
+            stores predictions under the hash of the original too, and does not predict on the originals themselves.
+        keeps_originals: True if `predict` keeps features of the originals in memory. The harness then shows the same images as
+            decoded by every codec, one codec after the other, before it goes on to the next images.
+        draws: True if the task overrides `draw`.
+        has_context: True if the task overrides `context`.
+        has_pseudo_labels: True if the task overrides `pseudo_targets`, so that `reference: original` may be asked of it.
+        ids: the images that the task scores: those with labels, or with `reference: original` all of them.
+        reference: see Args.
+        ready: the result of `context`. The harness computes or loads it and sets it before the first call of `predict`.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     annotation: ClassVar[str | None] = None
-    needs_originals: ClassVar[bool] = False  # predict() is given the original images too
-    keeps_originals: ClassVar[bool] = False  # predict() keeps features of the originals for the next codec of the same images
+    needs_originals: ClassVar[bool] = False
+    keeps_originals: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    has_context: ClassVar[bool] = False
+    has_pseudo_labels: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class that overrides `draw`, `context` or `pseudo_targets` undeclared, or declares what it does not override.
+
+        Raises:
+            TypeError: the declaration and the methods disagree.
+        """
+        super().__init_subclass__(**options)
+        for declaration, method in ABILITIES.items():
+            # A mixin that is no task cannot declare, so its methods count as the class's own.
+            defines = any(method in vars(base) for base in cls.__mro__ if base is cls or not issubclass(base, Task))
+            if defines and not getattr(cls, declaration):
+                raise TypeError(
+                    f"task class {cls.__name__!r} defines `{method}` but does not declare `{declaration} = True`; add it"
+                )
+            if getattr(cls, declaration) and getattr(cls, method) is getattr(Task, method):
+                raise TypeError(f"task class {cls.__name__!r} declares `{declaration} = True` but has no `{method}`; define it")
 
     def __init__(self, dataset: Dataset, model: Any = None, reference: Reference = "labels") -> None:
         self.dataset = dataset
@@ -101,16 +244,17 @@ class Task(ABC):
         self.reference = reference
         use_labels = reference == "labels" and self.annotation is not None
         self.ids: list[str] = dataset.annotated(self.annotation) if use_labels and self.annotation else list(dataset.ids)
-        self.ready: Context = {}  # the harness sets this to context(), computed once and cached, before predict()
+        self.ready: Context = {}
 
     @property
     @abstractmethod
-    def metrics(self) -> Sequence[MetricSpec]: ...
+    def metrics(self) -> Sequence[MetricSpec]:
+        """The numbers that `aggregate` returns."""
 
     @property
     @abstractmethod
     def schema(self) -> pa.Schema:
-        """Arrow types of a prediction's columns, the image id left out."""
+        """Arrow types of a prediction's columns, without the image id."""
 
     @property
     def fingerprint(self) -> str:
@@ -118,49 +262,87 @@ class Task(ABC):
         return fingerprint(task=self.name, version=self.version, model=getattr(self.model, "fingerprint", None))
 
     def context(self) -> Context:
-        """Computed once per model; cached under the task's fingerprint."""
+        """What `predict` or `statistics` needs once per model, such as text embeddings; stored under the task's fingerprint.
+
+        Returns:
+            Arrays by name; `ready` holds them afterwards.
+        """
         return {}
 
     @abstractmethod
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """Expensive; cached. One prediction an image, in order."""
+        """Run the model. This is the expensive step; its results are stored.
+
+        Args:
+            images: reconstructions, uint8 (height, width, 3) each.
+            ids: their image ids.
+            originals: the images before coding, aligned with `images`; given if and only if `needs_originals`.
+
+        Returns:
+            One prediction per image, in order.
+        """
 
     def targets(self, ids: Sequence[str]) -> list[Target]:
-        """The dataset's labels of these images."""
+        """The dataset's labels of these images, one per id; empty mappings for a task without annotations."""
         return self.dataset.targets(self.annotation, ids) if self.annotation else [{} for _ in ids]
 
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
-        """Predictions on the originals turned into labels, for `reference: original`."""
+        """Labels made of predictions on the originals, for `reference: original`; one per prediction.
+
+        Raises:
+            DatasetError: the task has no pseudo-labels.
+        """
         raise DatasetError(f"task {self.name!r} has no pseudo-labels; use reference: labels")
 
     def is_empty(self, prediction: Prediction) -> bool:
-        """Whether the model found nothing on this image (no box, no parsable answer)."""
+        """Whether the prediction holds nothing to score (no box, no parsable answer). Such images are counted in scores.csv."""
         return False
 
     @abstractmethod
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Statistics:
-        """What each image contributes, computed once; aligned with `predictions`."""
+        """What each image contributes to the scores, computed once for all resamples.
+
+        Args:
+            predictions: one per image.
+            targets: labels or pseudo-labels, aligned with `predictions`.
+
+        Returns:
+            Whatever `aggregate` takes; it keeps the number of images and their order.
+        """
 
     @abstractmethod
     def aggregate(self, statistics: Statistics, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-        """Cheap. `weights` (n images) says how often each image counts; None counts each once."""
+        """The scores. This is the cheap step: a bootstrap calls it once per resample.
+
+        Args:
+            statistics: the result of `statistics`.
+            weights: float64 (images,), how often each image counts; None counts each image once.
+
+        Returns:
+            One value per metric, by name; NaN if a metric is not defined for these images.
+        """
 
     def names(self, prediction: Prediction) -> list[str]:
-        """What the model sees in an image, one name an object or class: the report says what coding lost of it."""
+        """What the model sees in an image, one name per object or class. The report lists which names coding removes or adds."""
         return []
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
-        """The image with the prediction on it, for the report."""
+        """The image with the prediction drawn on it, uint8 (height, width, 3), for the report."""
         return image
 
 
+def image_weights(weights: npt.ArrayLike | None, images: int) -> npt.NDArray[np.float64]:
+    """The `weights` of `Task.aggregate` as float64 (images,), with None as ones."""
+    return np.ones(images) if weights is None else np.asarray(weights, dtype=np.float64)
+
+
 def fingerprint(**facts: Any) -> str:
-    """Canonical JSON of everything that decides a prediction. Kept readable, so that two runs can be compared fact by fact."""
+    """Canonical JSON of everything that decides a prediction, readable so that two runs can be compared fact by fact."""
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a weight file, remembered for this process while path, size and mtime stay the same."""
+    """SHA-256 of a weight file in hex, remembered for this process while path, size and mtime stay the same."""
     stat = Path(path).stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 

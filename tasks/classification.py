@@ -1,8 +1,9 @@
 """Image classification: top-1 and top-5 accuracy, in percent.
 
-    images -> model -> scores of all classes -> the best five -> right or wrong an image -> mean
+    images -> model -> scores of all classes -> the best five -> right or wrong per image -> mean
 
-A model for `classification` returns float32 (n, classes) scores, the higher the likelier, by the dataset's class index.
+A model for `classification` returns scores, float32 (n, classes), higher for likelier classes, in the order of the dataset's class
+indices. Its attribute `categories`, the names of the classes, is optional.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Image, MetricSpec, Prediction, Target, Task
-from icmbench.tasks.drawing import caption
+from icmbench.tasks.base import Image, MetricSpec, Prediction, Target, Task, image_weights
+from icmbench.tasks.drawing import draw_caption
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,8 +24,20 @@ BEST = 5
 
 
 def accuracy(hits: npt.NDArray[np.bool_], weights: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
-    """Percent of hits in each column of (images, columns); NaN where no image counts."""
-    counted = np.ones(len(hits)) if weights is None else np.asarray(weights, dtype=np.float64)
+    """Share of hits in each column, in percent.
+
+    Args:
+        hits: bool (images, columns).
+        weights: float64 (images,), how often each image counts; None counts each image once.
+
+    Returns:
+        float64 (columns,) in 0..100; NaN if no image counts.
+
+    Example:
+        >>> accuracy(np.array([[True, True], [False, True]]))
+        array([ 50., 100.])
+    """
+    counted = image_weights(weights, len(hits))
     total = counted.sum()
     return 100 * (counted @ hits) / total if total else np.full(hits.shape[1], np.nan)
 
@@ -34,16 +47,19 @@ class Classification(Task):
 
     name = "classification"
     annotation = "class"
+    draws = True
+    has_pseudo_labels = True
     metrics = (MetricSpec("top1", "%", primary=True, ceiling=100.0), MetricSpec("top5", "%", ceiling=100.0))
 
     @property
     def schema(self) -> pa.Schema:
+        """`classes` and `scores` of the five best classes."""
         import pyarrow as pa
 
         return pa.schema([("classes", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`classes` and `scores` of the five best, by falling score; of equal scores the lower class comes first."""
+        """`classes` and `scores` of the five best, by falling score; among equal scores the lower class comes first."""
         scores = np.asarray(self.model(images), dtype=np.float32)
         if scores.ndim != 2 or len(scores) != len(images):
             raise ValueError(f"the model's scores are {scores.shape}, not ({len(images)}, classes)")
@@ -51,15 +67,16 @@ class Classification(Task):
         return [{"classes": row.astype(np.int32), "scores": values[row]} for row, values in zip(best, scores)]
 
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
-        """The class that the model names on the original."""
+        """The best class on the original."""
         return [{"class_index": int(prediction["classes"][0])} for prediction in predictions]
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> npt.NDArray[np.bool_]:
-        """bool (images, 2): the label is the best, is among the five best."""
-        found = [np.asarray(p["classes"]) == t["class_index"] for p, t in zip(predictions, targets, strict=True)]
-        return np.array([(hits[0], hits.any()) for hits in found], dtype=bool).reshape(-1, 2)
+        """bool (images, 2): whether the label is the best class, and whether it is among the five best."""
+        hits = [np.asarray(p["classes"]) == t["class_index"] for p, t in zip(predictions, targets, strict=True)]
+        return np.array([(hit[0], hit.any()) for hit in hits], dtype=bool).reshape(-1, 2)
 
     def aggregate(self, statistics: npt.NDArray[np.bool_], weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+        """`top1` and `top5` in percent."""
         top1, top5 = accuracy(statistics, weights)
         return {"top1": float(top1), "top5": float(top5)}
 
@@ -70,5 +87,5 @@ class Classification(Task):
         return [names[best] if names else f"class {best}"]
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
-        """The best class and its score under the upper edge."""
-        return caption(image, f"{self.names(prediction)[0]}  {prediction['scores'][0]:.2f}")
+        """The image with the best class and its score in the upper left corner."""
+        return draw_caption(image, f"{self.names(prediction)[0]}  {prediction['scores'][0]:.2f}")

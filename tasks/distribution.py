@@ -3,9 +3,9 @@
     originals -------> 256 x 256 patches -> Inception features --+
     reconstructions -> 256 x 256 patches -> Inception features --+-> FID and KID of the two sets
 
-Patches are those of HiFiC (Mentzer et al. 2020): a grid without overlap from the upper left corner, and a second one shifted by
-half a patch in both axes where both sides have at least a patch and a half. The originals' features are computed and stored once,
-as the predictions on the uncompressed images.
+Patches are cut as in HiFiC (Mentzer et al. 2020): a grid without overlap from the upper left corner, and, if both sides have at
+least one and a half patches, a second grid that is shifted by half a patch along both axes. The originals' features are computed
+and stored once, as the predictions on the uncompressed images.
 """
 
 from __future__ import annotations
@@ -31,12 +31,19 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
 DIMENSIONS = 2048
-SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # of KID, as torch-fidelity draws them
+SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # Of KID, as torch-fidelity draws its subsets.
 
 
 @dataclass(frozen=True)
 class PatchFeatures:
-    """Features of both sets of patches, float64 (n, 2048). image: whose patch each is, the same for both."""
+    """Features of both sets of patches.
+
+    Attributes:
+        images: number of images.
+        image: int64 (n,), the image that a patch is cut from; the same for both sets.
+        original: float64 (n, 2048), features of the originals' patches.
+        coded: float64 (n, 2048), features of the reconstructions' patches.
+    """
 
     images: int
     image: npt.NDArray[np.int64]
@@ -45,7 +52,15 @@ class PatchFeatures:
 
 
 def patches(image: Image, size: int = 256) -> Iterator[Image]:
-    """The patches (size, size, 3) of an image; none where a side is smaller."""
+    """Cut an image into patches.
+
+    Args:
+        image: uint8 (height, width, 3).
+        size: pixels of a patch's side.
+
+    Yields:
+        uint8 (size, size, 3), views of the image; nothing if a side is smaller than a patch.
+    """
     height, width = image.shape[:2]
     shifts = [0] if min(height, width) < size + size // 2 else [0, size // 2]
     for shift in shifts:
@@ -55,19 +70,24 @@ def patches(image: Image, size: int = 256) -> Iterator[Image]:
 
 
 def fid(first: Floats, second: Floats) -> float:
-    """Frechet distance of the Gaussians fitted to features (n, d) and (m, d) (Heusel et al. 2017, eq. 6).
+    """Frechet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
 
-    With covariances A A' and B B', the trace of the root of their product is the sum of the singular values of A'B. This needs
-    no matrix root, which is unstable where there are fewer patches than dimensions.
+    With covariances A A' and B B', the trace of the root of their product is the sum of the singular values of A'B. This needs no
+    matrix root, which is unstable if there are fewer patches than dimensions.
+
+    Args:
+        first: float64 (n, d).
+        second: float64 (m, d).
     """
-    means, roots = [features.mean(axis=0) for features in (first, second)], [_root(first), _root(second)]
-    traces = sum(float((root**2).sum()) for root in roots)
-    cross = float(np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum())
+    means = [features.mean(axis=0) for features in (first, second)]
+    factors = [_covariance_factor(features) for features in (first, second)]
+    traces = sum(float((factor**2).sum()) for factor in factors)
+    cross = float(np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum())
     return float(((means[0] - means[1]) ** 2).sum()) + traces - 2 * cross
 
 
-def _root(features: Floats) -> Floats:
-    """A (d, k) with A A' the covariance; k is the smaller of n and d."""
+def _covariance_factor(features: Floats) -> Floats:
+    """A (d, k) such that A A' is the covariance; k is the smaller of n and d."""
     centred = (features - features.mean(axis=0)).T / np.sqrt(len(features) - 1)
     if centred.shape[1] <= centred.shape[0]:
         return centred
@@ -76,18 +96,23 @@ def _root(features: Floats) -> Floats:
 
 
 def kid(first: Floats, second: Floats) -> float:
-    """Kernel distance of features (n, d) and (m, d) (Binkowski et al. 2018): unbiased MMD with the kernel (x'y / d + 1)^3.
+    """Kernel distance of two sets of features (Binkowski et al. 2018): unbiased MMD with the kernel (x'y / d + 1)^3.
 
-    Mean over 100 subsets of 1,000 drawn as torch-fidelity draws them; of smaller sets, all features at once.
+    The mean over 100 pairs of subsets, drawn as torch-fidelity draws them, of 1,000 features or as many as the smaller set has. Two
+    sets of one size of at most 1,000 are compared whole.
+
+    Args:
+        first: float64 (n, d).
+        second: float64 (m, d).
     """
     size = min(SUBSET_SIZE, len(first), len(second))
     if size == len(first) == len(second):
         return _mmd(first, second)
-    draw = np.random.RandomState(SEED)
+    random = np.random.RandomState(SEED)
     return float(
         np.mean(
             [
-                _mmd(first[draw.choice(len(first), size, replace=False)], second[draw.choice(len(second), size, replace=False)])
+                _mmd(first[random.choice(len(first), size, replace=False)], second[random.choice(len(second), size, replace=False)])
                 for _ in range(SUBSETS)
             ]
         )
@@ -102,9 +127,17 @@ def _mmd(first: Floats, second: Floats) -> float:
 
 
 class Distribution(Task):
-    """FID and KID of the reconstructions' 256 x 256 patches against the originals', by torch-fidelity's Inception."""
+    """FID and KID of the reconstructions' 256 x 256 patches against the originals', by torch-fidelity's Inception.
+
+    Args:
+        dataset: any dataset; images smaller than a patch take no part.
+        path: a file with the weights; None downloads them.
+        device: where the network runs.
+        batch_size: patches per pass of the network.
+    """
 
     name = "distribution"
+    has_pseudo_labels = True
     extra: ClassVar[str] = "distribution"
     weights: ClassVar[str] = f"torch-fidelity's Inception, {WEIGHTS_FILE} (Apache-2.0), downloaded from its release, or `path`"
     metrics = (
@@ -115,19 +148,22 @@ class Distribution(Task):
     def __init__(
         self, dataset: Dataset, path: Path | None = None, device: Literal["cpu", "cuda"] = "cpu", batch_size: int = 16
     ) -> None:
-        """path: the weights' file, instead of a download. batch_size: patches at once."""
         super().__init__(dataset, reference="original")
         self.path, self.device, self.batch_size = path, device, batch_size
 
     @cached_property
     def network(self) -> torch.nn.Module:
-        """Built and loaded at the first call. Raises ModelError."""
+        """The Inception network, loaded at the first call.
+
+        Raises:
+            ModelError: the weights cannot be downloaded or read.
+        """
         import torch
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         try:
             if self.path is not None:
-                # The library reads files in a way that can run code in them; this refuses all but tensors first.
+                # torch-fidelity's own loader can run code that is hidden in a file. This call refuses everything but tensors.
                 torch.load(self.path, map_location="cpu", weights_only=True)
             network = FeatureExtractorInceptionV3(
                 "inception", [str(DIMENSIONS)], feature_extractor_weights_path=None if self.path is None else str(self.path)
@@ -143,43 +179,55 @@ class Distribution(Task):
 
     @property
     def schema(self) -> pa.Schema:
+        """`features`, flat."""
         import pyarrow as pa
 
         return pa.schema([("features", pa.list_(pa.float32()))])
 
     @property
     def fingerprint(self) -> str:
+        """Task, version, weights and library versions."""
         weights = file_sha256(self.path) if self.path else WEIGHTS_FILE
         return fingerprint(task=self.name, version=self.version, weights=weights, **versions("torch", "torch-fidelity"))
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`features`: of the image's patches, (patches, 2048) row by row; empty where it is smaller than a patch."""
+        """`features`: float32, (patches, 2048) flat; empty if the image is smaller than a patch."""
         import torch
 
-        cut = [list(patches(image)) for image in images]
-        every = [patch for mine in cut for patch in mine]
+        patches_of_images = [list(patches(image)) for image in images]
+        all_patches = [patch for image_patches in patches_of_images for patch in image_patches]
         rows = [np.zeros((0, DIMENSIONS), np.float32)]
-        for start in range(0, len(every), self.batch_size):
-            batch = torch.from_numpy(np.stack(every[start : start + self.batch_size]).transpose(0, 3, 1, 2)).to(self.device)
+        for start in range(0, len(all_patches), self.batch_size):
+            batch = torch.from_numpy(np.stack(all_patches[start : start + self.batch_size]).transpose(0, 3, 1, 2)).to(self.device)
             with torch.inference_mode():
                 rows.append(self.network(batch)[0].float().cpu().numpy())
-        features = np.split(np.concatenate(rows), np.cumsum([len(mine) for mine in cut])[:-1])
-        return [{"features": mine.ravel()} for mine in features]
+        counts = [len(image_patches) for image_patches in patches_of_images]
+        return [{"features": features.ravel()} for features in np.split(np.concatenate(rows), np.cumsum(counts)[:-1])]
 
     def is_empty(self, prediction: Prediction) -> bool:
-        """Smaller than a patch, so that it takes no part."""
+        """Whether the image is smaller than a patch, so that it takes no part."""
         return len(prediction["features"]) == 0
 
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
+        """The features of the originals."""
         return list(predictions)
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> PatchFeatures:
-        coded, original = ([_rows(entry) for entry in entries] for entries in (predictions, targets))
+        """Features of the reconstructions and of the originals."""
+        coded, original = ([_patch_rows(columns) for columns in rows] for rows in (predictions, targets))
         image = np.repeat(np.arange(len(coded)), [len(rows) for rows in coded])
         return PatchFeatures(len(coded), image, np.concatenate(original), np.concatenate(coded))
 
     def aggregate(self, statistics: PatchFeatures, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-        """NaN with fewer than two patches. `weights`, whole numbers, say how often an image's patches are in both sets."""
+        """FID and KID.
+
+        Args:
+            statistics: features of both sets.
+            weights: whole numbers (images,), how often an image's patches are in both sets; None counts each image once.
+
+        Returns:
+            `fid` and `kid`; NaN if there are fewer than two patches.
+        """
         s = statistics
         original, coded = s.original, s.coded
         if weights is not None:
@@ -190,5 +238,6 @@ class Distribution(Task):
         return {"fid": fid(original, coded), "kid": kid(original, coded)}
 
 
-def _rows(entry: Any) -> Floats:
-    return np.asarray(entry["features"], dtype=np.float64).reshape(-1, DIMENSIONS)
+def _patch_rows(columns: Any) -> Floats:
+    """The features of a prediction or target, float64 (patches, 2048)."""
+    return np.asarray(columns["features"], dtype=np.float64).reshape(-1, DIMENSIONS)

@@ -1,4 +1,4 @@
-"""Labels and boxes on pictures of the report."""
+"""Captions, boxes and points on images of the report."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from icmbench.tasks.base import Image
 from icmbench.tasks.maps import colour
 
 
-def caption(image: Image, text: str) -> Image:
-    """The image with a line of text in its upper left corner."""
+def draw_caption(image: Image, text: str) -> Image:
+    """The image, uint8 (height, width, 3), with a line of text in its upper left corner."""
     picture = Pillow.fromarray(np.ascontiguousarray(image))
     _write(ImageDraw.Draw(picture), (0, 0), text, (0, 0, 0), _font(image))
     return np.asarray(picture)
 
 
-def boxes(image: Image, corners: npt.NDArray[np.floating], labels: Sequence[str], classes: npt.NDArray[np.integer]) -> Image:
-    """The image with labelled boxes, (n, 4) as x1, y1, x2, y2, in the colour of their class."""
+def draw_boxes(image: Image, corners: npt.NDArray[np.floating], labels: Sequence[str], classes: npt.NDArray[np.integer]) -> Image:
+    """The image with labelled boxes.
+
+    Args:
+        image: uint8 (height, width, 3).
+        corners: (n, 4), x1, y1, x2, y2 in pixels.
+        labels: n texts for the upper left corners of the boxes.
+        classes: int (n,), which decides a box's colour.
+    """
     picture = Pillow.fromarray(np.ascontiguousarray(image))
     draw, font = ImageDraw.Draw(picture), _font(image)
     for (x1, y1, x2, y2), label, index in zip(corners.tolist(), labels, classes.tolist(), strict=True):
@@ -30,24 +37,34 @@ def boxes(image: Image, corners: npt.NDArray[np.floating], labels: Sequence[str]
     return np.asarray(picture)
 
 
-def dots(image: Image, points: npt.NDArray[np.floating]) -> Image:
-    """The image with dots, (n, k, 2) as x, y; each object has its own colour."""
+def draw_points(image: Image, points: npt.NDArray[np.floating]) -> Image:
+    """The image with dots, one colour per object.
+
+    Args:
+        image: uint8 (height, width, 3).
+        points: (n, k, 2), x, y in pixels of k points of n objects.
+    """
     picture = Pillow.fromarray(np.ascontiguousarray(image))
     draw, radius = ImageDraw.Draw(picture), max(2.0, min(image.shape[:2]) / 120)
-    for index, places in enumerate(points.tolist()):
-        for x, y in places:
+    for index, object_points in enumerate(points.tolist()):
+        for x, y in object_points:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour(index))
     return np.asarray(picture)
 
 
 def _font(image: Image) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, one thirtieth of the shorter side."""
+    """Pillow's built-in font, one thirtieth of the shorter side but at least 10 pixels high."""
     return ImageFont.load_default(max(10.0, min(image.shape[:2]) / 30))  # type: ignore[return-value]
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, ground: tuple[int, int, int], font: ImageFont.FreeTypeFont
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    background: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont,
 ) -> None:
-    x1, y1, x2, y2 = draw.textbbox(at, text, font=font)
-    draw.rectangle((x1 - 2, y1 - 2, x2 + 2, y2 + 2), fill=ground)
-    draw.text(at, text, font=font, fill=(0, 0, 0) if sum(ground) > 384 else (255, 255, 255))
+    """Text on a filled rectangle, black or white, whichever stands out from the background."""
+    x1, y1, x2, y2 = draw.textbbox(corner, text, font=font)
+    draw.rectangle((x1 - 2, y1 - 2, x2 + 2, y2 + 2), fill=background)
+    draw.text(corner, text, font=font, fill=(0, 0, 0) if sum(background) > 384 else (255, 255, 255))

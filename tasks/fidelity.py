@@ -12,27 +12,45 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, fingerprint
+from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, fingerprint, image_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MS_SSIM_SIDE = 161  # five scales of an 11-pixel window need a shorter side over (11 - 1) * 2**4
+MS_SSIM_SIDE = 161  # Five scales of an 11-pixel window need a shorter side of more than (11 - 1) * 2**4.
 
 
 def psnr(original: Image, image: Image) -> float:
-    """Peak signal-to-noise ratio in dB over all samples of two uint8 images (height, width, 3).
+    """Peak signal-to-noise ratio over all samples.
 
-    Equal images count as if one sample were off by one, which is the best that unequal ones can reach: infinity has no mean.
+    Equal images have no finite PSNR, and infinity has no mean. They count as if one sample were off by one, which is the best that
+    unequal images can reach.
+
+    Args:
+        original: uint8 (height, width, 3).
+        image: uint8 of the same shape.
+
+    Returns:
+        dB.
+
+    Example:
+        >>> original = np.full((2, 2, 3), 100, np.uint8)
+        >>> round(psnr(original, original + np.uint8(5)), 2)
+        34.15
     """
-    difference = original.astype(np.int32) - image
-    return 10 * math.log10(255**2 * difference.size / max(1, int((difference * difference).sum(dtype=np.int64))))
+    error = original.astype(np.int32) - image
+    return 10 * math.log10(255**2 * error.size / max(1, int((error * error).sum(dtype=np.int64))))
 
 
 def ms_ssim(original: Image, image: Image) -> float | None:
-    """MS-SSIM (Wang, Simoncelli, Bovik 2003) of two uint8 RGB images, mean of the channels, by pytorch-msssim in float32.
+    """MS-SSIM (Wang, Simoncelli, Bovik 2003), the mean over the channels, by pytorch-msssim in float32.
 
-    None where the shorter side is under 161 pixels, for which its five scales are not defined.
+    Args:
+        original: uint8 (height, width, 3).
+        image: uint8 of the same shape.
+
+    Returns:
+        At most 1; None if the shorter side is under 161 pixels, because the five scales are not defined there.
     """
     if min(original.shape[:2]) < MS_SSIM_SIDE:
         return None
@@ -57,30 +75,33 @@ class Fidelity(Task):
 
     @property
     def schema(self) -> pa.Schema:
+        """`psnr` and `ms_ssim`."""
         import pyarrow as pa
 
         return pa.schema([("psnr", pa.float64()), ("ms_ssim", pa.float64())])
 
     @property
     def fingerprint(self) -> str:
+        """Task and version."""
         return fingerprint(task=self.name, version=self.version)
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`psnr` in dB; `ms_ssim` in 0..1, null where the image is too small for it."""
+        """`psnr` in dB, and `ms_ssim`, which is null if the image is too small for it."""
         assert originals is not None
         pairs = zip(originals, images, strict=True)
         return [{"psnr": psnr(original, image), "ms_ssim": ms_ssim(original, image)} for original, image in pairs]
 
     def is_empty(self, prediction: Prediction) -> bool:
-        """Too small for MS-SSIM; counted, and left out of its mean."""
+        """Whether the image is too small for MS-SSIM; such images are left out of its mean."""
         return prediction["ms_ssim"] is None
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> npt.NDArray[np.float64]:
-        """float64 (images, 2): psnr, ms_ssim; NaN for null."""
+        """float64 (images, 2): psnr and ms_ssim, NaN for null."""
         return np.array([(p["psnr"], p["ms_ssim"]) for p in predictions], dtype=np.float64).reshape(-1, 2)
 
     def aggregate(self, statistics: npt.NDArray[np.float64], weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-        counted = np.ones(len(statistics)) if weights is None else np.asarray(weights, dtype=np.float64)
+        """Means over the images that have a value; NaN if none has."""
+        counted = image_weights(weights, len(statistics))
         shares = counted[:, None] * ~np.isnan(statistics)
         sums, totals = np.nansum(statistics * counted[:, None], axis=0), shares.sum(axis=0)
         values = np.divide(sums, totals, out=np.full(2, np.nan), where=totals > 0)

@@ -1,12 +1,14 @@
 """Layer-wise feature difference: how far a network's features of the reconstruction are from those of the original, by depth.
 
     original ------> network -> features after each layer --+
-    reconstruction > network -> features after each layer --+-> 1 - cosine -> mean over images, one number a layer
+    reconstruction > network -> features after each layer --+-> 1 - cosine -> mean over images, one number per layer
 
-Version 1 defines it so: the image at its coded size, scaled to 0..1 and normalised by the weights' own mean and deviation; the
-output of the named module as one flat vector, no pooling; 1 - <a, b> / (|a| |b|) in float64, 0 where both vectors vanish. This is
-the measure of Diff-ICMH's supplement, section B.3 and figure 13, which names cosine similarity and the residual blocks of
-ResNet-50 and leaves the vector to guess; its equation of the semantic consistency loss treats a feature as one vector too.
+Version 1 is defined as follows. The image enters at its coded size, scaled to 0..1 and normalised by the mean and standard
+deviation of the weights. The output of the named module is one flat vector, without pooling. The difference is
+1 - <a, b> / (|a| |b|) in float64, and 0 if both vectors are zero.
+
+The measure is that of Diff-ICMH's supplement, section B.3 and figure 13. It names cosine similarity and the residual blocks of
+ResNet-50 but does not define the vector; its equation of the semantic consistency loss treats a feature as one vector too.
 """
 
 from __future__ import annotations
@@ -31,11 +33,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-RESIDUAL_BLOCK = re.compile(r"layer\d+\.\d+")  # in torchvision's and timm's ResNets and their relatives
+RESIDUAL_BLOCK = re.compile(r"layer\d+\.\d+")  # Names in torchvision's and timm's ResNets and their relatives.
 
 
 class LayerDifference(Task):
-    """Feature difference to the original after every block of ResNet-50, or after any layers of a torchvision or timm network."""
+    """Feature difference to the original after each block of ResNet-50, or any layers of another network.
+
+    Args:
+        dataset: any dataset.
+        library: where the network comes from.
+        network: the library's name for it. For timm the name includes the weights' tag, such as `resnet50.a1_in1k`.
+        weights: torchvision's weight set; timm does not use it.
+        path: a file with a state dict, instead of a download.
+        layers: names of modules to compare, in this order; None takes all residual blocks from shallow to deep.
+        device: where the network runs.
+        keep_mib: MiB of the originals' features that are kept on the device for the next codec. The default holds the residual
+            blocks of ResNet-50 for 12 images of 768 x 512 pixels.
+
+    Raises:
+        ModelError: at first use, if network, layers or weights are unknown or do not fit.
+    """
 
     name = "layers"
     needs_originals = True
@@ -56,99 +73,121 @@ class LayerDifference(Task):
         device: Literal["cpu", "cuda"] = "cpu",
         keep_mib: int = 2048,
     ) -> None:
-        """network: the library's name for it. weights: torchvision's weight set; timm names it too (`resnet50.a1_in1k`). path:
-        a state dict to load instead of downloading. layers: module names; None takes all residual blocks. keep_mib: how much of
-        the originals' features is kept for the next codec's turn, on the device."""
         super().__init__(dataset)
         self.library, self.network_name, self.weight_set, self.path, self.device = library, network, weights, path, device
-        self._asked = layers
+        self._requested_layers = layers
         self._originals = OriginalFeatures(
             self._features_of, lambda kept: sum(x.element_size() * x.nelement() for x in kept), keep_mib * 2**20
         )
 
     @cached_property
     def network(self) -> torch.nn.Module:
-        """In evaluation mode, with its weights."""
-        load = {"torchvision": _torchvision, "timm": _timm}[self.library]
-        network, self._mean, self._deviation = load(self.network_name, self.weight_set, self.path)
+        """The network in evaluation mode, loaded at the first call."""
+        load = {"torchvision": _load_torchvision, "timm": _load_timm}[self.library]
+        network, self._mean, self._std = load(self.network_name, self.weight_set, self.path)
         return network.requires_grad_(False).to(self.device)
 
     @cached_property
     def layers(self) -> list[str]:
-        """Names of the modules that are compared, in the given order or from shallow to deep. Raises ModelError."""
+        """Names of the modules that are compared.
+
+        Raises:
+            ModelError: a requested module does not exist, or none is requested and the network has no residual blocks.
+        """
         import torch
 
-        with torch.device("meta"):  # the names need no weights, so that scoring what is stored does not either
+        # The names need no weights. Without them, stored predictions can be scored on a machine that lacks the weights.
+        with torch.device("meta"):
             skeleton = {"torchvision": _torchvision_skeleton, "timm": _timm_skeleton}[self.library](self.network_name)
-        known = [name for name, _ in skeleton.named_modules() if name]
-        if self._asked is None:
-            blocks = [name for name in known if RESIDUAL_BLOCK.fullmatch(name)]
+        modules = [name for name, _ in skeleton.named_modules() if name]
+        if self._requested_layers is None:
+            blocks = [name for name in modules if RESIDUAL_BLOCK.fullmatch(name)]
             if not blocks:
                 top = ", ".join(name for name, _ in skeleton.named_children())
                 raise ModelError(
                     f"network: {self.network_name} has no residual blocks layer1.0 ...; give `layers`, modules within {top}"
                 )
             return blocks
-        for name in self._asked:
-            if name not in known:
-                near = ", ".join(difflib.get_close_matches(name, known)) or ", ".join(known[:5])
+        for name in self._requested_layers:
+            if name not in modules:
+                near = ", ".join(difflib.get_close_matches(name, modules)) or ", ".join(modules[:5])
                 raise ModelError(f"layers: {self.network_name} has no module {name!r}; near: {near}")
-        return self._asked
+        return self._requested_layers
 
     @cached_property
     def metrics(self) -> Sequence[MetricSpec]:  # type: ignore[override]
-        """One a layer, named by it; the last is primary."""
+        """One metric per layer, named after it; the last is primary."""
         return tuple(
             MetricSpec(layer, higher_is_better=False, primary=layer == self.layers[-1], ceiling=0.0) for layer in self.layers
         )
 
     @property
     def schema(self) -> pa.Schema:
+        """`differences`, one per layer."""
         import pyarrow as pa
 
         return pa.schema([("differences", pa.list_(pa.float64()))])
 
     @property
     def fingerprint(self) -> str:
+        """Task, version, library, network, weights, layers and library versions."""
         weights = file_sha256(self.path) if self.path else self.weight_set if self.library == "torchvision" else None
-        facts = {"library": self.library, "network": self.network_name, "weights": weights, "layers": self._asked}
+        facts = {"library": self.library, "network": self.network_name, "weights": weights, "layers": self._requested_layers}
         return fingerprint(task=self.name, version=self.version, **facts, **versions("torch", self.library))
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`differences`: 1 - cosine similarity after each layer, float64, in the order of `layers`."""
+        """`differences`: float64 (layers,), 1 - cosine similarity after each layer, in the order of `layers`."""
         assert originals is not None
-        pairs = zip(images, ids, originals, strict=True)
-        return [{"differences": self._compare(image, self._originals.get(i, original, ids))} for image, i, original in pairs]
+        triples = zip(images, ids, originals, strict=True)
+        return [{"differences": self._compare(image, self._originals.get(i, original, ids))} for image, i, original in triples]
 
-    def _compare(self, image: Image, kept: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
-        of_original = iter(kept)
-        found: dict[str, float] = {}
-        self._run(image, lambda layer, feature: found.__setitem__(layer, difference(next(of_original), feature)))
-        return np.array([found[layer] for layer in self.layers])
+    def _compare(self, image: Image, original_features: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
+        remaining = iter(original_features)  # In the order in which the network computes the layers.
+        differences: dict[str, float] = {}
+
+        def compare(layer: str, feature: torch.Tensor) -> None:
+            differences[layer] = cosine_distance(next(remaining), feature)
+
+        self._visit_features(image, compare)
+        return np.array([differences[layer] for layer in self.layers])
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> npt.NDArray[np.float64]:
         """float64 (images, layers)."""
         return np.array([prediction["differences"] for prediction in predictions]).reshape(-1, len(self.layers))
 
     def aggregate(self, statistics: npt.NDArray[np.float64], weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+        """The mean difference of each layer."""
         return dict(zip(self.layers, np.average(statistics, axis=0, weights=weights).tolist(), strict=True))
 
     def _features_of(self, original: Image) -> list[torch.Tensor]:
         features: list[torch.Tensor] = []
-        self._run(original, lambda _, feature: features.append(feature.clone()))  # a later module may work in place
+        # Each feature is copied, because a later module may overwrite it in place.
+        self._visit_features(original, lambda _, feature: features.append(feature.clone()))
         return features
 
-    def _run(self, image: Image, see: Callable[[str, torch.Tensor], None]) -> None:
-        """Shows an image to the network and hands over each layer's output as it arises, so that one at a time is in memory."""
+    def _visit_features(self, image: Image, visit: Callable[[str, torch.Tensor], None]) -> None:
+        """Run the network on an image and call `visit` with each layer's name and output as soon as it is computed.
+
+        No more than one feature is in memory at a time unless `visit` keeps it.
+        """
         import torch
 
-        with _watched(self.network, self.layers, see), torch.inference_mode():
+        with _output_hooks(self.network, self.layers, visit), torch.inference_mode():
             pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
-            self.network((pixels - pixels.new_tensor(self._mean).view(3, 1, 1)) / pixels.new_tensor(self._deviation).view(3, 1, 1))
+            self.network((pixels - pixels.new_tensor(self._mean).view(3, 1, 1)) / pixels.new_tensor(self._std).view(3, 1, 1))
 
 
-def difference(first: torch.Tensor, second: torch.Tensor) -> float:
-    """1 - cosine similarity of two tensors as flat vectors, in float64; 0 where both vanish, 1 where one does."""
+def cosine_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """1 - cosine similarity of two tensors of equal size as flat vectors, in float64.
+
+    Returns:
+        0..2; 0 if both vectors are zero, 1 if one of them is.
+
+    Example:
+        >>> import torch
+        >>> cosine_distance(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]))
+        1.0
+    """
     a, b = first.flatten().double(), second.flatten().double()
     product, norms = float(a @ b), (float(a @ a), float(b @ b))
     if 0 in norms:
@@ -157,16 +196,17 @@ def difference(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 @contextmanager
-def _watched(network: torch.nn.Module, layers: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def _output_hooks(network: torch.nn.Module, layers: Sequence[str], visit: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Within this context, `visit` is called with the name and output of each layer."""
     import torch
 
     def hook(layer: str) -> Callable[..., None]:
-        def called(_: Any, __: Any, output: Any) -> None:
+        def on_output(_: Any, __: Any, output: Any) -> None:
             if not isinstance(output, torch.Tensor):
                 raise ModelError(f"layers: module {layer!r} gives {type(output).__name__}, not a tensor; name one within it")
-            see(layer, output)
+            visit(layer, output)
 
-        return called
+        return on_output
 
     handles = [network.get_submodule(layer).register_forward_hook(hook(layer)) for layer in layers]
     try:
@@ -185,7 +225,8 @@ def _torchvision_skeleton(name: str) -> torch.nn.Module:
         raise ModelError(f"network: {error} in torchvision; see torchvision.models.list_models()") from None
 
 
-def _torchvision(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
+def _load_torchvision(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
+    """The network, and the mean and standard deviation of its input, RGB in 0..1."""
     from icmbench.tasks.models.torchvision_models import TorchvisionClassifier
 
     classifier = TorchvisionClassifier(name, weights, path)
@@ -202,8 +243,8 @@ def _timm_skeleton(name: str) -> torch.nn.Module:
         raise ModelError(f"network: {error} in timm; see timm.list_models()") from None
 
 
-def _timm(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
-    """timm tells weights apart by the tag of the name, so `weights` plays no part."""
+def _load_timm(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
+    """As `_load_torchvision`. In timm the name decides the weights, so `weights` is not used."""
     from icmbench.tasks.models.timm_models import TimmClassifier
 
     network = TimmClassifier(name, path).network

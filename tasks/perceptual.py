@@ -3,7 +3,7 @@
     original ------> network -> features --+
     reconstruction > network -> features --+-> distance of the pair -> mean
 
-Images go in at their coded size, without resizing. The originals' features are computed once for all codecs and points.
+Images enter at their coded size, without resizing. The originals' features are computed once for all codecs and rate points.
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ ARCHITECTURES = {"alex": "alexnet", "vgg": "vgg16"}
 
 
 class PerceptualDistance(Task):
-    """What the distances share: features of both images, a distance of the two, a mean over images. keep_mib: how much of the
-    originals' features is kept for the next codec's turn, on the device."""
+    """What the distances share: features of both images, a distance of the two, a mean over images.
+
+    Args:
+        dataset: any dataset.
+        device: where the network runs.
+        keep_mib: MiB of the originals' features that are kept on the device for the next codec.
+    """
 
     needs_originals = True
     keeps_originals = True
@@ -49,26 +54,32 @@ class PerceptualDistance(Task):
 
     @property
     def metrics(self) -> Sequence[MetricSpec]:
+        """The distance, named after the task."""
         return (MetricSpec(self.name, higher_is_better=False, primary=True, ceiling=0.0),)
 
     @cached_property
     @abstractmethod
     def network(self) -> FeatureDistance:
-        """Built and loaded at the first call."""
+        """The network, loaded at the first call.
+
+        Raises:
+            ModelError: its weights cannot be downloaded or read.
+        """
 
     @property
     def schema(self) -> pa.Schema:
+        """`distance`."""
         import pyarrow as pa
 
         return pa.schema([("distance", pa.float64())])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`distance`: of the image to its original; 0 where they are equal."""
+        """`distance` of each image to its original; 0 if they are equal."""
         assert originals is not None
         predictions: list[Prediction] = []
         for image, image_id, original in zip(images, ids, originals, strict=True):
-            kept = self._originals.get(image_id, original, ids)
-            predictions.append({"distance": self.network.distance(kept, self._features(image))})
+            original_features = self._originals.get(image_id, original, ids)
+            predictions.append({"distance": self.network.distance(original_features, self._features(image))})
         return predictions
 
     def _features(self, image: Image) -> Any:
@@ -82,11 +93,20 @@ class PerceptualDistance(Task):
         return np.array([prediction["distance"] for prediction in predictions], dtype=np.float64)
 
     def aggregate(self, statistics: npt.NDArray[np.float64], weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+        """The mean distance."""
         return {self.name: float(np.average(statistics, weights=weights))}
 
 
 class Lpips(PerceptualDistance):
-    """LPIPS to the original (Zhang et al. 2018), version 0.1, by AlexNet or VGG-16."""
+    """LPIPS to the original (Zhang et al. 2018), version 0.1, by AlexNet or VGG-16.
+
+    Args:
+        dataset: any dataset.
+        net: the backbone; its authors recommend "alex" as a metric.
+        path: a file with torchvision's state dict of alexnet or vgg16, instead of a download.
+        device: where the network runs.
+        keep_mib: MiB of the originals' features that are kept on the device for the next codec.
+    """
 
     name = "lpips"
     weights: ClassVar[str] = (
@@ -102,24 +122,32 @@ class Lpips(PerceptualDistance):
         device: Device = "cpu",
         keep_mib: int = 2048,
     ) -> None:
-        """path: torchvision's state dict of alexnet or vgg16, instead of a download."""
         super().__init__(dataset, device, keep_mib)
         self.net, self.path = net, path
 
     @cached_property
     def network(self) -> FeatureDistance:
+        """LPIPS on torchvision's backbone, loaded at the first call."""
         from icmbench.tasks.perceptual_networks import backbone, lpips_network
 
         return lpips_network(self.net, backbone(ARCHITECTURES[self.net], self.path, self.device), self.device)
 
     @property
     def fingerprint(self) -> str:
-        facts = _facts(self.path, "lpips", "torch", "torchvision")
+        """Task, version, backbone, its weights and library versions."""
+        facts = _backbone_facts(self.path, "lpips", "torch", "torchvision")
         return fingerprint(task=self.name, version=self.version, net=self.net, **facts)
 
 
 class StLpips(PerceptualDistance):
-    """ST-LPIPS to the original (Ghildyal and Liu 2022), the shift-tolerant LPIPS; not comparable with LPIPS."""
+    """ST-LPIPS to the original (Ghildyal and Liu 2022), the shift-tolerant LPIPS; not comparable with LPIPS.
+
+    Args:
+        dataset: any dataset.
+        net: the backbone; "alex" as in `Lpips`.
+        device: where the network runs.
+        keep_mib: MiB of the originals' features that are kept on the device for the next codec.
+    """
 
     name = "stlpips"
     weights: ClassVar[str] = "AlexNet or VGG-16 with linear layers, in the package stlpips_pytorch (BSD-2)"
@@ -132,17 +160,26 @@ class StLpips(PerceptualDistance):
 
     @cached_property
     def network(self) -> FeatureDistance:
+        """ST-LPIPS with the package's weights, loaded at the first call."""
         from icmbench.tasks.perceptual_networks import stlpips_network
 
         return stlpips_network(self.net, self.device)
 
     @property
     def fingerprint(self) -> str:
+        """Task, version, backbone and library versions."""
         return fingerprint(task=self.name, version=self.version, net=self.net, **versions("stlpips_pytorch", "torch"))
 
 
 class Dists(PerceptualDistance):
-    """DISTS to the original (Ding et al. 2020), on the image as it is, not resized to 256 pixels."""
+    """DISTS to the original (Ding et al. 2020), on the image as it is, not resized to 256 pixels.
+
+    Args:
+        dataset: any dataset.
+        path: a file with torchvision's state dict of vgg16, instead of a download.
+        device: where the network runs.
+        keep_mib: MiB of the originals' features that are kept on the device for the next codec.
+    """
 
     name = "dists"
     weights: ClassVar[str] = (
@@ -151,24 +188,27 @@ class Dists(PerceptualDistance):
     )
 
     def __init__(self, dataset: Dataset, path: Path | None = None, device: Device = "cpu", keep_mib: int = 2048) -> None:
-        """path: torchvision's state dict of vgg16, instead of a download."""
         super().__init__(dataset, device, keep_mib)
         self.path = path
 
     @cached_property
     def network(self) -> FeatureDistance:
+        """DISTS on torchvision's VGG-16, loaded at the first call."""
         from icmbench.tasks.perceptual_networks import DistsNetwork, backbone
 
-        package = find_spec("DISTS_pytorch")  # its own network always downloads, so only its weights are taken
+        # Only the weights are taken from the package, because its own network always downloads its backbone.
+        package = find_spec("DISTS_pytorch")
         if package is None or package.origin is None:
             raise ModelError("dists needs the package DISTS-pytorch for its weights: python -m pip install 'icmbench[perceptual]'")
         return DistsNetwork(backbone("vgg16", self.path, self.device), Path(package.origin).parent / "weights.pt", self.device)
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(task=self.name, version=self.version, **_facts(self.path, "DISTS_pytorch", "torch", "torchvision"))
+        """Task, version, the backbone's weights and library versions."""
+        facts = _backbone_facts(self.path, "DISTS_pytorch", "torch", "torchvision")
+        return fingerprint(task=self.name, version=self.version, **facts)
 
 
-def _facts(path: Path | None, *packages: str) -> dict[str, str]:
-    """The backbone's weights and the versions of packages."""
+def _backbone_facts(path: Path | None, *packages: str) -> dict[str, str]:
+    """The backbone's weights and the versions of packages, for a fingerprint."""
     return {"backbone": file_sha256(path) if path else "IMAGENET1K_V1", **versions(*packages)}

@@ -1,4 +1,4 @@
-"""The networks of LPIPS, ST-LPIPS and DISTS, each as features of one image and a distance of two images' features."""
+"""The networks of LPIPS, ST-LPIPS and DISTS, each split into features of one image and a distance of two images' features."""
 
 from __future__ import annotations
 
@@ -14,37 +14,53 @@ from torchvision.models import get_model, get_model_weights
 
 from icmbench.tasks.models.errors import ModelError
 
-Features = Sequence[torch.Tensor]
+Features = Sequence[torch.Tensor]  # One tensor (1, channels, height, width) per layer.
 
 
 class FeatureDistance(Protocol):
+    """A perceptual distance that computes the features of each image once."""
+
     def features(self, pixels: torch.Tensor) -> Features:
-        """Of one image, float32 (1, 3, height, width) in 0..1."""
+        """Features of one image, float32 (1, 3, height, width) in 0..1."""
 
     def distance(self, first: Features, second: Features) -> float:
-        """Of the features of two images of one size."""
+        """Distance of two images of one size, from their features."""
 
 
 class LpipsNetwork:
-    """An LPIPS module of the packages lpips or stlpips_pytorch, taken apart at the features.
+    """An LPIPS module of the package lpips or stlpips_pytorch, split at its features.
 
-    features: unit-length channels of each layer. distance: linear layers over squared differences, averaged over positions, summed.
+    Args:
+        model: the package's module.
+        normalise: the package's function that scales each position's channels to unit length.
+        device: where it runs.
     """
 
     def __init__(self, model: Any, normalise: Callable[[torch.Tensor], torch.Tensor], device: str) -> None:
         self.model, self._normalise = model.requires_grad_(False).eval().to(device), normalise
 
     def features(self, pixels: torch.Tensor) -> Features:
+        """Each layer's output with channels of unit length."""
         return [self._normalise(feature) for feature in self.model.net(self.model.scaling_layer(2 * pixels - 1))]
 
     def distance(self, first: Features, second: Features) -> float:
+        """Linear layers on squared differences, averaged over positions, summed over layers."""
         with torch.inference_mode():
             layers = zip(self.model.lins, first, second, strict=True)
             return float(sum(linear((a - b) ** 2).mean(dim=(2, 3)) for linear, a, b in layers))
 
 
 def backbone(architecture: str, path: Path | None, device: str) -> nn.Module:
-    """The convolutional part of torchvision's alexnet or vgg16, with its ImageNet weights or those of a file. Raises ModelError."""
+    """The convolutional part of a torchvision network.
+
+    Args:
+        architecture: "alexnet" or "vgg16".
+        path: a file with torchvision's state dict; None downloads the ImageNet weights.
+        device: where it runs.
+
+    Raises:
+        ModelError: the weights cannot be downloaded, or the file holds none of this network.
+    """
     entry = get_model_weights(architecture)["IMAGENET1K_V1"]
     with torch.device("meta"):
         network = get_model(architecture).get_submodule("features")
@@ -58,18 +74,26 @@ def backbone(architecture: str, path: Path | None, device: str) -> nn.Module:
         convolutional = {name.removeprefix("features."): x for name, x in loaded.items() if name.startswith("features.")}
         network.load_state_dict(convolutional, assign=True)
     except OSError as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/")[-1]
-        raise ModelError(f"cannot load torchvision's {architecture} ({error}): put the file at {place}, or give `path`") from error
+        cached_file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/")[-1]
+        raise ModelError(
+            f"cannot load torchvision's {architecture} ({error}): put the file at {cached_file}, or give `path`"
+        ) from error
     except (RuntimeError, AttributeError, EOFError, UnpicklingError) as error:
         raise ModelError(f"{path}: no weights of torchvision's {architecture} ({str(error).splitlines()[0]})") from error
     return network.requires_grad_(False).eval().to(device)
 
 
 def lpips_network(net: str, trunk: nn.Module, device: str) -> LpipsNetwork:
-    """LPIPS 0.1 of the package lpips on torchvision's alexnet or vgg16."""
+    """LPIPS 0.1 of the package lpips.
+
+    Args:
+        net: "alex" or "vgg".
+        trunk: torchvision's alexnet or vgg16, as `backbone` returns it.
+        device: where it runs.
+    """
     import lpips
 
-    with warnings.catch_warnings():  # it names torchvision's `weights` argument as it was called before
+    with warnings.catch_warnings():  # The package passes torchvision an argument that has been renamed since.
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     loaded = trunk.state_dict()
@@ -79,7 +103,7 @@ def lpips_network(net: str, trunk: nn.Module, device: str) -> LpipsNetwork:
 
 
 def stlpips_network(net: str, device: str) -> LpipsNetwork:
-    """ST-LPIPS of the package stlpips_pytorch, with its own weights."""
+    """ST-LPIPS of the package stlpips_pytorch, with the package's weights; `net` is "alex" or "vgg"."""
     from stlpips_pytorch import stlpips, utils
 
     model = stlpips.LPIPS(net=net, variant="shift_tolerant", verbose=False)
@@ -89,7 +113,12 @@ def stlpips_network(net: str, device: str) -> LpipsNetwork:
 class DistsNetwork:
     """DISTS (Ding et al. 2020, eqs. 4 to 7): structure and texture similarity of VGG-16 features with L2 pooling.
 
-    trunk: torchvision's vgg16. weights: the authors' file of alpha and beta. The similarities are computed in float64.
+    The similarities are computed in float64.
+
+    Args:
+        trunk: torchvision's vgg16, as `backbone` returns it.
+        weights: the authors' file of alpha and beta.
+        device: where it runs.
     """
 
     def __init__(self, trunk: nn.Module, weights: Path, device: str) -> None:
@@ -98,28 +127,30 @@ class DistsNetwork:
         self.alpha, self.beta = loaded["alpha"].double().flatten(), loaded["beta"].double().flatten()
         window = torch.tensor([0.5, 1.0, 0.5], device=device)
         self.window = (window[:, None] * window)[None, None] / 4
-        self.mean, self.deviation = (
+        self.mean, self.std = (
             torch.tensor(values, device=device).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         )
 
     def features(self, pixels: torch.Tensor) -> Features:
         """The image itself and the last features before each of the five poolings."""
-        found, x = [pixels], (pixels - self.mean) / self.deviation
+        features, x = [pixels], (pixels - self.mean) / self.std
         for module in self.trunk.children():
             if not isinstance(module, nn.MaxPool2d):
                 x = module(x)
                 continue
-            found.append(x)
-            if len(found) == 6:
+            features.append(x)
+            if len(features) == 6:
                 break
             x = self._pool(x)
-        return found
+        return features
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        """L2 pooling with stride 2."""
         window = self.window.expand(x.shape[1], 1, 3, 3)
         return (nn.functional.conv2d(x**2, window, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
 
     def distance(self, first: Features, second: Features) -> float:
+        """1 - the weighted similarity of texture (channel means) and structure (channel covariances)."""
         texture, structure = [], []
         for a, b in zip(first, second, strict=True):
             x, y = a[0].flatten(1).double(), b[0].flatten(1).double()

@@ -1,10 +1,16 @@
-"""Referring expression comprehension: the box that a phrase means, given by a multimodal language model.
+"""Referring expression comprehension: a multimodal language model gives the box that a phrase means.
 
     image + "the giraffe on the left" -> model -> text -> one box -> IoU with the labelled box -> accuracy at IoU 0.5
 
-A model for `referring` has `answer(images, prompts)`, one text each, and says how it writes coordinates: `box_convention` is
-`absolute` (pixels of the image), `absolute_resized` (pixels of what it saw, (height, width) = `resized_size(height, width)`),
-`norm1000` (0 to 1000) or `norm1` (0 to 1). An answer is read in that one way, never in the better of two.
+A model for `referring` has `answer(images, prompts)`, one text each, and an attribute `box_convention` that says in which unit it
+writes coordinates:
+
+    absolute           pixels of the image
+    absolute_resized   pixels of the resized image that the model sees, whose (height, width) is `resized_size(height, width)`
+    norm1000           0 to 1000
+    norm1              0 to 1
+
+An answer is read in that one convention only. Trying several and taking the best would flatter the model.
 """
 
 from __future__ import annotations
@@ -20,8 +26,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Dataset, DatasetError, Image, MetricSpec, Prediction, Reference, Target, Task, fingerprint
-from icmbench.tasks.drawing import boxes as draw_boxes
+from icmbench.tasks.base import (
+    Dataset,
+    DatasetError,
+    Image,
+    MetricSpec,
+    Prediction,
+    Reference,
+    Target,
+    Task,
+    fingerprint,
+    image_weights,
+)
+from icmbench.tasks.drawing import draw_boxes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,8 +55,15 @@ BOX = re.compile(rf"[\[(]{NUMBER},{NUMBER}[\])]?\s*,\s*[\[(]?{NUMBER},{NUMBER}[\
 
 
 @dataclass(frozen=True)
-class Located:
-    """IoU of every expression's box, 0 where the answer holds none; aligned arrays. image: whose expression it is."""
+class ReferringStatistics:
+    """Overlap of every expression's box with its label, in three aligned arrays.
+
+    Attributes:
+        images: number of images.
+        image: int64 (n,), index of the expression's image.
+        iou: float64 (n,), 0 if the answer holds no box.
+        parsed: bool (n,), whether the answer holds a box.
+    """
 
     images: int
     image: npt.NDArray[np.int64]
@@ -48,27 +72,50 @@ class Located:
 
 
 def parse_box(answer: str) -> tuple[float, float, float, float] | None:
-    """The first four numbers in brackets, as x1, y1, x2, y2 in the model's own units; None where there are none."""
+    """The first four numbers in brackets.
+
+    Args:
+        answer: a model's text.
+
+    Returns:
+        x1, y1, x2, y2 in the model's unit; None if the text holds no such numbers.
+
+    Example:
+        >>> parse_box('{"bbox_2d": [12, 30, 200, 310.5]}')
+        (12.0, 30.0, 200.0, 310.5)
+    """
     match = BOX.search(answer)
     return None if match is None else tuple(float(number) for number in match.groups())  # type: ignore[return-value]
 
 
-def iou(box: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2; 0 where one has no area."""
-    shared = np.prod(np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None))
-    areas = np.prod(np.clip(box[2:] - box[:2], 0, None)) + np.prod(np.clip(other[2:] - other[:2], 0, None))
-    return float(shared / (areas - shared)) if shared > 0 else 0.0
+def iou(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    """Intersection over union of two boxes, float64 (4,) as x1, y1, x2, y2; 0 if one of them has no area."""
+    intersection = np.prod(np.clip(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0, None))
+    areas = np.prod(np.clip(first[2:] - first[:2], 0, None)) + np.prod(np.clip(second[2:] - second[:2], 0, None))
+    return float(intersection / (areas - intersection)) if intersection > 0 else 0.0
 
 
 class Referring(Task):
-    """Referring expressions located by a multimodal model: accuracy at IoU 0.5, mean IoU, answers without a box."""
+    """Referring expressions located by a multimodal model: accuracy at IoU 0.5, mean IoU, answers without a box.
+
+    Args:
+        dataset: a dataset with `referring` annotations.
+        model: a model for `referring`.
+        reference: "labels"; this task has no pseudo-labels.
+        prompt: the question, with `{sentence}` for the expression; other braces stay as they are. The default asks for Qwen-VL's
+            output format.
+
+    Raises:
+        DatasetError: `reference` is not "labels".
+        ValueError: the prompt has no `{sentence}`, or the model's `box_convention` is unknown.
+    """
 
     name = "referring"
     annotation = "referring"
+    draws = True
     metrics = METRICS
 
     def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels", prompt: str = PROMPT) -> None:
-        """prompt: what is asked, with `{sentence}` for the expression."""
         if reference != "labels":
             raise DatasetError(f"task {self.name!r} needs labelled expressions; use reference: labels")
         if "{sentence}" not in prompt:
@@ -80,6 +127,7 @@ class Referring(Task):
 
     @property
     def schema(self) -> pa.Schema:
+        """`answers`, and the image's size in pixels."""
         import pyarrow as pa
 
         return pa.schema([("answers", pa.list_(pa.string())), ("height", pa.int32()), ("width", pa.int32())])
@@ -91,54 +139,63 @@ class Referring(Task):
 
     @property
     def fingerprint(self) -> str:
-        """The prompt and all expressions too, since they decide the answers."""
-        asked = hashlib.sha256(json.dumps(self.sentences).encode()).hexdigest()
-        facts = {"prompt": self.prompt, "sentences": asked}
+        """Task, version, model, prompt and all expressions, because they decide the answers."""
+        digest = hashlib.sha256(json.dumps(self.sentences).encode()).hexdigest()
+        facts = {"prompt": self.prompt, "sentences": digest}
         return fingerprint(task=self.name, version=self.version, model=self.model.fingerprint, **facts)
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`answers`: one text an expression, in the dataset's order; they are read when they are scored."""
-        owners = [k for k, image_id in enumerate(ids) for _ in self.sentences[image_id]]
+        """Ask about every expression. The answers are stored as texts and read when they are scored.
+
+        Returns:
+            Per image `answers`, one text per expression in the dataset's order, and `height` and `width` in pixels.
+
+        Raises:
+            ValueError: the model gave another number of answers.
+        """
+        image_of = [k for k, image_id in enumerate(ids) for _ in self.sentences[image_id]]
         prompts = [self.prompt.replace("{sentence}", text) for image_id in ids for text in self.sentences[image_id]]
-        answers = list(self.model.answer([images[k] for k in owners], prompts))
+        answers = list(self.model.answer([images[k] for k in image_of], prompts))
         if len(answers) != len(prompts):
             raise ValueError(f"the model gave {len(answers)} answers to {len(prompts)} prompts")
-        mine: list[list[str]] = [[] for _ in ids]
-        for k, answer in zip(owners, answers, strict=True):
-            mine[k].append(answer)
+        by_image: list[list[str]] = [[] for _ in ids]
+        for k, answer in zip(image_of, answers, strict=True):
+            by_image[k].append(answer)
         return [
-            {"answers": texts, "height": image.shape[0], "width": image.shape[1]} for texts, image in zip(mine, images, strict=True)
+            {"answers": texts, "height": image.shape[0], "width": image.shape[1]}
+            for texts, image in zip(by_image, images, strict=True)
         ]
 
     def boxes(self, prediction: Prediction) -> list[npt.NDArray[np.float64] | None]:
-        """One box an answer, x1, y1, x2, y2 in pixels of the image; None where the answer holds none."""
+        """One box per answer, float64 (4,) as x1, y1, x2, y2 in pixels of the image; None if the answer holds no box."""
         height, width = prediction["height"], prediction["width"]
         if self.model.box_convention == "absolute_resized":
-            seen_height, seen_width = self.model.resized_size(height, width)
+            unit_height, unit_width = self.model.resized_size(height, width)
         else:
-            seen_height, seen_width = {"absolute": (height, width), "norm1000": (1000, 1000), "norm1": (1, 1)}[
-                self.model.box_convention
-            ]
-        scale = np.array([width / seen_width, height / seen_height] * 2)
+            units = {"absolute": (height, width), "norm1000": (1000, 1000), "norm1": (1, 1)}
+            unit_height, unit_width = units[self.model.box_convention]
+        scale = np.array([width / unit_width, height / unit_height] * 2)
         parsed = [parse_box(answer) for answer in prediction["answers"]]
         return [None if box is None else np.array(box) * scale for box in parsed]
 
     def is_empty(self, prediction: Prediction) -> bool:
+        """Whether no answer holds a box."""
         return all(box is None for box in self.boxes(prediction))
 
-    def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Located:
+    def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> ReferringStatistics:
+        """IoU of every expression's box."""
         rows: list[tuple[int, float, bool]] = []
         for image, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
             for box, (x, y, width, height) in zip(self.boxes(prediction), target["boxes"], strict=True):
                 label = np.array([x, y, x + width, y + height])
                 rows.append((image, 0.0 if box is None else iou(box, label), box is not None))
         image_of, values, parsed = zip(*rows, strict=True) if rows else ((), (), ())
-        return Located(len(predictions), np.array(image_of, np.int64), np.array(values), np.array(parsed, np.bool_))
+        return ReferringStatistics(len(predictions), np.array(image_of, np.int64), np.array(values), np.array(parsed, np.bool_))
 
-    def aggregate(self, statistics: Located, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-        """Means over expressions, each counted as often as its image."""
+    def aggregate(self, statistics: ReferringStatistics, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+        """Means over expressions in percent. Each expression counts as often as its image."""
         s = statistics
-        counted = (np.ones(s.images) if weights is None else np.asarray(weights, dtype=np.float64))[s.image]
+        counted = image_weights(weights, s.images)[s.image]
         return {
             "acc@0.5": 100 * float(np.average(s.iou >= 0.5, weights=counted)),
             "mean_iou": 100 * float(np.average(s.iou, weights=counted)),
@@ -146,6 +203,7 @@ class Referring(Task):
         }
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
-        found = [(box, str(number)) for number, box in enumerate(self.boxes(prediction), start=1) if box is not None]
-        corners = np.array([box for box, _ in found]).reshape(-1, 4)
-        return draw_boxes(image, corners, [label for _, label in found], np.arange(len(found)))
+        """The image with the boxes of all answers, each labelled with the number of its expression."""
+        numbered = [(box, str(number)) for number, box in enumerate(self.boxes(prediction), start=1) if box is not None]
+        corners = np.array([box for box, _ in numbered]).reshape(-1, 4)
+        return draw_boxes(image, corners, [label for _, label in numbered], np.arange(len(numbered)))

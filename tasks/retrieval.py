@@ -1,10 +1,10 @@
-"""Image-text retrieval: Recall@1, 5 and 10 both ways, in percent.
+"""Image-text retrieval: Recall@1, 5 and 10 in both directions, in percent.
 
     images -> model -> embeddings ----\\
     captions -> model -> embeddings ---+-> cosine similarity -> rank of each query's answer -> recall
 
-The captions are embedded once a model, however many codecs are scored. A model for `retrieval` has `embed_images(images)`, float
-(n, d), and `embed_texts(texts)`, float (m, d).
+The captions are embedded once per model, for all codecs. A model for `retrieval` has `embed_images(images)`, which returns floating
+point (n, d), and `embed_texts(texts)`, which returns floating point (m, d).
 """
 
 from __future__ import annotations
@@ -19,22 +19,41 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Context, Dataset, DatasetError, Image, MetricSpec, Prediction, Reference, Target, Task, fingerprint
+from icmbench.tasks.base import (
+    Context,
+    Dataset,
+    DatasetError,
+    Image,
+    MetricSpec,
+    Prediction,
+    Reference,
+    Target,
+    Task,
+    fingerprint,
+    image_weights,
+)
+from icmbench.tasks.embeddings import normalise_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DEPTHS = (1, 5, 10)
-TIE = 1e-9  # far below float32, in which embeddings are kept
-ROWS = 256  # images compared with all texts at a time
+TIE = 1e-9  # Similarities this close count as equal; far below the resolution of float32, in which embeddings are kept.
+ROWS = 256  # Images compared with all texts at a time.
 METRICS = tuple(
-    MetricSpec(f"R@{depth}_{way}", "%", primary=depth == 1, ceiling=100.0) for way in ("i2t", "t2i") for depth in DEPTHS
+    MetricSpec(f"R@{depth}_{direction}", "%", primary=depth == 1, ceiling=100.0) for direction in ("i2t", "t2i") for depth in DEPTHS
 )
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of each query's answer in the gallery, 1 is best: int64 (images,) and (texts,). text_image: whose caption a text is."""
+    """Rank of each query's answer in the gallery; 1 is best.
+
+    Attributes:
+        image: int64 (images,), rank of the best of an image's captions among all texts.
+        text: int64 (texts,), rank of a text's image among all images.
+        text_image: int64 (texts,), the image that a text describes.
+    """
 
     image: npt.NDArray[np.int64]
     text: npt.NDArray[np.int64]
@@ -42,48 +61,68 @@ class Ranks:
 
 
 def rank(images: npt.NDArray[Any], texts: npt.NDArray[Any], text_image: npt.NDArray[np.int64]) -> Ranks:
-    """Ranks by cosine similarity of (n, d) and (m, d) embeddings, each image with all texts as gallery and the reverse.
+    """Rank by cosine similarity, each image with all texts as gallery and each text with all images.
 
-    An image's answer is the best of its captions. Equal similarity (to 1e-9) counts against the answer, so that images that a codec
-    made indistinguishable retrieve nothing.
+    Similarities that are equal to 1e-9 count against the answer, so images that a codec made indistinguishable retrieve nothing.
+
+    Args:
+        images: embeddings (n, d).
+        texts: embeddings (m, d).
+        text_image: int64 (m,), the image that a text describes.
+
+    Example:
+        >>> ranks = rank(np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]]), text_image=np.array([0, 1, 1]))
+        >>> ranks.image, ranks.text
+        (array([1, 1]), array([1, 1, 2]))
     """
-    images, texts = _unit(images), _unit(texts)
-    right = np.einsum("md,md->m", images[text_image], texts) - TIE
-    best = np.full(len(images), -np.inf)
-    np.maximum.at(best, text_image, right)
+    images, texts = normalise_rows(images, np.float64), normalise_rows(texts, np.float64)
+    answer = np.einsum("md,md->m", images[text_image], texts) - TIE
+    best_answer = np.full(len(images), -np.inf)
+    np.maximum.at(best_answer, text_image, answer)
     image_rank, text_rank = np.ones(len(images), np.int64), np.zeros(len(texts), np.int64)
     for start in range(0, len(images), ROWS):
         rows = np.arange(start, min(start + ROWS, len(images)))
         similarity = images[rows] @ texts.T
-        others = text_image[None] != rows[:, None]
-        image_rank[rows] += ((similarity >= best[rows, None]) & others).sum(axis=1)
-        text_rank += (similarity >= right[None]).sum(axis=0)  # its own image among them
+        is_foreign = text_image[None] != rows[:, None]
+        image_rank[rows] += ((similarity >= best_answer[rows, None]) & is_foreign).sum(axis=1)
+        text_rank += (similarity >= answer[None]).sum(axis=0)  # Counts the answer too, so that the best rank is 1.
     return Ranks(image_rank, text_rank, text_image)
 
 
 def recall(ranks: Ranks, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-    """Share of queries whose answer is among the first 1, 5, 10.
+    """Share of queries whose answer is among the first 1, 5 or 10 of the gallery.
 
-    weights (images,) count queries: an image's weight is that of the image and of each of its captions. The gallery stays.
+    Args:
+        ranks: ranks of all queries.
+        weights: float64 (images,), how often each image and each of its captions count as queries; None counts them once. The
+            gallery stays the same.
+
+    Returns:
+        In percent, `R@1_i2t` (an image as query) to `R@10_t2i` (a text as query).
     """
-    of_images = np.ones(len(ranks.image)) if weights is None else np.asarray(weights, dtype=np.float64)
+    of_images = image_weights(weights, len(ranks.image))
     values = {}
-    for way, query_ranks, counted in (("i2t", ranks.image, of_images), ("t2i", ranks.text, of_images[ranks.text_image])):
+    for direction, query_ranks, counted in (("i2t", ranks.image, of_images), ("t2i", ranks.text, of_images[ranks.text_image])):
         for depth in DEPTHS:
-            values[f"R@{depth}_{way}"] = 100 * float(np.average(query_ranks <= depth, weights=counted))
+            values[f"R@{depth}_{direction}"] = 100 * float(np.average(query_ranks <= depth, weights=counted))
     return values
 
 
-def _unit(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-
-
 class Retrieval(Task):
-    """Image-text retrieval: Recall@1, 5, 10 both ways, over the captions of the scored images."""
+    """Image-text retrieval: Recall@1, 5, 10 both ways, over the captions of the scored images.
+
+    Args:
+        dataset: a dataset with `captions`.
+        model: a model for `retrieval`.
+        reference: "labels"; this task has no pseudo-labels.
+
+    Raises:
+        DatasetError: `reference` is not "labels".
+    """
 
     name = "retrieval"
     annotation = "captions"
+    has_context = True
     metrics = METRICS
 
     def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels") -> None:
@@ -93,7 +132,11 @@ class Retrieval(Task):
 
     @cached_property
     def texts(self) -> list[str]:
-        """Every caption once, sorted. Raises DatasetError where an image has none."""
+        """Every distinct caption, sorted.
+
+        Raises:
+            DatasetError: an image has no caption.
+        """
         targets = self.targets(self.ids)
         for image_id, target in zip(self.ids, targets, strict=True):
             if not target["captions"]:
@@ -102,31 +145,35 @@ class Retrieval(Task):
 
     @property
     def schema(self) -> pa.Schema:
+        """`embedding` of the image."""
         import pyarrow as pa
 
         return pa.schema([("embedding", pa.list_(pa.float32()))])
 
     @property
     def fingerprint(self) -> str:
-        """The captions too, since the context holds their embeddings."""
+        """Task, version, model, and the captions, because the context holds their embeddings."""
         captions = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
         return fingerprint(task=self.name, version=self.version, model=self.model.fingerprint, captions=captions)
 
     def context(self) -> Context:
-        """`texts`: float32 (captions, d), in the order of `texts`."""
+        """`texts`: embeddings, float32 (captions, d), in the order of the attribute `texts`."""
         return {"texts": np.asarray(self.model.embed_texts(self.texts), dtype=np.float32)}
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
+        """`embedding`: float32 (d,)."""
         return [{"embedding": row} for row in np.asarray(self.model.embed_images(images), dtype=np.float32)]
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Ranks:
+        """Ranks among the images and captions that are given here."""
         if not self.ready:
             self.ready = self.context()
-        place = {text: row for row, text in enumerate(self.texts)}
+        row_of_text = {text: row for row, text in enumerate(self.texts)}
         captions = [target["captions"] for target in targets]
-        rows = [place[text] for texts in captions for text in texts]
+        rows = [row_of_text[text] for texts in captions for text in texts]
         text_image = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
         return rank(np.stack([prediction["embedding"] for prediction in predictions]), self.ready["texts"][rows], text_image)
 
     def aggregate(self, statistics: Ranks, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+        """Recall by depth and direction, in percent."""
         return recall(statistics, weights)

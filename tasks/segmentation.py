@@ -1,9 +1,9 @@
 """Semantic segmentation: mIoU, aAcc and mAcc, in percent.
 
-    images -> model -> a class for every pixel -> counts of (label, prediction) an image -> sums over images -> mIoU
+    images -> model -> a class for every pixel -> counts of (label, prediction) per image -> sums over images -> mIoU
 
-A model for `semantic_segmentation` returns one (height, width) integer map an image, whose values index its `categories`.
-A target is `mask`, a PNG file or its bytes, and `classes`, the class of each sample value, int64, -1 where it is ignored.
+A model for `semantic_segmentation` returns one integer map (height, width) per image. The values are indices into its attribute
+`categories`. A target is `mask`, a PNG file or its bytes, and `classes`, int64, the class of each sample value, -1 if ignored.
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Dataset, DatasetError, Image, MetricSpec, Prediction, Reference, Target, Task
+from icmbench.tasks.base import (
+    Dataset,
+    DatasetError,
+    Image,
+    MetricSpec,
+    Prediction,
+    Reference,
+    Target,
+    Task,
+    image_weights,
+    labelled,
+)
 from icmbench.tasks.categories import match_categories
-from icmbench.tasks.maps import LabelMap, pack, paint, read_map
+from icmbench.tasks.maps import LabelMap, encode_map, paint, read_map
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,9 +42,15 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pixel counts of every (image, label, prediction) that occurs; four aligned int64 arrays.
+    """Pixel counts of every (image, label, prediction) that occurs, in four aligned arrays. Ignored pixels are left out.
 
-    Ignored pixels are left out. `prediction` is -1 where the model named a category that the labels do not have.
+    Attributes:
+        images: number of images.
+        classes: number of classes.
+        image: int64 (n,), index of the image.
+        label: int64 (n,), labelled class.
+        prediction: int64 (n,), predicted class; -1 if the model named a category that the labels do not have.
+        count: int64 (n,), number of pixels.
     """
 
     images: int
@@ -45,11 +62,17 @@ class Confusion:
 
 
 def confusion(pairs: Iterable[tuple[LabelMap, LabelMap]], classes: int) -> Confusion:
-    """Counts of (prediction, label) maps, both int64 (height, width) below `classes`. A negative label is ignored."""
+    """Count the pixels of each label and prediction.
+
+    Args:
+        pairs: prediction and label of each image, int64 (height, width), below `classes`. A prediction of -1 names no class of the
+            labels; pixels of a negative label are ignored.
+        classes: number of classes.
+    """
     columns = [np.zeros((4, 0), np.int64)]
     for image, (prediction, label) in enumerate(pairs):
         valid = label >= 0
-        # One number a pair, with the predictions shifted by one to make room for -1.
+        # One number per pair of classes, with predictions shifted by one to make room for -1.
         counts = np.bincount(label[valid] * (classes + 1) + prediction[valid] + 1, minlength=classes * (classes + 1))
         keys = np.flatnonzero(counts)
         columns.append(np.stack([np.full(keys.size, image), keys // (classes + 1), keys % (classes + 1) - 1, counts[keys]]))
@@ -57,28 +80,40 @@ def confusion(pairs: Iterable[tuple[LabelMap, LabelMap]], classes: int) -> Confu
 
 
 def segmentation_scores(statistics: Confusion, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-    """mIoU, aAcc and mAcc as mmsegmentation's IoUMetric computes them (nan_to_num unset), before its rounding.
+    """mIoU, aAcc and mAcc as mmsegmentation's IoUMetric computes them (`nan_to_num` unset), before its rounding.
 
-    Intersections and areas are summed over images first. A class in neither labels nor predictions takes no part in mIoU, one
-    without labels none in mAcc.
+    Intersections and areas are summed over images first. A class that neither labels nor predictions have takes no part in mIoU, a
+    class without labels takes no part in mAcc.
+
+    Args:
+        statistics: pixel counts.
+        weights: float64 (images,), how often each image counts; None counts each image once.
+
+    Returns:
+        In percent; NaN if no pixel is labelled.
+
+    Example:
+        >>> label, prediction = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
+        >>> {name: round(value, 1) for name, value in segmentation_scores(confusion([(prediction, label)], classes=2)).items()}
+        {'mIoU': 58.3, 'aAcc': 75.0, 'mAcc': 75.0}
     """
     s = statistics
-    pixels = s.count * (np.ones(s.images) if weights is None else np.asarray(weights, dtype=np.float64))[s.image]
-    labelled = np.bincount(s.label, pixels, s.classes)
-    known, right = s.prediction >= 0, s.prediction == s.label
-    predicted = np.bincount(s.prediction[known], pixels[known], s.classes)
+    pixels = s.count * image_weights(weights, s.images)[s.image]
+    labelled_area = np.bincount(s.label, pixels, s.classes)
+    has_class, right = s.prediction >= 0, s.prediction == s.label
+    predicted_area = np.bincount(s.prediction[has_class], pixels[has_class], s.classes)
     intersection = np.bincount(s.label[right], pixels[right], s.classes)
     return {
-        "mIoU": 100 * _mean_ratio(intersection, labelled + predicted - intersection),
-        "aAcc": 100 * _mean_ratio(intersection.sum(keepdims=True), labelled.sum(keepdims=True)),
-        "mAcc": 100 * _mean_ratio(intersection, labelled),
+        "mIoU": 100 * _mean_ratio(intersection, labelled_area + predicted_area - intersection),
+        "aAcc": 100 * _mean_ratio(intersection.sum(keepdims=True), labelled_area.sum(keepdims=True)),
+        "mAcc": 100 * _mean_ratio(intersection, labelled_area),
     }
 
 
 def _mean_ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> float:
-    """Mean of part / whole where there is a whole; NaN where there is none at all."""
-    there = whole > 0
-    return float(np.mean(part[there] / whole[there])) if there.any() else float("nan")
+    """Mean of part / whole over the positive wholes; NaN if no whole is positive."""
+    positive = whole > 0
+    return float(np.mean(part[positive] / whole[positive])) if positive.any() else float("nan")
 
 
 class SemanticSegmentation(Task):
@@ -86,17 +121,23 @@ class SemanticSegmentation(Task):
 
     name = "semantic_segmentation"
     annotation = "semantic"
+    draws = True
+    has_pseudo_labels = True
     metrics = METRICS
 
     def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels") -> None:
         super().__init__(dataset, model, reference)
-        labelled = reference == "labels" and bool(self.ids)
-        names = dataset.categories("semantic") if labelled else model.categories  # type: ignore[attr-defined]
+        if reference == "labels" and self.ids:
+            names = labelled(dataset, self.name, "categories").categories("semantic")
+            self._category_map = match_categories(model.categories, names)
+        else:
+            names = model.categories
+            self._category_map = np.arange(len(names))
         self._classes = len(names)
-        self._meaning = match_categories(model.categories, names) if labelled else np.arange(self._classes)
 
     @property
     def schema(self) -> pa.Schema:
+        """`labels`, a PNG."""
         import pyarrow as pa
 
         return pa.schema([("labels", pa.large_binary())])
@@ -107,31 +148,40 @@ class SemanticSegmentation(Task):
         for image, labels, image_id in zip(images, self.model(images), ids, strict=True):
             if labels.shape != image.shape[:2]:
                 raise ValueError(f"{image_id}: the model's label map is {labels.shape}, the image {image.shape[:2]}")
-            predictions.append({"labels": pack(labels)})
+            predictions.append({"labels": encode_map(labels)})
         return predictions
 
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
+        """The maps of the originals, with every category of the model."""
         return [{"mask": prediction["labels"], "classes": np.arange(self._classes)} for prediction in predictions]
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Confusion:
-        return confusion(map(self._pair, predictions, targets), self._classes)
+        """Pixel counts of all images.
 
-    def _pair(self, prediction: Prediction, target: Target) -> tuple[LabelMap, LabelMap]:
-        mine, samples = self._meaning[read_map(prediction["labels"])], read_map(target["mask"])
-        if mine.shape != samples.shape:
-            raise DatasetError(f"a label map is {samples.shape}, its image {mine.shape}; give the annotations of these images")
+        Raises:
+            DatasetError: a label map has another size than its image, or a sample value without a class.
+        """
+        return confusion(map(self._class_maps, predictions, targets), self._classes)
+
+    def _class_maps(self, prediction: Prediction, target: Target) -> tuple[LabelMap, LabelMap]:
+        """Predicted and labelled class of every pixel."""
+        predicted, samples = self._category_map[read_map(prediction["labels"])], read_map(target["mask"])
+        if predicted.shape != samples.shape:
+            raise DatasetError(f"a label map is {samples.shape}, its image {predicted.shape}; give the annotations of these images")
         if samples.size and samples.max() >= len(target["classes"]):
             raise DatasetError(f"a label map holds {samples.max()}, which stands for no class; give maps of these categories")
-        return mine, target["classes"][samples]
+        return predicted, target["classes"][samples]
 
     def aggregate(self, statistics: Confusion, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+        """mIoU, aAcc and mAcc in percent."""
         return segmentation_scores(statistics, weights)
 
     def names(self, prediction: Prediction) -> list[str]:
         """Categories that cover at least a hundredth of the image."""
-        found, pixels = np.unique(read_map(prediction["labels"]), return_counts=True)
-        known = self.model.categories
-        return [known[index] for index in found[pixels >= pixels.sum() / 100] if index < len(known)]
+        present, pixels = np.unique(read_map(prediction["labels"]), return_counts=True)
+        categories = self.model.categories
+        return [categories[index] for index in present[pixels >= pixels.sum() / 100] if index < len(categories)]
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
+        """The image under the colours of the predicted classes."""
         return paint(image, read_map(prediction["labels"]))

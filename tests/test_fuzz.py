@@ -1,7 +1,9 @@
-"""Readers of what others made meet damaged and hostile bytes: nothing is raised but the errors they declare.
+"""Given damaged or hostile bytes, the readers of foreign files raise only the errors that they declare.
 
-In the suite hypothesis mutates good examples. `tox run -e soak` lets atheris, guided by coverage, look for ICMBENCH_FUZZ_SECONDS
-(all targets together) in processes of its own, which run this file:  python tests/test_fuzz.py TARGET CORPUS -max_total_time=60
+In the suite, hypothesis mutates valid examples. With `tox run -e soak`, atheris searches by coverage for ICMBENCH_FUZZ_SECONDS,
+divided among all targets, each in a process that runs this file:
+
+    python tests/test_fuzz.py TARGET CORPUS -max_total_time=60
 """
 
 import contextlib
@@ -45,23 +47,23 @@ DECLARED = (BitstreamError, CodecError, UserError, DatasetError, ScoresError)
 SECONDS = int(os.environ.get("ICMBENCH_FUZZ_SECONDS", "0"))
 WORK = Path(tempfile.mkdtemp(prefix="icmbench-fuzz-"))
 PICTURES = WORK / "pictures"
-GOOD = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
+IMAGE = np.arange(24 * 20 * 3, dtype=np.uint8).reshape(24, 20, 3)
 CODECS = [Jpeg(50), Jpeg2000(20), WebP(50)]
 
 
-def setup_folder():
+def make_pictures():
     PICTURES.mkdir(exist_ok=True)
     for name in ("a.png", "b.png"):
-        Image.fromarray(GOOD).save(PICTURES / name)
+        Image.fromarray(IMAGE).save(PICTURES / name)
 
 
-def written(data, name):
+def write_file(data, name):
     path = WORK / name
     path.write_bytes(data)
     return path
 
 
-# --- targets: each reads bytes with one reader of this project
+# The targets: each reads bytes with one reader of this project.
 
 
 def container(data):
@@ -82,29 +84,29 @@ def streams(data):
 
 
 def picture(data):
-    read_image(written(data, "picture"))
+    read_image(write_file(data, "picture"))
 
 
 def experiment(data):
-    path = written(data, "experiment.yaml")
+    path = write_file(data, "experiment.yaml")
     _ = Bench(load_experiment(path), Store(WORK / "run")).datasets
 
 
 def pack(data):
-    Pack(written(data, "x.icmpack")).check()
+    Pack(write_file(data, "x.icmpack")).check()
 
 
 def shard(data):
-    written(data, "x.parquet")
+    write_file(data, "x.parquet")
     Store(WORK).read_table("x.parquet")
 
 
 def scores(data):
-    read_scores(written(data, "scores.csv"))
+    read_scores(write_file(data, "scores.csv"))
 
 
 def sizes(data):
-    Folder("p", path=WORK, sizes=written(data, "sizes.csv"))
+    Folder("p", path=WORK, sizes=write_file(data, "sizes.csv"))
 
 
 def preprocessing(data):
@@ -112,7 +114,7 @@ def preprocessing(data):
 
 
 def coco(data):
-    path = written(data, "coco.json")
+    path = write_file(data, "coco.json")
     dataset = Coco(PICTURES, instances=path, keypoints=path, captions=path, panoptic=path, panoptic_masks=PICTURES)
     for kind in ("instances", "keypoints", "captions", "panoptic"):
         ids = dataset.annotated(kind)
@@ -123,36 +125,36 @@ def coco(data):
 
 
 def flickr(data):
-    dataset = Flickr30k(PICTURES, written(data, "flickr.json"))
+    dataset = Flickr30k(PICTURES, write_file(data, "flickr.json"))
     dataset.targets("captions", dataset.ids)
 
 
 def refcoco(data):
-    path = written(data, "refs.json")
+    path = write_file(data, "refs.json")
     dataset = RefCoco(PICTURES, path, instances=path, split="val")
     dataset.targets("referring", dataset.ids)
 
 
 def imagenet_csv(data):
-    dataset = ImageNet(PICTURES, written(data, "labels.csv"))
+    dataset = ImageNet(PICTURES, write_file(data, "labels.csv"))
     dataset.targets("class", dataset.ids)
 
 
 def imagenet_list(data):
-    ImageNet(PICTURES, written(data, "labels.txt"), written(data, "classes.txt"))
+    ImageNet(PICTURES, write_file(data, "labels.txt"), write_file(data, "classes.txt"))
 
 
 def imagenet_mat(data):
-    ImageNet(PICTURES, written(b"1\n2\n", "labels2.txt"), written(data, "meta.mat"))
+    ImageNet(PICTURES, write_file(b"1\n2\n", "labels2.txt"), write_file(data, "meta.mat"))
 
 
-def as_bytes(image_format, **options):
+def encoded_image(image_format, **options):
     buffer = io.BytesIO()
-    Image.fromarray(GOOD).save(buffer, image_format, **options)
+    Image.fromarray(IMAGE).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
-def good_pack():
+def valid_pack():
     stream = hashlib.sha256(b"stream").hexdigest()
     row = {"id": "a", "source": "0" * 64, "stream": stream, "pixels": "0" * 64, "bytes": 6, "encode_seconds": 1.0}
     point = {"label": "q=1", "given": 1, "seed": None, "fingerprint": "{}", "deterministic": True, "streams": [row]}
@@ -165,7 +167,7 @@ def good_pack():
     return buffer.getvalue()
 
 
-def good_shard():
+def valid_shard():
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -196,14 +198,14 @@ TOOLBOX = {"split": "val", "ann_id": 1, "image_id": 1, "sentences": [{"sent": "t
 KARPATHY = {"images": [{"split": "test", "filename": "a.png", "sentences": [{"raw": "a cat"}]}]}
 STREAM = Container("elic", 1, 20, 24, b"payload", 3, checksum=7, seed=5, model_hash=b"abcd").to_bytes()
 
-# by target: good examples, from which both fuzzers start
+# Valid examples for each target, from which both fuzzers start.
 TARGETS = {
     container: [STREAM[:-2], Container("my-codec", 1, 20, 24, b"p", checksum=7, colour=bytes(12)).to_bytes()[:-2]],
-    streams: [as_bytes("JPEG"), as_bytes("WEBP"), as_bytes("JPEG2000")],
-    picture: [as_bytes("PNG"), as_bytes("JPEG"), as_bytes("TIFF"), as_bytes("BMP"), as_bytes("PPM")],
+    streams: [encoded_image("JPEG"), encoded_image("WEBP"), encoded_image("JPEG2000")],
+    picture: [encoded_image("PNG"), encoded_image("JPEG"), encoded_image("TIFF"), encoded_image("BMP"), encoded_image("PPM")],
     experiment: [EXPERIMENT],
-    pack: [good_pack()],
-    shard: [good_shard()],
+    pack: [valid_pack()],
+    shard: [valid_shard()],
     scores: [b"codec,bpp,metric,value,unit\njpeg,0.5,AP,30,%\njpeg,0.6,AP,33,%\n", b"codec,bpp,psnr\njpeg,1,30\n"],
     sizes: [b"image,point,bytes\na.png,p,12\n", b"image,point,bits\na,p,12.5\n"],
     preprocessing: [b"resize:512x512", b"short:768,crop:768x768"],
@@ -220,7 +222,7 @@ HOSTILE = [b"", b"\0" * 100, b"[" * 100_000, b'{"images": ' * 5_000, b"9" * 5_00
 
 def read(target, data):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow and NumPy say what they think of bad files
+        warnings.simplefilter("ignore")  # Pillow and NumPy warn about bad files.
         try:
             target(data)
         except DECLARED as error:
@@ -229,21 +231,21 @@ def read(target, data):
 
 @st.composite
 def mutated(draw, examples):
-    """A good example after a few flips, cuts, insertions and repetitions."""
+    """A valid example after a few flipped bits, cuts, insertions and repetitions."""
     data = bytearray(draw(st.sampled_from(examples)))
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, len(data) - 1)))
-        kind = draw(st.integers(0, 4))
-        if kind == 0 and data:
-            data[at] ^= 1 << draw(st.integers(0, 7))
-        elif kind == 1:
-            del data[at : at + draw(st.integers(1, 40))]
-        elif kind == 2:
-            data[at:at] = draw(st.binary(max_size=12))
-        elif kind == 3:
-            data[at:at] = data[at : at + draw(st.integers(1, 40))]
-        elif kind == 4:
-            del data[at:]
+        position = draw(st.integers(0, max(0, len(data) - 1)))
+        mutation = draw(st.integers(0, 4))
+        if mutation == 0 and data:
+            data[position] ^= 1 << draw(st.integers(0, 7))
+        elif mutation == 1:
+            del data[position : position + draw(st.integers(1, 40))]
+        elif mutation == 2:
+            data[position:position] = draw(st.binary(max_size=12))
+        elif mutation == 3:
+            data[position:position] = data[position : position + draw(st.integers(1, 40))]
+        elif mutation == 4:
+            del data[position:]
     return bytes(data)
 
 
@@ -254,16 +256,16 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=4) | st.dictionaries(WORDS, SCALAR
 
 @st.composite
 def rearranged(draw, examples):
-    """A good JSON document with a value replaced, dropped or moved, well formed throughout."""
+    """A valid JSON document in which up to three values are replaced or dropped; it remains well-formed."""
     document = json.loads(draw(st.sampled_from(examples)))
     for _ in range(draw(st.integers(1, 3))):
-        node, places = document, []
-        while isinstance(node, (dict, list)) and node and (not places or draw(st.integers(0, 3))):
+        node, path = document, []
+        while isinstance(node, (dict, list)) and node and (not path or draw(st.integers(0, 3))):
             key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
-            places.append((node, key))
+            path.append((node, key))
             node = node[key]
-        if places:
-            parent, key = places[-1]
+        if path:
+            parent, key = path[-1]
             if draw(st.booleans()):
                 parent[key] = draw(VALUES)
             else:
@@ -272,31 +274,31 @@ def rearranged(draw, examples):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def folder():
-    setup_folder()
+def pictures():
+    make_pictures()
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
 def test_readers_raise_only_what_they_declare(target):
     for data in [*TARGETS[target], *HOSTILE]:
         read(target, data)
-    kinds = mutated(TARGETS[target])
+    inputs = mutated(TARGETS[target])
     if target in JSON_TARGETS:
-        kinds = kinds | rearranged(TARGETS[target])
+        inputs = inputs | rearranged(TARGETS[target])
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
-    @given(kinds)
+    @given(inputs)
     def fuzz(data):
         read(target, data)
 
     fuzz()
 
 
-@pytest.mark.skipif(not SECONDS, reason="a soak test: ICMBENCH_FUZZ_SECONDS says for how long")
+@pytest.mark.skipif(not SECONDS, reason="a soak test: set ICMBENCH_FUZZ_SECONDS to its duration")
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
 def test_coverage_guided(target, tmp_path):
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris is not installed here; it has wheels for some versions of Python only")
+        pytest.skip("atheris is not installed; only some versions of Python have wheels of it")
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number, data in enumerate([*TARGETS[target], *HOSTILE]):
@@ -311,14 +313,14 @@ def test_coverage_guided(target, tmp_path):
 def main():
     import atheris
 
-    setup_folder()
+    make_pictures()
     target = globals()[sys.argv[1]]
     for name, module in list(sys.modules.items()):
         if name.startswith("icmbench."):
-            places = [module, *(value for value in vars(module).values() if getattr(value, "__module__", "") == name)]
-            for function in [value for place in places if hasattr(place, "__dict__") for value in vars(place).values()]:
+            owners = [module, *(value for value in vars(module).values() if getattr(value, "__module__", "") == name)]
+            for function in [value for owner in owners if hasattr(owner, "__dict__") for value in vars(owner).values()]:
                 if isinstance(function, FunctionType) and function.__module__ == name:
-                    atheris.instrument_func(function)  # in place
+                    atheris.instrument_func(function)  # This changes the function in place.
     atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: read(target, data))
     atheris.Fuzz()
 

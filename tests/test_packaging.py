@@ -1,4 +1,4 @@
-"""The wheel holds every module and data file; an editable install would not notice one that is missing."""
+"""The wheel holds every module and data file. An editable install would not reveal a missing one."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("harness", "codecs", "tasks", "results")
@@ -37,7 +38,7 @@ def test_every_module_imports_from_the_wheel(wheel):
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
     )
-    # -S leaves out the .pth files, and with them the editable install
+    # With -S, Python ignores .pth files, and so the editable install.
     code = "import sys, importlib; sys.path[:0] = sys.argv[1:3]; [importlib.import_module(name) for name in sys.argv[3:]];"
     code += "print(sys.modules['icmbench.harness'].__file__)"
     paths = [str(wheel), sysconfig.get_path("purelib")]
@@ -64,5 +65,11 @@ def test_no_tracked_file_names_a_registry_or_a_lock():
         pytest.skip("not a git checkout")
     assert not [name for name in names if name.endswith(".lock")]
     address = re.compile(rb"https?://[^\s\"']*(pypi|pythonhosted|index-url)|(pypi|pythonhosted)\.org")
-    found = [name for name in names if (ROOT / name).is_file() and address.search((ROOT / name).read_bytes())]
-    assert found == [] or found == [os.path.relpath(__file__, ROOT)]
+    naming = [name for name in names if (ROOT / name).is_file() and address.search((ROOT / name).read_bytes())]
+    assert naming == [] or naming == [os.path.relpath(__file__, ROOT)]  # This file names them in its pattern.
+
+
+def test_pre_commit_uses_the_pinned_linter():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    used = {package for hook in hooks for package in hook["additional_dependencies"] if package.startswith("ruff")}
+    assert len(used) == 1 and used <= {*(ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")}

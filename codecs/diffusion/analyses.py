@@ -1,4 +1,4 @@
-"""What the papers show of their codecs beside rates and distortions, as data frames for a report or a notebook.
+"""Analyses that the papers show of their codecs besides rate and distortion, as data frames for a report or a notebook.
 
 bit_split         share of text and latents by rate         ResULIC, figure 10
 bit_map           bits by position                          SLIM, figure 6
@@ -23,24 +23,32 @@ from icmbench.codecs.base import Codec, CodecError, Image
 from icmbench.codecs.bitstream import Container
 from icmbench.codecs.diffusion.cadc_model import CadcDecoding
 from icmbench.codecs.diffusion.codec import DiffusionCodec
-from icmbench.codecs.diffusion.engine import CodecModel, Draft
+from icmbench.codecs.diffusion.engine import CodecModel, LatentDraft
 from icmbench.codecs.diffusion.sampling import samplers
 
 
 def bit_split(codecs: Sequence[Codec], images: Mapping[str, Image]) -> pd.DataFrame:
-    """What the bits are spent on: a row for each codec point and part (header, z, y, text), in the codec's order.
+    """Measure what the bits of the streams are spent on.
 
-    codecs: one for each point, all with `rate_breakdown`. images: by id, uint8 (H, W, 3). Columns: codec, point; part; bits, the
-    mean of an image; bpp, all bits of the part over all pixels; total_bpp, likewise of all parts; share of the part in the bits
-    without the header. CodecError for a codec that cannot split its bits.
+    Args:
+        codecs: One codec for each rate point; all have `rate_breakdown`.
+        images: Image id to image, uint8 (H, W, 3).
+
+    Returns:
+        One row per codec, point and part of the stream (header, z, y, text; as the codec names and orders them). Columns: codec;
+        point; part; bits, the mean per image; bpp, bits of the part in all streams per pixel of all images; total_bpp, the same
+        ratio for all parts together; share, bits of the part per bit of the streams without headers (NaN for the header).
+
+    Raises:
+        CodecError: a codec has no `rate_breakdown`.
     """
     rows: list[dict[str, Any]] = []
     pixels = sum(image.shape[0] * image.shape[1] for image in images.values())
     for codec in codecs:
         if not hasattr(codec, "rate_breakdown"):
             raise CodecError(f"{codec.name} does not say what its bits are spent on: it has no rate_breakdown")
-        parts = pd.DataFrame([codec.rate_breakdown(stream) for _, stream in _streams(codec, images)]).sum()
-        payload = parts.drop("header", errors="ignore").sum()
+        bits_by_part = pd.DataFrame([codec.rate_breakdown(stream) for _, stream in _streams(codec, images)]).sum()
+        payload = bits_by_part.drop("header", errors="ignore").sum()
         rows += [
             {
                 "codec": codec.name,
@@ -48,21 +56,29 @@ def bit_split(codecs: Sequence[Codec], images: Mapping[str, Image]) -> pd.DataFr
                 "part": part,
                 "bits": bits / len(images),
                 "bpp": bits / pixels,
-                "total_bpp": parts.sum() / pixels,
+                "total_bpp": bits_by_part.sum() / pixels,
                 "share": float("nan") if part == "header" else bits / payload,
             }
-            for part, bits in parts.items()
+            for part, bits in bits_by_part.items()
         ]
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
 def bit_map(codec: DiffusionCodec, images: Mapping[str, Image]) -> pd.DataFrame:
-    """Where the bits go: a row for each position of y and of z.
+    """Measure at which positions of the latents the bits are spent.
 
-    Columns: codec, point, image; part, "y" or "z"; row, column; stride, pixels along a side of a position; bits, minus the binary
-    logarithms of the likelihoods of its rounded symbols, summed over channels. Their sum is the payload but for what frequency
-    tables and the coder lose: some percent, more for tiny streams. Positions of the padding are among them.
+    The sum of all bits is the length of the payload, except for what the quantised frequency tables and the arithmetic coder
+    lose: some percent, more for tiny streams.
+
+    Args:
+        codec: A codec of the diffusion family.
+        images: Image id to image, uint8 (H, W, 3).
+
+    Returns:
+        One row per image and position of y and of z, positions in the padding included. Columns: codec; point; image; part, "y"
+        or "z"; row; column; stride, side of a position in pixels; bits, minus the binary logarithm of the likelihood of the
+        rounded symbols at that position, summed over channels.
     """
     model, decoding = codec.networks()
     frames: list[pd.DataFrame] = []
@@ -73,18 +89,24 @@ def bit_map(codec: DiffusionCodec, images: Mapping[str, Image]) -> pd.DataFrame:
         for part in ("y", "z"):
             bits = -likelihoods[part][0].log2().sum(0).cpu().numpy()
             row, column = np.indices(bits.shape).reshape(2, -1)
-            facts = {"codec": codec.name, "point": codec.point.label, "image": image_id, "part": part}
+            labels = {"codec": codec.name, "point": codec.point.label, "image": image_id, "part": part}
             values = {"row": row, "column": column, "stride": pixels.shape[-2] // bits.shape[0], "bits": bits.ravel()}
-            frames.append(pd.DataFrame(facts | values))
+            frames.append(pd.DataFrame(labels | values))
     return pd.concat(frames, ignore_index=True)
 
 
 @torch.no_grad()
 def channel_energy(codecs: Sequence[DiffusionCodec], images: Mapping[str, Image], channels: int = 4) -> pd.DataFrame:
-    """Energy of the leading channels of the decoded hint (CADC's l_T): a row for each codec point, image and channel.
+    """Measure the energy of the leading channels of the decoded hint (CADC's l_T).
 
-    Energy is the variance over positions, without those of the padding. Columns: codec, point, bpp of the image's stream, image;
-    channel, from 1; energy; share in the energy of all channels of the hint.
+    Args:
+        codecs: One codec of the diffusion family for each rate point.
+        images: Image id to image, uint8 (H, W, 3).
+        channels: How many leading channels to list.
+
+    Returns:
+        One row per codec, point, image and channel. Columns: codec; point; bpp of the image's stream; image; channel, from 1;
+        energy, the variance over positions outside the padding; share of the channel in the energy of all channels of the hint.
     """
     rows: list[dict[str, Any]] = []
     for codec in codecs:
@@ -92,7 +114,7 @@ def channel_energy(codecs: Sequence[DiffusionCodec], images: Mapping[str, Image]
         for image_id, stream in _streams(codec, images):
             container = Container.from_bytes(stream)
             size = (container.height, container.width)
-            hint = Draft(model, decoding, "portable" if container.portable else "default", container.payload, size).hint
+            hint = LatentDraft(model, decoding, "portable" if container.portable else "default", container.payload, size).hint
             energy = hint[0, :, : -(-size[0] // 8), : -(-size[1] // 8)].var((1, 2), correction=0).double().cpu()
             rows += [
                 {
@@ -111,77 +133,99 @@ def channel_energy(codecs: Sequence[DiffusionCodec], images: Mapping[str, Image]
 
 @torch.no_grad()
 def complexity(codec: DiffusionCodec, height: int = 512, width: int = 512, prompt: str = "a photograph") -> pd.DataFrame:
-    """Parameters and multiply-accumulates of coding one image: a row for each part of encoding and of decoding.
+    """Count the parameters and multiply-accumulates of encoding and decoding one image.
 
-    Counted on the meta device: no weights are read, and the full profiles take seconds. Columns: codec, point, profile, height,
-    width; stage, "encode" or "decode"; part; parameters that the part computes with; calls for an image; gmac, 10**9
-    multiply-accumulates of convolutions, matrix products and attention in all calls, half of what FlopCounterMode counts.
-    The entropy model is counted as training runs it: once in encoding, which also reads its stream back, and once in decoding.
-    Not counted: captioners, taggers and masks, which are models of the user's choice. With classifier-free guidance, which needs a
-    prompt, a call evaluates the UNet twice.
+    The count runs on the meta device: no weights are read, and the full profiles take seconds. The entropy model is counted as
+    training runs it: once in decoding and once in encoding, although an encoder also reads its own stream back. Captioners,
+    taggers and mask models are not counted, because the user chooses them. With classifier-free guidance, which needs a prompt,
+    each call evaluates the UNet twice.
+
+    Args:
+        codec: A codec of the diffusion family.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        prompt: Text that the decoder is conditioned on.
+
+    Returns:
+        One row per part of encoding and of decoding. Columns: codec; point; profile; height; width; stage, "encode" or "decode";
+        part; parameters that the part computes with; calls per image; gmac, 10**9 multiply-accumulates of the convolutions,
+        matrix products and attention in all calls (half of what FlopCounterMode counts).
     """
     model, decoding = codec.networks(empty=True)
     latent, backbone = model.latent, model.backbone
     pad = latent.pad
     pixels = torch.empty(1, 3, -(-height // pad) * pad, -(-width // pad) * pad, device="meta")
-    rows: list[dict[str, Any]] = []
-
-    def part(stage: str, name: str, run: Callable[[], Any], calls: int = 1) -> Any:
-        with _used() as parameters, FlopCounterMode(display=False) as counter:
-            result = run()
-        counts = {"parameters": sum(parameters.values()), "calls": calls, "gmac": calls * counter.get_total_flops() / 2e9}
-        rows.append(
-            {"codec": codec.name, "point": codec.point.label, "profile": backbone.profile.name}
-            | {"height": height, "width": width, "stage": stage, "part": name}
-            | counts
-        )
-        return result
-
-    ref = part("encode", "VAE encoder", lambda: backbone.encode(pixels)) if latent.needs_latent else None
-    y, z = part("encode", "analysis", lambda: latent.analyse(pixels, ref))
-    part("encode", "entropy model", lambda: _entropy(model, y, z))
-    part("decode", "entropy model", lambda: _entropy(model, y, z))
-    hint = part("decode", "synthesis", lambda: model.hint(y, z))
+    labels = {"codec": codec.name, "point": codec.point.label, "profile": backbone.profile.name, "height": height, "width": width}
+    count = _PartCounter(labels)
+    ref = count("encode", "VAE encoder", lambda: backbone.encode(pixels)) if latent.needs_latent else None
+    y, z = count("encode", "analysis", lambda: latent.analyse(pixels, ref))
+    count("encode", "entropy model", lambda: _run_entropy_model(model, y, z))
+    count("decode", "entropy model", lambda: _run_entropy_model(model, y, z))
+    hint = count("decode", "synthesis", lambda: model.hint(y, z))
     if isinstance(decoding, CadcDecoding) and decoding.captioner is not None:
-        part("decode", "auxiliary decoder", lambda: model.preview(hint, decoding))
+        count("decode", "auxiliary decoder", lambda: model.preview(hint, decoding))
         decoding = replace(decoding, captioner=None)
-    predict = part("decode", "text encoder and hint", lambda: model.predictor(hint, decoding, [prompt]))
-    asked: list[tuple[Tensor, int]] = []
+    predict = count("decode", "text encoder and hint", lambda: model.predictor(hint, decoding, [prompt]))
+    calls: list[tuple[Tensor, int]] = []
 
-    def ask(x: Tensor, t: int) -> Tensor:
-        asked.append((x, t))
+    def record_call(x: Tensor, t: int) -> Tensor:
+        calls.append((x, t))
         return hint[:, :4]
 
     noise = samplers.draw_noise([0], decoding.sampler.draws, *hint.shape[-2:]).to("meta")
-    clean = decoding.sampler(ask, backbone.abar, hint, noise)
-    if asked:
-        part("decode", "UNet and control", lambda: predict(*asked[0]), len(asked))
-    part("decode", "VAE decoder", lambda: backbone.decode(clean))
-    return pd.DataFrame(rows)
+    clean = decoding.sampler(record_call, backbone.abar, hint, noise)
+    if calls:
+        count("decode", "UNet and control", lambda: predict(*calls[0]), len(calls))
+    count("decode", "VAE decoder", lambda: backbone.decode(clean))
+    return pd.DataFrame(count.rows)
+
+
+class _PartCounter:
+    """Runs one part of a codec after another and notes what each costs.
+
+    Args:
+        labels: The columns that all rows share.
+
+    Attributes:
+        rows: One row per part, for a data frame.
+    """
+
+    def __init__(self, labels: Mapping[str, Any]) -> None:
+        self._labels = labels
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, stage: str, part: str, run: Callable[[], Any], calls: int = 1) -> Any:
+        """Run a part once, add a row for `calls` runs of it, and return its result."""
+        with _used_parameters() as parameters, FlopCounterMode(display=False) as counter:
+            result = run()
+        counts = {"parameters": sum(parameters.values()), "calls": calls, "gmac": calls * counter.get_total_flops() / 2e9}
+        self.rows.append({**self._labels, "stage": stage, "part": part} | counts)
+        return result
 
 
 def _streams(codec: Codec | DiffusionCodec, images: Mapping[str, Image]) -> Iterator[tuple[str, bytes]]:
-    batch: Any = getattr(codec, "compress_batch", None)
+    """Yield the id and the stream of each image."""
+    compress_batch: Any = getattr(codec, "compress_batch", None)
     for image_id, image in images.items():
-        yield image_id, batch([image], [image_id])[0] if batch else codec.compress(image)
+        yield image_id, compress_batch([image], [image_id])[0] if compress_batch else codec.compress(image)
 
 
-def _entropy(model: CodecModel, y: Tensor, z: Tensor) -> None:
+def _run_entropy_model(model: CodecModel, y: Tensor, z: Tensor) -> None:
     latent = model.latent
     latent.entropy_bottleneck(z)
     latent.context(y, latent.hyper_dec(z), latent.gaussian_conditional)
 
 
 @contextlib.contextmanager
-def _used() -> Iterator[dict[int, int]]:
-    """Collects the sizes of the parameters of all modules that are called meanwhile, by identity."""
+def _used_parameters() -> Iterator[dict[int, int]]:
+    """Collect the parameters of all modules that run inside this context, as a map of object id to number of elements."""
     sizes: dict[int, int] = {}
 
-    def see(module: nn.Module, inputs: Any) -> None:
+    def add_parameters(module: nn.Module, inputs: Any) -> None:
         holders = [module, *(child for child in module.children() if isinstance(child, nn.ParameterList))]
         sizes.update({id(p): p.numel() for holder in holders for p in holder.parameters(recurse=False)})
 
-    handle = nn.modules.module.register_module_forward_pre_hook(see)
+    handle = nn.modules.module.register_module_forward_pre_hook(add_parameters)
     try:
         yield sizes
     finally:

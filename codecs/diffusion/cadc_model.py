@@ -1,4 +1,4 @@
-"""CADC's networks at work: one evaluation of a UNet that reads all of l_T, under a caption that costs no bits.
+"""CADC's decoder: one evaluation of a UNet that reads all channels of l_T, with a caption that costs no bits.
 
 l_T --+--------------------------------------UNet, t = 999--> eps --+
       +--[:4]--g_aux--> x_aux --captioner--> caption + prompt --^   |
@@ -19,29 +19,40 @@ from icmbench.codecs.diffusion.backbone import adapted, weights
 from icmbench.codecs.diffusion.backbone.stable_diffusion import DiffusionBackbone, Prompt
 from icmbench.codecs.diffusion.backbone.unet import UNet
 from icmbench.codecs.diffusion.engine import CodecModel, Decoding, to_uint8
-from icmbench.codecs.diffusion.latents.cadc_compressor import CADC, CadcCompressor
+from icmbench.codecs.diffusion.latents.cadc_compressor import CADC_PROFILES, CadcCompressor
 from icmbench.codecs.diffusion.models import Architecture, Parts
 from icmbench.codecs.diffusion.prompts.captioners import Captioner
 from icmbench.codecs.diffusion.sampling import samplers
 
-JOINT = ", "  # between caption and prompt; the paper says "simple string concatenation"
+# Between caption and prompt; the paper says only "simple string concatenation".
+SEPARATOR = ", "
 
 
 @dataclass(frozen=True)
 class CadcDecoding(Decoding):
-    """captioner: of the auxiliary picture; None for the fixed prompt alone."""
+    """How a stream of CADC becomes pixels.
+
+    Args:
+        captioner: Describes the auxiliary reconstruction x_aux; None decodes with the fixed prompt alone.
+    """
 
     captioner: Captioner | None = None
 
 
 class CadcModel(CodecModel):
-    """One rate point: its compressor and its UNet, an `adapted` copy of the backbone's."""
+    """One rate point of CADC.
+
+    Args:
+        backbone: The backbone that all rate points share.
+        latent: The latent compressor of this point.
+        unet: The UNet of this point, made from the backbone's by `adapted.adapt_unet`.
+    """
 
     latent: CadcCompressor
 
     def __init__(self, backbone: DiffusionBackbone, latent: CadcCompressor, unet: UNet) -> None:
         super().__init__(backbone.with_unet(unet), latent)
-        self._base = backbone.unet
+        self._shared_unet = backbone.unet
         nn.utils.convert_conv2d_weight_memory_format(unet.eval().requires_grad_(False), torch.channels_last)
 
     @property
@@ -49,36 +60,46 @@ class CadcModel(CodecModel):
         return {"latent": self.latent, "unet": self.backbone.unet}
 
     def state(self) -> dict[str, Tensor]:
-        own = {"unet." + key: value for key, value in adapted.own_state(self.backbone.unet, self._base).items()}
-        return {"latent." + key: value for key, value in self.latent.state_dict().items()} | own
+        latent_state, unet_state = self.latent.state_dict(), adapted.adapted_state(self.backbone.unet, self._shared_unet)
+        return {"latent." + key: value for key, value in latent_state.items()} | {
+            "unet." + key: value for key, value in unet_state.items()
+        }
 
     @torch.no_grad()
     def preview(self, hint: Tensor, decoding: Decoding) -> Tensor:
-        """The auxiliary reconstruction x_aux."""
+        """Return the auxiliary reconstruction x_aux, (N, 3, 8H, 8W) float32 in [0, 1], of hints l_T (N, C, H, W)."""
         return self.latent.auxiliary(hint).clamp(0, 1)
 
-    def predictor(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt]) -> samplers.Predict:
-        """As the base's, each fixed prompt behind a caption of x_aux, padding included, where captions are wanted."""
+    def predictor(self, hint: Tensor, decoding: Decoding, prompts: Sequence[Prompt]) -> samplers.NoisePredictor:
+        """Make the noise predictor for hints (N, C, H, W) and their fixed prompts.
+
+        If `decoding` has a captioner, a caption of x_aux, whose padding is still on, precedes each prompt.
+        """
         captioner = decoding.captioner if isinstance(decoding, CadcDecoding) else None
         if captioner is not None:
             captions = [captioner.caption(picture) for picture in to_uint8(self.preview(hint, decoding))]
-            prompts = [JOINT.join(filter(None, [caption, str(prompt)])) for caption, prompt in zip(captions, prompts)]
+            prompts = [SEPARATOR.join(filter(None, [caption, str(prompt)])) for caption, prompt in zip(captions, prompts)]
         return super().predictor(hint, decoding, prompts)
 
 
-def _parts(base: DiffusionBackbone, profile: str, ugaq: bool) -> Parts:
-    latent = CadcCompressor(**CADC[profile], ugaq=ugaq)
-    return {"latent": latent, "unet": adapted.adapted(base.unet, latent.context.channels)}
+def _build_parts(base: DiffusionBackbone, profile: str, ugaq: bool) -> Parts:
+    latent = CadcCompressor(**CADC_PROFILES[profile], ugaq=ugaq)
+    return {"latent": latent, "unet": adapted.adapt_unet(base.unet, latent.context.channels)}
 
 
-def _fill(parts: Parts, state: Mapping[str, Tensor], file: Path) -> None:
-    """latent: all of it. unet: what the file holds, see `adapted`."""
-    own = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
-    weights.fill(nn.ModuleDict({"latent": parts["latent"]}), {key: state[key] for key in state if key[5:] not in own}, file)
-    adapted.fill(parts["unet"], own, file)
+def _fill_parts(parts: Parts, state: Mapping[str, Tensor], file: Path) -> None:
+    """Fill the whole compressor, and the layers of the UNet that the file holds."""
+    unet_state = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
+    latent_state = {key: value for key, value in state.items() if not key.startswith("unet.")}
+    weights.fill_module(nn.ModuleDict({"latent": parts["latent"]}), latent_state, file)
+    adapted.fill_adapted(parts["unet"], unet_state, file)
 
 
 @functools.cache
 def architecture(ugaq: bool = True) -> Architecture:
-    """The networks of CADC. ugaq: of the encoder."""
-    return Architecture(functools.partial(_parts, ugaq=ugaq), model=CadcModel, fill=_fill)
+    """Return the networks of CADC.
+
+    Args:
+        ugaq: Whether the encoder modulates y by its uncertainty map (equations 1 to 3); False is the paper's ablation.
+    """
+    return Architecture(functools.partial(_build_parts, ugaq=ugaq), build_model=CadcModel, fill_parts=_fill_parts)

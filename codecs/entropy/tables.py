@@ -1,9 +1,9 @@
-"""Integer frequency tables: the only thing encoder and decoder must share besides the symbols' order.
+"""Integer frequency tables, which encoder and decoder must share bit by bit.
 
-A row holds the cumulative counts of a distribution over consecutive integers, and of one escape symbol after them that stands
-for everything outside. The layout is CompressAI's, so that tables stored with its checkpoints are used as they are:
+A row holds the cumulative counts of a distribution over consecutive integers, and of one escape symbol after them, which stands for
+all other integers. The layout is CompressAI's, so that tables stored with its checkpoints are used as they are:
 
-    cdf[i, : length[i]]  0 = c0 < c1 < ... < total     length[i] - 2 integers, then the escape
+    cdf[i, : length[i]]  0 = c0 < c1 < ... < total     length[i] - 2 integers, then the escape symbol
     offset[i]            the first integer
 """
 
@@ -17,14 +17,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-PRECISION = 22  # bits; at 16 the tails of the widest Gaussian would already cost 0.3% of the rate
-TAIL_MASS = 1e-9  # probability left to the escape symbol
-MAX_ROW = 1 << 16  # entries; a longer row is a damaged file
+PRECISION = 22  # bits of the total count; with 16, the tails of the widest Gaussian would cost 0.3 % of the rate
+TAIL_MASS = 1e-9  # probability of the escape symbol
+MAX_ROW = 1 << 16  # entries of a row; a longer row comes from a damaged file
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Frequency tables, checked. cdf: (rows, entries) int32; length, offset: (rows,) int32. Raises ValueError."""
+    """Checked frequency tables.
+
+    Attributes:
+        cdf: (rows, entries) int32 cumulative counts.
+        length: (rows,) int32, how many entries of a row are used.
+        offset: (rows,) int32, the first integer of a row.
+
+    Raises:
+        ValueError: the shapes disagree, a row has a wrong length, or its counts do not rise from 0.
+    """
 
     cdf: npt.NDArray[np.int32]
     length: npt.NDArray[np.int32]
@@ -36,18 +45,18 @@ class Tables:
             raise ValueError(f"frequency tables disagree: cdf {self.cdf.shape}, {self.length.shape}, {self.offset.shape}")
         if rows and (self.length.min() < 3 or self.length.max() > min(self.cdf.shape[1], MAX_ROW)):
             raise ValueError("a frequency table needs at least one integer and the escape symbol")
-        inside = np.arange(1, self.cdf.shape[1]) < self.length[:, None]
-        if rows and (self.cdf[:, 0].any() or (np.diff(self.cdf, axis=1)[inside] <= 0).any()):
+        used = np.arange(1, self.cdf.shape[1]) < self.length[:, None]
+        if rows and (self.cdf[:, 0].any() or (np.diff(self.cdf, axis=1)[used] <= 0).any()):
             raise ValueError("a frequency table does not rise from 0")
 
     @functools.cached_property
     def escape(self) -> npt.NDArray[np.int32]:
-        """(rows,) int32: the symbol that stands for every integer outside the row."""
+        """(rows,) int32: the escape symbol of each row, counted from the row's offset."""
         return self.length - 2
 
     @functools.cached_property
     def models(self) -> list[Any]:
-        """constriction's model of each row. It sees exact integers in float64, and rounds them the same everywhere."""
+        """constriction's model of each row. It is given integers, exact in float64, and rounds them alike on every machine."""
         import constriction
 
         return [
@@ -56,8 +65,20 @@ class Tables:
         ]
 
 
-def quantise(pmf: npt.ArrayLike, precision: int = PRECISION) -> npt.NDArray[np.int32]:
-    """Cumulative counts (n + 1,) of a distribution (n,) of any sum: each count at least 1, the total 2**precision."""
+def cumulative_counts(pmf: npt.ArrayLike, precision: int = PRECISION) -> npt.NDArray[np.int32]:
+    """A distribution as cumulative counts. Every count is at least 1.
+
+    Args:
+        pmf: (n,) probabilities, up to a common factor.
+        precision: The counts sum to 2**precision.
+
+    Returns:
+        (n + 1,) int32, from 0 to 2**precision.
+
+    Example:
+        >>> cumulative_counts([1, 2, 1], precision=4).tolist()
+        [0, 4, 12, 16]
+    """
     p = np.asarray(pmf, np.float64)
     p = p / p.sum()
     ideal = p * ((1 << precision) - len(p))
@@ -68,8 +89,15 @@ def quantise(pmf: npt.ArrayLike, precision: int = PRECISION) -> npt.NDArray[np.i
 
 
 def build(pmfs: Sequence[npt.ArrayLike], tails: npt.ArrayLike, offsets: npt.ArrayLike, precision: int = PRECISION) -> Tables:
-    """Tables of distributions over consecutive integers. tails: the mass outside each; offsets: the first integer of each."""
-    rows = [quantise(np.append(pmf, max(tail, 0.0)), precision) for pmf, tail in zip(pmfs, np.asarray(tails, np.float64))]
+    """Tables of distributions over consecutive integers, one row per distribution.
+
+    Args:
+        pmfs: The probabilities of each distribution.
+        tails: (rows,) probability of all other integers.
+        offsets: (rows,) first integer of each distribution.
+        precision: The counts of a row sum to 2**precision.
+    """
+    rows = [cumulative_counts(np.append(pmf, max(tail, 0.0)), precision) for pmf, tail in zip(pmfs, np.asarray(tails, np.float64))]
     length = np.array([len(row) for row in rows], np.int32)
     cdf = np.zeros((len(rows), int(length.max(initial=0))), np.int32)
     for target, row in zip(cdf, rows):
@@ -78,14 +106,21 @@ def build(pmfs: Sequence[npt.ArrayLike], tails: npt.ArrayLike, offsets: npt.Arra
 
 
 def gaussian(scales: npt.ArrayLike, precision: int = PRECISION, tail_mass: float = TAIL_MASS) -> Tables:
-    """Zero-mean Gaussians integrated over unit bins, one row a scale."""
+    """Tables of zero-mean Gaussians integrated over unit bins, one row per scale.
+
+    Args:
+        scales: (rows,) standard deviations.
+        precision: The counts of a row sum to 2**precision.
+        tail_mass: A row covers the integers outside of which a Gaussian has at most this probability.
+    """
     from scipy.special import ndtr, ndtri
 
     sigma = np.asarray(scales, np.float64)
     reach = np.ceil(-ndtri(tail_mass / 2) * sigma).astype(int)
     pmfs = []
     for s, r in zip(sigma, reach):
-        upper = ndtr((0.5 - np.arange(r + 1)) / s)  # by symmetry, on the side where ndtr keeps its precision
+        # Computed on the side where ndtr keeps its precision; the other side is its mirror image.
+        upper = ndtr((0.5 - np.arange(r + 1)) / s)
         half = upper - ndtr((-0.5 - np.arange(r + 1)) / s)
         pmfs.append(np.concatenate([half[:0:-1], half]))
     return build(pmfs, 2 * ndtr((-0.5 - reach) / sigma), -reach, precision)

@@ -1,4 +1,4 @@
-"""A backbone from scratch, for the tiny profile: first the VAE, then UNet and text encoder on its latents."""
+"""A diffusion backbone from scratch, for the tiny profile: first the VAE, then UNet and text encoder on its latents."""
 
 from __future__ import annotations
 
@@ -19,18 +19,28 @@ from icmbench.codecs.perceptual import perceptual_distance
 from icmbench.codecs.training.latents import LatentObjective
 from icmbench.codecs.training.objective import Objective
 
-_DECAY = 0.98  # of the running moments of latents
+_MOMENTS_DECAY = 0.98  # Decay per step of the running mean and mean square of the latents.
 
 
 class VaeObjective(Objective):
-    """The autoencoder: L1 + perceptual + KL (Rombach et al. 2022, appendix G, without its discriminator).
+    """The autoencoder's loss: L1 + perceptual + KL (Rombach et al. 2022, appendix G, without its discriminator).
 
-    profile: whose sizes. l1, mse, kl: weights of the means over values; chroma: of the L1 of pixels less their grey, without which
-    small networks learn colours late. perceptual: a network of `perceptual.py`, or None; perceptual_weight, perceptual_crop: its
-    weight, and the side of the part of each crop that it sees, 0 for all.
-    decoder_only: keep the encoder and the latents' moments, so that what was trained on the latents stays valid.
-    The export has latents of mean 0 and variance 1 a channel on the training data after the profile's scaling: the last encoder
-    and first decoder convolution take the measured moments in. Its UNet and text encoder are random.
+    The exported latents, times the profile's scaling, have mean 0 and variance 1 per channel on the training data: the measured
+    moments are folded into the encoder's last and the decoder's first convolution. The exported UNet and text encoder are random.
+
+    Args:
+        point: unused; a backbone has no rate points.
+        profile: which profile's network sizes to train.
+        l1: weight of the pixels' mean absolute error.
+        mse: weight of the pixels' mean squared error.
+        chroma: weight of the mean absolute error after subtracting each pixel's mean over its channels. Without this term, small
+            networks learn colours late.
+        kl: weight of the KL divergence from a standard normal distribution, a mean over the latent's elements.
+        perceptual: a name for `perceptual_distance`; None for no perceptual term.
+        perceptual_weight: weight of the perceptual term.
+        perceptual_crop: side in pixels of the random part of each crop that the perceptual term sees; 0 for whole crops.
+        decoder_only: keep the encoder and the latents' moments, so that networks trained on the latents remain valid.
+        device: PyTorch device.
     """
 
     mean: Tensor
@@ -52,8 +62,8 @@ class VaeObjective(Objective):
         device: str = "cpu",
     ) -> None:
         super().__init__(point, device)
-        whole = self.freeze("whole", backbones.DiffusionBackbone(backbones.PROFILES[profile]))
-        self.vae: Any = whole.vae.to(device).requires_grad_(True)
+        backbone = self.add_frozen("backbone", backbones.DiffusionBackbone(backbones.PROFILES[profile]))
+        self.vae: Any = backbone.vae.to(device).requires_grad_(True)
         self.register_buffer("mean", torch.zeros(4))
         self.register_buffer("square", torch.ones(4))
         self._crop, self._decoder_only = perceptual_crop, decoder_only
@@ -62,7 +72,7 @@ class VaeObjective(Objective):
             self.vae.quant_conv.requires_grad_(False)
         self.weights = {"l1": l1, "mse": mse, "chroma": chroma, "kl": kl}
         if perceptual is not None:
-            self.freeze("distance", perceptual_distance(perceptual, device))
+            self.add_frozen("distance", perceptual_distance(perceptual, device))
             self.weights["perceptual"] = perceptual_weight
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -72,29 +82,35 @@ class VaeObjective(Objective):
         decoded = (self.vae.decode(z).sample.float() + 1) / 2
         if self.training and not self._decoder_only:
             with torch.no_grad():
-                self.mean.lerp_(z.float().mean((0, 2, 3)), 1 - _DECAY)
-                self.square.lerp_(z.float().square().mean((0, 2, 3)), 1 - _DECAY)
+                self.mean.lerp_(z.float().mean((0, 2, 3)), 1 - _MOMENTS_DECAY)
+                self.square.lerp_(z.float().square().mean((0, 2, 3)), 1 - _MOMENTS_DECAY)
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         error = decoded - pixels
         chroma = (error - error.mean(1, keepdim=True)).abs().mean()
         terms = {"l1": error.abs().mean(), "mse": error.square().mean(), "chroma": chroma, "kl": kl}
-        if "distance" in self._frozen:
-            terms["perceptual"] = self._frozen["distance"](*corner((decoded, pixels), self._crop))
+        if "distance" in self.frozen_networks:
+            terms["perceptual"] = self.frozen_networks["distance"](*random_squares((decoded, pixels), self._crop))
         return terms
 
     def export(self, folder: Path) -> None:
-        whole = self._frozen["whole"]
-        kept = whole.vae
-        whole.vae = copy.deepcopy(self.vae).cpu()
+        backbone = self.frozen_networks["backbone"]
+        trained_vae = backbone.vae
+        backbone.vae = copy.deepcopy(self.vae).cpu()
+        std = (self.square - self.mean**2).clamp(min=1e-6).sqrt()
         try:
-            normalise(whole.vae, self.mean.cpu(), (self.square - self.mean**2).clamp(min=1e-6).sqrt().cpu(), whole.profile.scaling)
-            models.save_backbone(whole, folder / BACKBONE)
+            standardise_latents(backbone.vae, self.mean.cpu(), std.cpu(), backbone.profile.scaling)
+            models.save_backbone(backbone, folder / BACKBONE)
         finally:
-            whole.vae = kept
+            backbone.vae = trained_vae
 
 
-def corner(images: tuple[Tensor, ...], side: int) -> list[Tensor]:
-    """The same square of `side` pixels of each image, at a place drawn anew; 0 for the whole images."""
+def random_squares(images: tuple[Tensor, ...], side: int) -> list[Tensor]:
+    """Cut the same square at a random position from each image.
+
+    Args:
+        images: tensors (..., H, W) of one size.
+        side: side of the square in pixels; 0, or at least H or W, returns whole images.
+    """
     height, width = images[0].shape[-2:]
     if not 0 < side < min(height, width):
         return list(images)
@@ -103,23 +119,38 @@ def corner(images: tuple[Tensor, ...], side: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def normalise(vae: Any, mean: Tensor, deviation: Tensor, scaling: float) -> None:
-    """Have a VAE's latents, times `scaling`, mean 0 and variance 1 a channel, given their moments (4,); its images stay."""
-    gain = 1 / (scaling * deviation)
+def standardise_latents(vae: Any, mean: Tensor, std: Tensor, scaling: float) -> None:
+    """Change a VAE in place so that its latents, times `scaling`, have mean 0 and variance 1; its decoded images stay the same.
+
+    Args:
+        vae: the autoencoder (diffusers' AutoencoderKL).
+        mean: the latents' mean per channel, (4,).
+        std: the latents' standard deviation per channel, (4,).
+        scaling: the factor that the profile applies to latents.
+    """
+    gain = 1 / (scaling * std)
     channels = len(mean)
     encoder, decoder = vae.quant_conv, vae.post_quant_conv
     decoder.bias += decoder.weight[:, :, 0, 0] @ mean  # decoder(z) = decoder(z' / gain + mean)
     decoder.weight /= gain.view(1, -1, 1, 1)
     encoder.weight[:channels] *= gain.view(-1, 1, 1, 1)
     encoder.bias[:channels] = (encoder.bias[:channels] - mean) * gain
-    encoder.bias[channels:] += 2 * gain.log()  # logarithms of variances
+    encoder.bias[channels:] += 2 * gain.log()  # These channels are logarithms of variances.
 
 
 class UnetObjective(LatentObjective):
-    """UNet and text encoder on a trained VAE: predict the noise (Ho et al. 2020, eq. 14), with words dropped for guidance.
+    """Noise prediction by UNet and text encoder on the latents of a trained VAE (Ho et al. 2020, eq. 14).
 
-    backbone: where the VAE is. text_dropout: share of samples whose text is emptied. restart: begin with a random UNet and text
-    encoder instead of the backbone's.
+    Args:
+        point: unused; a backbone has no rate points.
+        profile: must be "tiny", because the full networks are not trained from scratch here.
+        backbone: file or folder of the backbone that holds the VAE.
+        text_dropout: share of the samples that are trained without text, which classifier-free guidance needs.
+        restart: start from a random UNet and text encoder instead of the backbone's.
+        device: PyTorch device.
+
+    Raises:
+        CodecError: the profile is another, or no trained backbone is found.
     """
 
     def __init__(
@@ -136,19 +167,19 @@ class UnetObjective(LatentObjective):
             raise CodecError("only the tiny profile is trained from scratch: set profile: tiny")
         super().__init__(point, profile=profile, backbone=backbone, device=device)
         self._dropout = text_dropout
-        trained = backbones.DiffusionBackbone(self.base.profile) if restart else copy.deepcopy(self.base)
-        self.unet = trained.unet.to(device).requires_grad_(True)
-        self.text = trained.text.to(device).requires_grad_(True)
+        start = backbones.DiffusionBackbone(self.base.profile) if restart else copy.deepcopy(self.base)
+        self.unet = start.unet.to(device).requires_grad_(True)
+        self.text = start.text.to(device).requires_grad_(True)
         self.weights = {"eps": 1.0}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        x, t, eps = self.noised(self.latents(batch))
+        x, t, eps = self.diffuse(self.latents(batch))
         ids = self.base.tokenize(self.prompts(batch, self._dropout)).to(self.device)
         context = self.text(input_ids=ids).last_hidden_state
         return {"eps": F.mse_loss(self.unet(x, t, context, return_dict=False)[0].float(), eps)}
 
     def export(self, folder: Path) -> None:
-        whole = backbones.DiffusionBackbone(self.base.profile)
+        backbone = backbones.DiffusionBackbone(self.base.profile)
         for part, network in (("vae", self.base.vae), ("unet", self.unet), ("text", self.text)):
-            getattr(whole, part).load_state_dict(network.state_dict())
-        models.save_backbone(whole, folder / BACKBONE)
+            getattr(backbone, part).load_state_dict(network.state_dict())
+        models.save_backbone(backbone, folder / BACKBONE)

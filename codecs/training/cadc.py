@@ -1,5 +1,7 @@
-"""CADC: MSE, LPIPS and CLIP of the picture; then the auxiliary picture too, and a discriminator on DINOv2 (Sheng et al., section
-4.4 and eq. 13, with what its base StableCodec does)."""
+"""CADC: MSE, LPIPS and CLIP of the picture; in stage 2, also the auxiliary picture and a discriminator on DINOv2.
+
+Sheng et al., section 4.4 and eq. 13. Where the paper is silent, this follows StableCodec, on which CADC builds.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,44 @@ from icmbench.codecs import cadc
 from icmbench.codecs.diffusion import cadc_model
 from icmbench.codecs.diffusion.backbone import adapted
 from icmbench.codecs.diffusion.engine import to_uint8
-from icmbench.codecs.diffusion.prompts.captioners import Captioner, captioner_of
-from icmbench.codecs.diffusion.sampling.samplers import OneStep
+from icmbench.codecs.diffusion.prompts.captioners import Captioner, build_captioner
+from icmbench.codecs.diffusion.sampling.samplers import OneStepSampler
 from icmbench.codecs.training.controlled import CodecObjective
-from icmbench.codecs.training.networks import Discriminator, frozen_terms, hinge
+from icmbench.codecs.training.loss_networks import Discriminator, hinge_loss, load_loss_networks
 
-BASE_RATE = 0.5  # lambda of the first stage; with the weights below, StableCodec's
-SHOWN = ("mse", "lpips", "clip", "adversarial")  # terms of the decoded picture: without them it is not decoded
+BASE_RATE = 0.5  # lambda_base, the weight of the rate in stage 1; StableCodec's value.
+PICTURE_TERMS = ("mse", "lpips", "clip", "adversarial")  # If none of these has a weight, the picture is not decoded.
 
 
 class CadcObjective(CodecObjective):
-    """Stage 1: lambda_base bpp + 2 MSE + LPIPS + 0.1 CLIP; stage 2, with the point as lambda: + L_aux (eq. 10) + 0.1 GAN.
+    """CADC's loss: lambda bpp + 2 MSE + LPIPS + 0.1 CLIP; in stage 2 also L_aux (eq. 10) + 0.1 GAN.
 
-    The weights are StableCodec's, as the text at hand lacks CADC's (open). rate: in place of the stage's lambda. mse, lpips, clip,
-    auxiliary, adversarial: weights; 0 leaves a term and its network out. auxiliary 0 is the ablation without ADGIC, ugaq False
-    the one without UGAQ. captions: BFATC: "decoder" captions x_aux by `captioner` as the codec does; "data" takes the data's
-    captions in their place, which costs no captioner; "none", the ablation, has the fixed prompt alone. prompt: that one.
-    discriminator_lr: of the heads on DINOv2. unet: "lora" trains factors of `rank_lora` and conv_in, as StableCodec; "all" the
-    whole UNet. perceptual, clip_source, discriminator: the networks of LPIPS, CLIP and the GAN, see perceptual.py and networks.py.
+    The default weights are StableCodec's, because the available text of the paper does not contain CADC's (open).
+
+    Args:
+        point: lambda of stage 2, the weight of the rate.
+        profile: size of the networks; "sd21" is the paper's, "tiny" trains on a CPU.
+        backbone: file, folder or hub repository of SD-Turbo; by default it is looked for where the codec looks for it.
+        stage: 1 or 2.
+        rate: weight of the rate; by default 0.5 in stage 1 and the point in stage 2.
+        mse: weight of the picture's MSE.
+        lpips: weight of LPIPS; 0 leaves it and its network out.
+        clip: weight of the CLIP distance; 0 leaves it and its network out.
+        auxiliary: weight of L_aux in stage 2; 0 is the ablation without ADGIC.
+        adversarial: weight of the GAN's loss in stage 2; 0 leaves it and its network out.
+        ugaq: modulate the latent by its uncertainty map; False is the ablation without UGAQ.
+        captions: what precedes the fixed prompt (BFATC). With "decoder", `captioner` describes the auxiliary picture, as in the
+            codec; "data" takes the captions of the data instead, which spares the captioner; "none" is the ablation, the fixed
+            prompt alone.
+        captioner: hub repository or folder of the captioner; the default is the paper's.
+        prompt: the fixed prompt.
+        unet: "lora" trains low-rank factors and the input convolution, as StableCodec does; "all" trains the whole UNet.
+        rank_lora: rank of the factors; their product is scaled by 1/4.
+        perceptual: the network of LPIPS, a name for `perceptual_distance`.
+        clip_source: folder or hub repository of CLIP, see loss_networks.py.
+        discriminator: folder or hub repository of the DINOv2 below the discriminator, see loss_networks.py.
+        discriminator_lr: learning rate of the discriminator's heads.
+        device: PyTorch device.
     """
 
     codec = cadc.Cadc.name
@@ -72,8 +94,8 @@ class CadcObjective(CodecObjective):
         self.weights = {"bpp": rate if rate is not None else point if stage == 2 else BASE_RATE, "mse": mse, "quantiles": 1.0}
         self.weights |= {"lpips": lpips, "clip": clip}
         sources = {"lpips": perceptual if lpips else None, "clip": clip_source if clip else None}
-        for term, network in frozen_terms(sources, device).items():
-            self.freeze(term, network)
+        for term, network in load_loss_networks(sources, device).items():
+            self.add_frozen(term, network)
         if stage == 2 and auxiliary:
             self.weights["auxiliary"] = auxiliary
         self.discriminator: Discriminator | None = None
@@ -82,47 +104,48 @@ class CadcObjective(CodecObjective):
             self.discriminator = Discriminator(discriminator, device)
             self.weights |= {"adversarial": adversarial, "discriminator": 1.0}
         self.needs = {"text"} if captions == "data" else set()
-        self._captioner: Captioner | None = captioner_of(captioner, device) if captions == "decoder" else None
+        self._captioner: Captioner | None = build_captioner(captioner, device) if captions == "decoder" else None
         self._captions, self._prompt = captions, prompt
 
-    def groups(self, lr: float) -> list[dict[str, Any]]:
-        groups = super().groups(lr)
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        groups = super().parameter_groups(lr)
         if self.discriminator is not None:
-            judged = {id(parameter) for parameter in self.discriminator.parameters()}
-            groups[0]["params"] = [parameter for parameter in groups[0]["params"] if id(parameter) not in judged]
+            discriminator_ids = {id(parameter) for parameter in self.discriminator.parameters()}
+            groups[0]["params"] = [parameter for parameter in groups[0]["params"] if id(parameter) not in discriminator_ids]
             groups.append({"params": list(self.discriminator.parameters()), "lr": self._discriminator_lr})
         return groups
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         pixels = self.pixels(batch)
-        hint, bpp = self.code(pixels, None)
+        hint, bpp = self.run_compressor(pixels, None)
         latent: Any = self.get_submodule("latent")
-        seen = latent.auxiliary(hint)
-        terms = {"bpp": bpp, "quantiles": self.auxiliary(), "auxiliary": F.mse_loss(seen, pixels)}
-        if not any(self.weights.get(term) for term in SHOWN):
+        auxiliary_picture = latent.auxiliary(hint)
+        terms = {"bpp": bpp, "quantiles": self.quantile_loss(), "auxiliary": F.mse_loss(auxiliary_picture, pixels)}
+        if not any(self.weights.get(term) for term in PICTURE_TERMS):
             return terms
         with torch.no_grad():
-            context = self.base.embed(self._prompts(batch, seen))
+            context = self.base.embed(self._caption_prompts(batch, auxiliary_picture))
         base = self.base.with_unet(self.unet)
 
         def predict(x: Tensor, t: int) -> Tensor:
             return base.eps(x, torch.full((len(x),), t, device=x.device), context).float()
 
-        decoded = self.decode(OneStep()(predict, self.base.abar, hint, hint))
+        decoded = self.decode(OneStepSampler()(predict, self.base.abar, hint, hint))
         terms["mse"] = F.mse_loss(decoded, pixels)
-        terms |= {name: self._frozen[name](decoded, pixels) for name in ("lpips", "clip") if name in self._frozen}
+        terms |= {name: self.frozen_networks[name](decoded, pixels) for name in ("lpips", "clip") if name in self.frozen_networks}
         if self.discriminator is not None:
-            judge = self.discriminator
+            discriminator = self.discriminator
             with torch.no_grad():
-                real = judge.tokens(pixels)
-            fake = judge.tokens(decoded)
-            terms["adversarial"] = -judge(fake, trained=False).mean()
-            terms["discriminator"] = hinge(judge(real), judge([token.detach() for token in fake]))
+                real = discriminator.tokens(pixels)
+            fake = discriminator.tokens(decoded)
+            terms["adversarial"] = -discriminator(fake, train_heads=False).mean()
+            terms["discriminator"] = hinge_loss(discriminator(real), discriminator([tokens.detach() for tokens in fake]))
         return terms
 
-    def _prompts(self, batch: Mapping[str, Any], seen: Tensor) -> list[str]:
+    def _caption_prompts(self, batch: Mapping[str, Any], auxiliary_picture: Tensor) -> list[str]:
+        """One prompt per image: a caption, if the options ask for one, and the fixed prompt."""
         if self._captioner is not None:
-            captions = [self._captioner.caption(picture) for picture in to_uint8(seen.detach().clamp(0, 1))]
+            captions = [self._captioner.caption(picture) for picture in to_uint8(auxiliary_picture.detach().clamp(0, 1))]
         else:
-            captions = batch["text"] if self._captions == "data" else [""] * len(seen)
-        return [cadc_model.JOINT.join(filter(None, [caption, self._prompt])) for caption in captions]
+            captions = batch["text"] if self._captions == "data" else [""] * len(auxiliary_picture)
+        return [cadc_model.SEPARATOR.join(filter(None, [caption, self._prompt])) for caption in captions]

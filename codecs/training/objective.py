@@ -11,18 +11,30 @@ from torch import Tensor, nn
 
 from icmbench.codecs.entropy.models import EntropyBottleneck
 
-AUXILIARY_LR = 1e-3  # of the quantiles of factorised priors
+QUANTILES_LR = 1e-3  # Learning rate of the quantiles of factorised priors, whatever the stage's own rate is.
 
 
 class Objective(nn.Module):
-    """Base of the objectives. Called with a batch it gives {term: loss}, scalars in float32.
+    """Base class of the objectives; called with a batch, it returns {term: loss}, scalars in float32.
 
-    Registered modules are trained, kept in checkpoints and averaged; frozen ones are held by `freeze`. The constructor takes the
-    rate point (None for what has none), its own options by keyword, and `device`, where the loop runs.
+    Registered modules are trained, saved in checkpoints and averaged. Networks that only help to compute a loss are held by
+    `add_frozen` instead.
 
-    codec: name of the codec that loads what `export` writes. prefix: what the names in its files lack of those here.
-    default_points: of a recipe that names none. needs: what the data has to bring, "text", "mask" or "label". pad: crops are
-    multiples of it. weights: of each term in the sum that is minimised; terms without a weight are only logged.
+    A subclass's constructor takes the rate point, then its own options by keyword, which are the recipe's `set`, and `device`.
+
+    Args:
+        point: the rate point to train; None for objectives without rate points.
+        device: PyTorch device on which the loop runs.
+
+    Attributes:
+        codec: name of the codec that loads what `export` writes; None if there is none.
+        default_points: rate points of a recipe that names none.
+        extra: the optional dependencies to install, as in `pip install icmbench[extra]`.
+        prefix: what precedes a tensor's name in this module's state dict, but not in the codec's weight file.
+        pad: the side of a crop must be a multiple of this many pixels.
+        needs: what the data must provide besides pixels: "text", "mask" or "label".
+        weights: the factor of each term in the sum that is minimised; a term without a weight is only logged.
+        frozen_networks: the networks held by `add_frozen`, by name.
     """
 
     codec: ClassVar[str | None] = None
@@ -36,39 +48,57 @@ class Objective(nn.Module):
         self.point, self.device = point, torch.device(device)
         self.needs: set[str] = set()
         self.weights: dict[str, float] = {}
-        self._frozen: dict[str, Any] = {}
+        self.frozen_networks: dict[str, Any] = {}  # In a plain dictionary, so that PyTorch neither trains nor saves them.
 
-    def freeze(self, name: str, module: Any) -> Any:
-        """Keep a network beside the trained ones: not trained, not saved."""
-        self._frozen[name] = module.requires_grad_(False).eval()
-        return module
+    def add_frozen(self, name: str, network: Any) -> Any:
+        """Hold a network that is neither trained nor saved, in evaluation mode, and return it."""
+        self.frozen_networks[name] = network.requires_grad_(False).eval()
+        return network
 
-    def groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups: parameters, with the learning rate they start from."""
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Split the trained parameters into groups for the optimiser.
+
+        Args:
+            lr: the stage's learning rate.
+
+        Returns:
+            Groups as PyTorch optimisers take them, each with the learning rate that its schedule multiplies.
+        """
         quantiles = [module.quantiles for module in self.modules() if isinstance(module, EntropyBottleneck)]
-        kept = {id(parameter) for parameter in quantiles}
-        others = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in kept]
-        groups: list[dict[str, Any]] = [{"params": others, "lr": lr}]
+        quantile_ids = {id(parameter) for parameter in quantiles}
+        remaining = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in quantile_ids]
+        groups: list[dict[str, Any]] = [{"params": remaining, "lr": lr}]
         if quantiles:
-            groups.append({"params": quantiles, "lr": AUXILIARY_LR, "weight_decay": 0.0})
+            groups.append({"params": quantiles, "lr": QUANTILES_LR, "weight_decay": 0.0})
         return groups
 
-    def auxiliary(self) -> Tensor:
-        """The loss of all quantiles, which moves nothing else; in float32, as tails need it."""
+    def quantile_loss(self) -> Tensor:
+        """The loss of the quantiles of all factorised priors, a scalar, whose gradient reaches nothing else.
+
+        It is computed in float32, because the tails of the distributions need the precision.
+        """
         with torch.autocast(self.device.type, enabled=False):
             return torch.stack([m.auxiliary_loss() for m in self.modules() if isinstance(m, EntropyBottleneck)]).sum()
 
     def export(self, folder: Path) -> None:
-        """Write the files that the codec loads, of the weights as they are now, without changing them."""
+        """Write the files that the codec loads, with the current weights, which stay as they are."""
         raise NotImplementedError
 
     def pixels(self, batch: Mapping[str, Any]) -> Tensor:
-        """The batch's pixels on the device, float32 (B, 3, H, W) in [0, 1], channels last."""
+        """Move a batch's pixels to the device: float32 (B, 3, H, W) in [0, 1], in channels-last memory format."""
         pixels = batch["pixels"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
         return pixels.float() / 255
 
 
 def bits_per_pixel(likelihoods: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
-    """Estimated rate: bits of all latents over the pixels they code. The real rate is counted on streams."""
+    """Estimate the rate from probabilities; the real rate is counted on streams.
+
+    Args:
+        likelihoods: the probability of each element of each latent, by the latent's name; tensors of any shape.
+        pixels: the batch (B, C, H, W) that the latents code.
+
+    Returns:
+        Bits of all latents per pixel of the batch, a scalar.
+    """
     count = pixels.shape[0] * pixels.shape[2] * pixels.shape[3]
     return torch.stack([-torch.log2(likelihood).sum() for likelihood in likelihoods.values()]).sum() / count

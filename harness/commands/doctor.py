@@ -1,62 +1,35 @@
-"""`icmbench doctor` and `icmbench list`: what is here, and what is usable."""
+"""`icmbench doctor`: facts of this machine, and which plug-ins can be used on it."""
 
 from __future__ import annotations
 
-import inspect
-import re
 import shutil
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import version
 from pathlib import Path
 
-from icmbench.harness.config import plugins
+from icmbench.harness.commands.listing import plugin_entries
+from icmbench.harness.config.plugins import KINDS
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One plug-in as `list` and `doctor` show it. `trouble` is empty where it can be used."""
+def print_diagnosis(folder: Path) -> None:
+    """Print facts of this machine and, for each plug-in, whether it can be used or why not.
 
-    kind: str
-    name: str
-    summary: str
-    weights: str
-    trouble: str
-
-
-def entries(kind: str) -> list[Entry]:
-    """All plug-ins of a kind: what their class says of itself, and whether what it needs is installed."""
-    found = []
-    for name in plugins.available(kind):
-        try:
-            plugin = plugins.load(kind, name, kind)
-        except Exception as error:  # a plug-in of another package may break in any way; the others are still to be listed
-            found.append(Entry(kind, name, "", "", f"cannot be loaded: {error}"))
-            continue
-        summary = (inspect.getdoc(plugin) or "").partition("\n")[0]
-        missing = _missing(getattr(plugin, "extra", None))
-        usable = getattr(plugin, "usable", None)  # optional: a classmethod that says why not, e.g. a binary that is not there
-        trouble = missing or (usable() if usable else None) or ""
-        found.append(Entry(kind, name, summary, getattr(plugin, "weights", ""), trouble))
-    return found
-
-
-def _missing(extra: str | None) -> str:
-    """Which distributions of an extra of this project are not installed, and the remedy."""
-    if not extra:
-        return ""
-    wanted = [line for line in requires("icmbench") or [] if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", line)]
-    absent = []
-    for line in wanted:
-        name = re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0]
-        try:
-            version(name)
-        except PackageNotFoundError:
-            absent.append(name)
-    return f"needs {', '.join(absent)}: python -m pip install 'icmbench[{extra}]'" if absent else ""
+    Args:
+        folder: a folder on the disk whose free space is printed.
+    """
+    for name, fact in machine(folder).items():
+        print(f"{name:<12} {fact}")
+    for kind in KINDS:
+        print(f"{kind}:")
+        for entry in plugin_entries(kind):
+            print(f"  {'ok' if not entry.trouble else '--'}  {entry.name}{': ' + entry.trouble if entry.trouble else ''}")
 
 
 def machine(folder: Path) -> dict[str, str]:
-    """Facts of this machine that decide what can run."""
+    """Facts of this machine that decide what can run, by name, as text.
+
+    Args:
+        folder: a folder on the disk whose free space is reported.
+    """
     from icmbench.harness.derive.environment import hardware
 
     facts = hardware()

@@ -1,4 +1,7 @@
-"""`icmbench plan`: which cells are missing, how long they take, and what the standard sets would, judging by what is measured."""
+"""`icmbench plan`: which cells are missing, how long they take, and what the standard sets would cost.
+
+All estimates rest on what the run folder holds of the experiment's codec points and tasks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from icmbench.harness.derive.scoring import shards
+from icmbench.harness.derive.scoring import task_shards
 from icmbench.harness.store.shards import ImageBlock
 from icmbench.harness.store.store import safe_name
 from icmbench.harness.work.bench import Bench
@@ -17,7 +20,13 @@ COLUMNS = ["codec", "point", "seed", "dataset", "task", "cells", "missing", "ima
 
 @dataclass(frozen=True)
 class StandardSet:
-    """A set that papers score on: how many images, and their mean size in megapixels."""
+    """A set of images on which papers report scores.
+
+    Attributes:
+        name: its usual name.
+        images: number of images.
+        megapixels: their mean size.
+    """
 
     name: str
     images: int
@@ -27,123 +36,152 @@ class StandardSet:
 STANDARD_SETS = (
     StandardSet("COCO val2017", 5000, 0.27),
     StandardSet("Flickr30K test", 1000, 0.18),
-    StandardSet("ADE20K val", 2000, 0.35),  # short side 512
+    StandardSet("ADE20K val", 2000, 0.35),  # With a short side of 512 pixels, as its models take them.
     StandardSet("ImageNet val", 50_000, 0.20),
 )
 
 
 @dataclass(frozen=True)
-class Rate:
-    """What one image costs, measured on `images` of them: seconds of one worker (median) and bytes in the run folder."""
+class ImageCost:
+    """The measured cost of one image.
+
+    Attributes:
+        images: number of images that were measured.
+        seconds: median time of one worker.
+        bytes: mean size in the run folder.
+        megapixels: mean size of the measured images; NaN if the cost does not grow with the size.
+    """
 
     images: int
     seconds: float
     bytes: float
-    megapixels: float = float("nan")  # mean size of the images; NaN where the cost does not depend on it
+    megapixels: float = float("nan")
 
-    def of(self, target: StandardSet) -> tuple[float, float]:
-        """Seconds and bytes of a whole set."""
-        times = target.images * (1.0 if math.isnan(self.megapixels) else target.megapixels / self.megapixels)
-        return times * self.seconds, times * self.bytes
+    def of_set(self, standard_set: StandardSet) -> tuple[float, float]:
+        """Seconds and bytes of all images of a set."""
+        scale = 1.0 if math.isnan(self.megapixels) else standard_set.megapixels / self.megapixels
+        return standard_set.images * scale * self.seconds, standard_set.images * scale * self.bytes
 
 
 @dataclass(frozen=True)
-class Measured:
-    """By codec point: encoding + decoding. By task: predicting, for each reconstruction and for the originals."""
+class MeasuredCosts:
+    """Costs of everything that has been computed.
 
-    codec: dict[str, Rate]
-    task: dict[str, Rate]
+    Attributes:
+        codec: cost of encoding and decoding, by series name.
+        task: cost of one prediction, by task label.
+    """
 
-    def seconds(self, kind: str, name: str) -> float:
-        rate = getattr(self, kind).get(name)
-        return rate.seconds if rate else float("nan")
+    codec: dict[str, ImageCost]
+    task: dict[str, ImageCost]
 
 
 def plan(bench: Bench) -> pd.DataFrame:
-    """One row a series and task: its cells, those missing, their images, and the estimated seconds (NaN: nothing measured yet).
+    """Count the missing cells of an experiment and estimate their time.
 
-    The seconds of coding stand on the first task of a series, since one decoding serves all tasks.
+    Args:
+        bench: the experiment with its run folder.
+
+    Returns:
+        One row per series and task, with the columns `COLUMNS`: `cells` and `missing` are numbers of cells, `images` the number of
+        images in the missing cells, `seconds` the estimated time of one worker for them (NaN if nothing has been measured). The
+        time of coding is part of the first task of a series, because one decoding serves all tasks.
     """
-    found = measure(bench)
+    costs = measure(bench)
     rows = []
     for series in bench.series:
-        coded: set[ImageBlock] = set()
-        for block in bench.experiment.tasks:
-            task = bench.tasks[block.label]
-            if series.codec is None and task.needs_originals:
+        coded: set[ImageBlock] = set()  # Blocks whose coding an earlier task of this series includes.
+        for section in bench.experiment.tasks:
+            if series.codec is None and bench.tasks[section.label].needs_originals:
                 continue
-            cells = list(shards(bench, block.label, series))
-            missing = [(part, ids) for part, ids, file, _ in cells if file is None or not bench.store.exists(file)]
-            seconds = sum(len(ids) for _, ids in missing) * found.seconds("task", block.label) if missing else 0.0
+            cells = list(task_shards(bench, section.label, series))
+            missing = [cell for cell in cells if cell.file is None or not bench.store.exists(cell.file)]
+            images = sum(len(cell.ids) for cell in missing)
+            seconds = images * _seconds(costs.task.get(section.label)) if missing else 0.0
             if series.codec is not None:
-                new = {part: len(part.ids) for part, _ in missing if part not in coded}
-                seconds += sum(new.values()) * found.seconds("codec", series.name) if new else 0.0
-                coded |= set(new)
+                to_code = {cell.block for cell in missing} - coded
+                seconds += sum(len(block.ids) for block in to_code) * _seconds(costs.codec.get(series.name)) if to_code else 0.0
+                coded |= to_code
             rows.append(
                 {
                     "codec": series.label,
                     "point": series.point,
                     "seed": series.seed,
-                    "dataset": block.dataset,
-                    "task": block.label,
+                    "dataset": section.dataset,
+                    "task": section.label,
                     "cells": len(cells),
                     "missing": len(missing),
-                    "images": sum(len(ids) for _, ids in missing),
+                    "images": images,
                     "seconds": seconds,
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def standard(bench: Bench) -> pd.DataFrame:
-    """What the experiment's points and tasks would cost on the four standard sets, judged by the images measured so far.
+def _seconds(cost: ImageCost | None) -> float:
+    return cost.seconds if cost else float("nan")
 
-    One row a codec (all its points and seeds) or task (of all reconstructions and originals) and set; columns part, points, set,
-    images, seconds (of one worker) and bytes. NaN where a point is not measured. Coding and streams grow with the pixels, tasks
-    with the images. Empty where nothing is measured.
+
+def estimate_standard_sets(bench: Bench) -> pd.DataFrame:
+    """Estimate what the experiment's codec points and tasks would cost on `STANDARD_SETS`.
+
+    The costs of coding and of streams grow with the number of pixels, those of tasks with the number of images.
+
+    Args:
+        bench: the experiment with its run folder.
+
+    Returns:
+        One row per codec (all its points and seeds) or task (all reconstructions and originals) and set. Columns: `part` (label of
+        the codec or task), `points` (number of passes over the images), `set`, `images`, `seconds` (of one worker) and `bytes`.
+        NaN if a point has not been measured. Empty if nothing has been measured.
     """
-    found = measure(bench)
-    points: dict[str, list[str]] = {}
+    costs = measure(bench)
+    names: dict[str, list[str]] = {}
     for series in bench.series:
         if series.codec is not None:
-            points.setdefault(series.label, []).append(series.name)
-    parts = {label: [found.codec.get(name) for name in names] for label, names in points.items()}
-    shown = sum(map(len, points.values()))
-    for block in bench.experiment.tasks:
-        parts[block.label] = [found.task.get(block.label)] * (shown + (not bench.tasks[block.label].needs_originals))
+            names.setdefault(series.label, []).append(series.name)
+    passes = {label: [costs.codec.get(name) for name in series_names] for label, series_names in names.items()}
+    reconstructions = sum(map(len, names.values()))  # Number of reconstructions of each image.
+    for section in bench.experiment.tasks:
+        on_originals = not bench.tasks[section.label].needs_originals
+        passes[section.label] = [costs.task.get(section.label)] * (reconstructions + on_originals)
     rows = []
-    for part, rates in parts.items():
-        for target in STANDARD_SETS if found.codec or found.task else ():
-            costs = [rate.of(target) if rate else (float("nan"), float("nan")) for rate in rates]
-            seconds, size = (sum(values) for values in zip(*costs, strict=True))
-            row = {"part": part, "points": len(rates), "set": target.name, "images": target.images}
+    for part, pass_costs in passes.items():
+        for standard_set in STANDARD_SETS if costs.codec or costs.task else ():
+            totals = [cost.of_set(standard_set) if cost else (float("nan"), float("nan")) for cost in pass_costs]
+            seconds, size = (sum(values) for values in zip(*totals, strict=True))
+            row = {"part": part, "points": len(pass_costs), "set": standard_set.name, "images": standard_set.images}
             rows.append(row | {"seconds": seconds, "bytes": size})
     return pd.DataFrame(rows, columns=["part", "points", "set", "images", "seconds", "bytes"])
 
 
-def measure(bench: Bench) -> Measured:
-    """Rates of everything that the run folder holds of these points and tasks, whatever images it was measured on."""
-    codec: dict[str, Rate] = {}
-    task: dict[str, Rate] = {}
-    datasets = {block.label: block.dataset for block in bench.experiment.tasks}
+def measure(bench: Bench) -> MeasuredCosts:
+    """Measure costs from all shards of the experiment's codec points and tasks, also those of other images or settings.
+
+    Args:
+        bench: the experiment with its run folder.
+    """
+    codec: dict[str, ImageCost] = {}
+    task: dict[str, ImageCost] = {}
+    datasets = {section.label: section.dataset for section in bench.experiment.tasks}
     for series in bench.series:
         folders = [f"streams/{safe_name(dataset)}/{series.folder}" for dataset in sorted(set(datasets.values()))]
         columns = ["encode_seconds", "decode_seconds", "height", "width"]
-        frame, size = _shards(bench, folders, columns)
+        frame, size = _read_shards(bench, folders, columns)
         if len(frame):
             seconds = (frame["encode_seconds"] + frame["decode_seconds"]).median()
             pixels = (frame["height"].astype("float64") * frame["width"]).mean()
-            codec[series.name] = Rate(len(frame), float(seconds), size / len(frame), float(pixels / 1e6))
+            codec[series.name] = ImageCost(len(frame), float(seconds), size / len(frame), float(pixels / 1e6))
     for label, dataset in datasets.items():
         folders = [f"predictions/{safe_name(dataset)}/{safe_name(label)}/{series.folder}" for series in bench.series]
-        frame, size = _shards(bench, folders, ["seconds"])
+        frame, size = _read_shards(bench, folders, ["seconds"])
         if len(frame):
-            task[label] = Rate(len(frame), float(frame["seconds"].median()), size / len(frame))
-    return Measured(codec, task)
+            task[label] = ImageCost(len(frame), float(frame["seconds"].median()), size / len(frame))
+    return MeasuredCosts(codec, task)
 
 
-def _shards(bench: Bench, folders: list[str], columns: list[str]) -> tuple[pd.DataFrame, int]:
-    """Columns of all shards in some folders, without images that failed, and the bytes of the files."""
+def _read_shards(bench: Bench, folders: list[str], columns: list[str]) -> tuple[pd.DataFrame, int]:
+    """Columns of all shards in some folders without the rows of failed images, and the size of the files in bytes."""
     names = [name for folder in folders for name in bench.store.names(folder) if name.endswith(".parquet")]
     tables = [bench.store.read_table(name, [*columns, "error"]).to_pandas() for name in names]
     if not tables:

@@ -1,8 +1,9 @@
-"""`icmbench run`: everything that is missing is computed, then all tables are derived anew."""
+"""`icmbench run`: computes everything that is missing, then derives all tables anew."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,18 +13,17 @@ import pandas as pd
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import Experiment
 from icmbench.harness.derive.environment import environment
-from icmbench.harness.derive.pictures import entries
+from icmbench.harness.derive.pictures import picture_entries
 from icmbench.harness.derive.resampling import Resampling
-from icmbench.harness.derive.scoring import bit_split, primary_metrics, score
+from icmbench.harness.derive.scoring import ScoreTable, bit_split, primary_metrics, score
 from icmbench.harness.derive.tables import (
     PICTURES,
     PUBLISHED,
     ReportInputs,
     TableSpec,
-    analyses,
-    derive,
     gather_published,
-    read_json,
+    read_analyses,
+    write_bd_table_and_report,
 )
 from icmbench.harness.store.store import Store, writing
 from icmbench.harness.work import executors
@@ -33,17 +33,21 @@ from icmbench.harness.work.loop import WorkUnit
 from icmbench.harness.work.progress import Bar
 from icmbench.harness.work.ray_executor import ray_cluster
 from icmbench.results.bootstrap import with_intervals
+from icmbench.results.scores import normalise
 from icmbench.results.writers import write_csv
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How an experiment is computed; it changes no result.
+    """How an experiment is computed. None of these options changes a result.
 
-    executor: processes of this machine, or a Ray cluster; gpus: GPUs of each worker there.
-    keep: keep every reconstruction as a lossless picture.
-    shard: (i, n) computes the i-th of n parts (from 1 on) and leaves the tables to a later run without it.
-    images: how many the report shows, the most damaged first.
+    Attributes:
+        workers: number of processes that share the work.
+        executor: "local" for processes on this machine, "ray" for a Ray cluster.
+        gpus: GPUs of each worker on a Ray cluster; may be a fraction.
+        keep: whether every reconstruction is kept as a lossless picture.
+        shard: `(i, n)` computes the i-th of n parts (from 1 on) and writes no tables; a later run without it writes them.
+        images: how many images the report shows, the most damaged first.
     """
 
     workers: int = 1
@@ -56,7 +60,18 @@ class RunOptions:
 
 @dataclass
 class RunResult:
-    """What a run came to. It is complete when no cell is missing. With `RunOptions.shard` there are no tables."""
+    """The result of a run. The run is complete if no cell is missing. With `RunOptions.shard` it has no tables.
+
+    Attributes:
+        outcome: failures and counts of calls.
+        seconds: time of the stages "loop", "scoring" and "report".
+        scores: the content of scores.csv.
+        bdrate: the content of bdrate.csv.
+        report: path of the report.
+        missing: names of the cells without a score, or why a task has none.
+        table_spec: what the tables need beside the scores.
+        tolerated: whether the experiment allows failures, as those in `outcome`.
+    """
 
     outcome: Outcome
     seconds: dict[str, float]
@@ -65,68 +80,98 @@ class RunResult:
     report: str | None = None
     missing: list[str] = field(default_factory=list)
     table_spec: TableSpec | None = None
-    tolerated: bool = False  # by the experiment's policy, the failures in `outcome`
+    tolerated: bool = False
 
 
-def run(experiment: Experiment, out: str | Path, how: RunOptions = RunOptions(), source: Path | None = None) -> RunResult:
-    """Run an experiment into a folder; what is there is kept and only what is missing is computed.
+def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOptions(), source: Path | None = None) -> RunResult:
+    """Run an experiment into a folder. What the folder holds already is kept, and only what is missing is computed.
 
-    `source` is the experiment file, copied beside the results. Raises UserError for bad input; failures of single cells are in
-    the result.
+    Args:
+        experiment: the experiment.
+        out: the run folder or its URL.
+        options: how to compute it.
+        source: the experiment file, which is copied into the run folder.
+
+    Returns:
+        The result. Failures of single cells are part of it.
+
+    Raises:
+        UserError: an option or input is wrong, the folder cannot be written, or a newer icmbench wrote files in it.
     """
     started = time.perf_counter()
     store = Store(out)
-    store.sweep()
+    store.read_json("environment.json")  # Refuses the folder of a newer icmbench before anything in it changes.
+    store.remove_leftovers()
     if source is not None and store.exists("experiment.yaml") and not store.exists("environment.json"):
-        raise UserError(f"{store.full('experiment.yaml')} is no run's copy and would be overwritten; choose another --out")
+        raise UserError(f"{store.full_path('experiment.yaml')} is no run's copy and would be overwritten; choose another --out")
     bench = Bench(experiment, store)
-    parts = how.shard[1] if how.shard else 1
-    units = executors.make_units(bench, how.workers * parts)
-    if how.shard:
-        units = units[how.shard[0] - 1 :: parts]
+    units = _select_units(bench, options)
     for label in bench.tasks:
-        bench.prepare(label)
+        bench.load_context(label)
     store.write_json("environment.json", environment(bench))
     if source is not None:
         store.write("experiment.yaml", source.read_bytes())
-    outcome = _compute(bench, units, how)
-    worked = time.perf_counter()
-    if how.shard:
-        return RunResult(outcome, {"loop": worked - started})
-    resampling = Resampling(bench, experiment.bootstrap, how.workers) if experiment.bootstrap else None
-    found = score(bench, resampling.add if resampling else None)
+    outcome = _compute(bench, units, options)
+    computed = time.perf_counter()
+    if options.shard:
+        return RunResult(outcome, {"loop": computed - started})
+    resampling = Resampling(bench, experiment.bootstrap, options.workers) if experiment.bootstrap else None
+    score_table = score(bench, resampling.add if resampling else None)
     scored = time.perf_counter()
     replicates = resampling.finish() if resampling else {}
-    scores, missing = with_intervals(found.frame, replicates), found.missing
-    anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None  # it may be among the missing
+    scores = with_intervals(score_table.frame, replicates)
+    anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None  # Its cells may be among the missing ones.
     table_spec = TableSpec(experiment.name, anchor, primary_metrics(bench), experiment.method, experiment.envelope)
-    shown = entries(bench, scores, found.failed, how.images, read_json(store, PICTURES))
-    store.write_json(PICTURES, shown)
-    parts = bit_split(bench)
-    with store.workplace() as folder, writing(folder):
+    bdrate, report = _write_report(bench, score_table, scores, table_spec, replicates, options.images)
+    seconds = {"loop": computed - started, "scoring": scored - computed, "report": time.perf_counter() - scored}
+    tolerated = experiment.fail_on_error is not True
+    return RunResult(outcome, seconds, scores, bdrate, report, score_table.missing, table_spec, tolerated)
+
+
+def _select_units(bench: Bench, options: RunOptions) -> list[WorkUnit]:
+    """The units of work of this run: all, or its part if several jobs share them."""
+    if options.shard is None:
+        return executors.make_units(bench, options.workers)
+    part, count = options.shard
+    return executors.make_units(bench, options.workers * count)[part - 1 :: count]
+
+
+def _compute(bench: Bench, units: list[WorkUnit], options: RunOptions) -> Outcome:
+    total = Outcome()
+    with Bar(bench.experiment.name, sum(unit.images for unit in units)) as bar:
+        if options.executor == "ray":
+            outcomes = ray_cluster(bench, units, options.keep, bar.advance, options.workers, options.gpus)
+        elif options.workers == 1 and bench.experiment.timeout is None:
+            outcomes = executors.in_process(bench, units, options.keep, bar.advance)
+        else:
+            outcomes = executors.process_pool(bench, units, options.keep, bar.advance, options.workers)
+        for outcome in outcomes:
+            total.add(outcome)
+    return total
+
+
+def _write_report(
+    bench: Bench,
+    score_table: ScoreTable,
+    scores: pd.DataFrame,
+    table_spec: TableSpec,
+    replicates: Mapping[str, pd.DataFrame],
+    image_count: int,
+) -> tuple[pd.DataFrame, str]:
+    """Write scores.csv and everything that is derived from it; return the BD table and the path of the report."""
+    experiment, store = bench.experiment, bench.store
+    pictures = picture_entries(bench, scores, score_table.failed, image_count, store.read_json(PICTURES))
+    store.write_json(PICTURES, pictures)
+    split = bit_split(bench)
+    with store.local_folder() as folder, writing(folder):
         scores.to_csv(folder / "scores.csv", index=False)
-        if len(parts):
+        if len(split):
             (folder / "analyses").mkdir(exist_ok=True)
-            write_csv(parts, folder / "analyses" / "bit-split.csv")
+            write_csv(split, folder / "analyses" / "bit-split.csv")
         reported = None
         if experiment.published:
             reported = gather_published([experiment.folder / file for file in experiment.published if file is not True])
             write_csv(reported, folder / PUBLISHED)
-        bdrate, page = derive(folder, ReportInputs(scores, table_spec, replicates, analyses(folder), reported, shown))
-    report = store.full(page.relative_to(folder).as_posix())
-    seconds = {"loop": worked - started, "scoring": scored - worked, "report": time.perf_counter() - scored}
-    return RunResult(outcome, seconds, scores, bdrate, report, missing, table_spec, experiment.fail_on_error is not True)
-
-
-def _compute(bench: Bench, units: list[WorkUnit], how: RunOptions) -> Outcome:
-    total = Outcome()
-    with Bar(bench.experiment.name, sum(unit.images for unit in units)) as bar:
-        if how.executor == "ray":
-            outcomes = ray_cluster(bench, units, how.keep, bar.advance, how.workers, how.gpus)
-        elif how.workers == 1 and bench.experiment.timeout is None:
-            outcomes = executors.in_process(bench, units, how.keep, bar.advance)
-        else:
-            outcomes = executors.process_pool(bench, units, how.keep, bar.advance, how.workers)
-        for outcome in outcomes:
-            total.add(outcome)
-    return total
+        report_inputs = ReportInputs(normalise(scores), table_spec, replicates, read_analyses(folder), reported, pictures)
+        bdrate, page = write_bd_table_and_report(folder, report_inputs)
+    return bdrate, store.full_path(page.relative_to(folder).as_posix())

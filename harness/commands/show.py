@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""Tables of results and plans on the terminal."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from icmbench.results.writers import percent_text, span
+from icmbench.results.writers import interval_text, percent_text
 
 
 def show_bdrate(frame: pd.DataFrame) -> None:
-    """The BD table: savings are negative; where a number is undefined stands the reason."""
+    """Print a BD table. Negative BD-rates are savings; the column `note` says why a number is undefined.
+
+    Args:
+        frame: the columns of bdrate.csv.
+    """
     title = f"BD-rate against {frame['anchor'].iloc[0]}" if len(frame) else "BD-rate"
     table = Table(title=title)
     for column in ("codec", "dataset", "task", "metric"):
         table.add_column(column)
-    barred = bool(frame["low"].notna().any())
-    for column in ("BD-rate %", *(["95% interval"] if barred else []), "cubic, akima", "BD-quality", "overlap"):
+    has_intervals = bool(frame["low"].notna().any())
+    for column in ("BD-rate %", *(["95% interval"] if has_intervals else []), "cubic, akima", "BD-quality", "overlap"):
         table.add_column(column, justify="right")
     table.add_column("note", overflow="fold")
     for row in frame.to_dict("records"):
-        others = ", ".join(percent_text(row[method]) for method in ("cubic", "akima")) if pd.notna(row["pchip"]) else ""
+        alternatives = ", ".join(percent_text(row[method]) for method in ("cubic", "akima")) if pd.notna(row["pchip"]) else ""
         numbers = (
-            _number(row["bd_rate_percent"], "+.1f"),
-            *([span(row["low"], row["high"])] if barred else []),
-            others,
-            _number(row["bd_quality"], "+.2f"),
-            _number(row["overlap"], ".0%"),
+            _format_number(row["bd_rate_percent"], "+.1f"),
+            *([interval_text(row["low"], row["high"])] if has_intervals else []),
+            alternatives,
+            _format_number(row["bd_quality"], "+.2f"),
+            _format_number(row["overlap"], ".0%"),
         )
         table.add_row(row["codec"], row["dataset"], row["task"], row["metric"], *numbers, str(row["note"] or ""))
     _print(table)
 
 
 def show_scores(frame: pd.DataFrame) -> None:
-    """Scores at every point, where there is no BD table to show."""
+    """Print the scores at every rate point, for experiments without a BD table.
+
+    Args:
+        frame: the columns of scores.csv.
+    """
     table = Table(title="Scores")
     for column in ("codec", "point", "dataset", "task", "metric"):
         table.add_column(column)
@@ -43,12 +51,16 @@ def show_scores(frame: pd.DataFrame) -> None:
         table.add_column(column, justify="right")
     for row in frame.to_dict("records"):
         names = (row[column] for column in ("codec", "point", "dataset", "task", "metric"))
-        table.add_row(*names, _number(row["bpp"], ".4f"), _number(row["value"], ".2f"))
+        table.add_row(*names, _format_number(row["bpp"], ".4f"), _format_number(row["value"], ".2f"))
     _print(table)
 
 
 def show_plan(frame: pd.DataFrame) -> None:
-    """Missing cells by codec point and task, with estimated seconds."""
+    """Print the missing cells of each codec point and task, with their estimated time.
+
+    Args:
+        frame: what `plan` returns.
+    """
     table = Table(title=f"{frame['missing'].sum()} of {frame['cells'].sum()} cells missing")
     for column in ("codec", "point", "dataset", "task"):
         table.add_column(column)
@@ -57,15 +69,19 @@ def show_plan(frame: pd.DataFrame) -> None:
     for row in frame.to_dict("records"):
         point = row["point"] if pd.isna(row["seed"]) else f"{row['point']} seed={row['seed']:g}"
         counts = (str(row["missing"]), str(row["cells"]), str(row["images"]))
-        table.add_row(row["codec"], point, row["dataset"], row["task"], *counts, duration(row["seconds"]))
-    known = frame["seconds"].sum()
-    unknown = int(frame["seconds"].isna().sum())
-    table.caption = f"about {duration(known)} on one worker" + (f"; {unknown} rows not measured yet" if unknown else "")
+        table.add_row(row["codec"], point, row["dataset"], row["task"], *counts, format_duration(row["seconds"]))
+    unmeasured = int(frame["seconds"].isna().sum())
+    caption = f"about {format_duration(frame['seconds'].sum())} on one worker"
+    table.caption = caption + (f"; {unmeasured} rows not measured yet" if unmeasured else "")
     _print(table)
 
 
-def show_standard(frame: pd.DataFrame) -> None:
-    """What this would cost on the standard sets; nothing where nothing is measured."""
+def show_standard_sets(frame: pd.DataFrame) -> None:
+    """Print what the experiment would cost on the standard sets. Prints nothing if nothing has been measured.
+
+    Args:
+        frame: what `estimate_standard_sets` returns.
+    """
     if not len(frame):
         return
     sets = list(dict.fromkeys(frame["set"]))
@@ -87,23 +103,23 @@ def show_standard(frame: pd.DataFrame) -> None:
 
 
 def _cost(seconds: float, size: float) -> str:
-    return "?" if math.isnan(seconds) or math.isnan(size) else f"{duration(seconds)}, {volume(size)}"
+    return "?" if math.isnan(seconds) or math.isnan(size) else f"{format_duration(seconds)}, {format_size(size)}"
 
 
-def volume(size: float) -> str:
-    """Bytes as `12 MB` or `0.9 GB`."""
+def format_size(size: float) -> str:
+    """A number of bytes as text, such as `12.0 MB` or `0.9 GB`."""
     return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
 
 
 def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
-        console.width = 200  # a log is not a narrow window
+        console.width = 200  # Rich would wrap a table in a file or pipe at 80 columns.
     console.print(table)
 
 
-def duration(seconds: float) -> str:
-    """`2 h 05 min`, `3.2 s`, or `?` where nothing is measured."""
+def format_duration(seconds: float) -> str:
+    """A number of seconds as text, such as `2 h 05 min` or `3.2 s`; `?` for NaN."""
     if math.isnan(seconds):
         return "?"
     if seconds < 60:
@@ -112,5 +128,5 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _number(value: float | None, style: str) -> str:
+def _format_number(value: float | None, style: str) -> str:
     return "" if value is None or pd.isna(value) else format(value, style)

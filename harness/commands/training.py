@@ -1,6 +1,6 @@
-"""Runs a recipe: checks all of it, then trains stage after stage, point after point, and codes validation images for real.
+"""`icmbench train`: checks the whole recipe, then trains stage after stage and point after point, and codes validation images.
 
-RUN/<stage>[-lambda<point>]/   checkpoint.pt, log.jsonl, tensorboard/, weights.safetensors once done
+RUN/<stage>[-lambda<point>]/   checkpoint.pt, log.jsonl, tensorboard/, and weights.safetensors once the stage is done
 RUN/export/                    the files that the codec loads
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +22,28 @@ from icmbench.harness.config.recipe import Recipe
 from icmbench.harness.work.progress import Bar
 
 if TYPE_CHECKING:
-    from icmbench.codecs.training.loop import Stage
+    from icmbench.codecs.training.stage import StageOptions
 
-GIVEN = ("point", "device")
+OBJECTIVE_ARGUMENTS = ("point", "device")  # Constructor arguments of an objective that are no options of a recipe.
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage of one point, or of all where it is shared."""
+    """The training of one stage for one rate point, or for all points if the stage is shared.
+
+    Attributes:
+        name: the stage's name.
+        folder: where its checkpoint, log and weights lie.
+        stage: how long and how fast to train.
+        point: the rate point that the objective is constructed with.
+        options: the objective's options in this stage.
+        start: weights that it goes on from; None for new ones.
+        last: whether it is the last stage, whose weights are exported.
+    """
 
     name: str
     folder: Path
-    stage: Stage
+    stage: StageOptions
     point: float | None
     options: Mapping[str, Any]
     start: Path | None
@@ -41,117 +51,144 @@ class StageRun:
 
 
 def train(recipe: Recipe, out: Path) -> Path:
-    """Train what is not trained yet; the folder of the codec's files. Raises UserError and CodecError, before the first step where
-    a key, a backbone, a caption file or a mask folder is wrong."""
-    with plugins.explained("icmbench train", _Extra):
-        from icmbench.codecs.training import loop
-        from icmbench.codecs.training.data import Crops
+    """Train all stages of a recipe that are not trained yet.
 
-    kind = plugins.load("training", recipe.objective, "objective")
-    legs = list(_legs(recipe, kind, out))
-    data = Crops(**bind(Crops, recipe.data, "data", recipe.folder, given=("seed",)), seed=recipe.seed)
-    validate = _validation(recipe, kind)
-    accelerator = loop.accelerator(recipe.precision)
-    identities = {leg.folder: json.dumps(_identity(recipe, leg), sort_keys=True, default=str) for leg in legs}
-    legs = [leg for leg in legs if not loop.finished(leg.folder, identities[leg.folder])]
-    for leg in {leg.name: leg for leg in legs[1:]}.values():  # the first is built at once
-        loop.built(functools.partial(_build, kind, leg), data, leg.stage, str(accelerator.device))
-    for leg in legs:
-        with Bar(leg.folder.name, leg.stage.steps * leg.stage.batch * leg.stage.accumulate * accelerator.num_processes) as bar:
+    Args:
+        recipe: the recipe.
+        out: the run folder.
+
+    Returns:
+        The folder with the files that the codec loads.
+
+    Raises:
+        UserError: a key of the recipe is wrong, or a file or folder that it names is missing. Raised before the first step.
+        CodecError: a file does not suit the objective, raised before the first step; or training fails.
+    """
+    with plugins.explain_missing_package("icmbench train", _TrainCommand):
+        from icmbench.codecs.training import checkpoints, loop
+        from icmbench.codecs.training.data import CropDataset
+
+    objective = plugins.load("training", recipe.objective, "objective")
+    stage_runs = list(_plan_stages(recipe, objective, out))
+    data = CropDataset(**bind(CropDataset, recipe.data, "data", recipe.folder, reserved=("seed",)), seed=recipe.seed)
+    validate = _make_validation(recipe, objective)
+    accelerator = loop.make_accelerator(recipe.precision)
+    identities = {run.folder: json.dumps(_identity(recipe, run), sort_keys=True, default=str) for run in stage_runs}
+    stage_runs = [run for run in stage_runs if not checkpoints.is_finished(run.folder, identities[run.folder])]
+    # Building the objectives of the later stages now shows errors in them before the first stage has taken days.
+    for run in {run.name: run for run in stage_runs[1:]}.values():
+        loop.build_objective(functools.partial(_build, objective, run), data, run.stage, str(accelerator.device))
+    for run in stage_runs:
+        images_per_step = run.stage.batch * run.stage.accumulate * accelerator.num_processes
+        with Bar(run.folder.name, run.stage.steps * images_per_step) as bar:
             loop.train(
-                functools.partial(_build, kind, leg),
+                functools.partial(_build, objective, run),
                 data,
-                leg.stage,
-                leg.folder,
+                run.stage,
+                run.folder,
                 accelerator=accelerator,
                 seed=recipe.seed,
-                identity=identities[leg.folder],
-                start=leg.start,
-                export=out / "export" if leg.last else None,
-                validate=validate and functools.partial(validate, leg.point),
+                identity=identities[run.folder],
+                start=run.start,
+                export=out / "export" if run.last else None,
+                validate=validate and functools.partial(validate, run.point),
                 progress=bar.advance,
             )
     return out / "export"
 
 
-class _Extra:
-    extra = "train"
+class _TrainCommand:
+    extra = "train"  # The extra of icmbench that installs what training needs.
 
 
-def _build(kind: Any, leg: StageRun, device: str) -> Any:
-    with plugins.explained(kind.__name__, kind):
-        return kind(leg.point, **leg.options, device=device)
+def _build(objective: Any, run: StageRun, device: str) -> Any:
+    """Construct the objective of a stage on a PyTorch device."""
+    with plugins.explain_missing_package(objective.__name__, objective):
+        return objective(run.point, **run.options, device=device)
 
 
-def _legs(recipe: Recipe, kind: Any, out: Path) -> Iterator[StageRun]:
-    """In the order in which they are trained; every key of every stage is checked on the way."""
-    from icmbench.codecs.training.loop import Stage
+def _plan_stages(recipe: Recipe, objective: Any, out: Path) -> Iterator[StageRun]:
+    """All stage runs in the order of training. Raises UserError if a key of a stage is wrong."""
+    from icmbench.codecs.training.stage import StageOptions
 
-    points = recipe.points or list(kind.default_points)
-    given = None if recipe.start is None else recipe.folder / recipe.start.expanduser()
-    if given is not None and not given.exists():
-        raise UserError(f"start: there is no {given}: name the weights of a stage, or a folder of exported ones")
-    before: dict[float | None, Path | None] = dict.fromkeys(points, given)
-    for index, block in enumerate(recipe.stages):
-        where = f"stages.{index}"
-        own = {key: value for key, value in block.items() if key not in ("name", "shared", "set", "point")}
-        stage = Stage(**bind(Stage, own, where, recipe.folder))
-        options = bind(kind, {**recipe.set, **block.get("set", {})}, f"{where}.set", recipe.folder, given=GIVEN)
-        shared = bool(block.get("shared"))
-        for point in [block.get("point", points[0])] if shared else points:
-            label = "" if shared or point is None else f"-lambda{point:g}"
-            folder = out / f"{block['name']}{label}"
-            start = before[points[0]] if shared else before[point]
-            yield StageRun(block["name"], folder, stage, point, options, start, index == len(recipe.stages) - 1)
+    points = recipe.points or list(objective.default_points)
+    start = None if recipe.start is None else recipe.folder / recipe.start.expanduser()
+    if start is not None and not start.exists():
+        raise UserError(f"start: there is no {start}: name the weights of a stage, or a folder of exported ones")
+    newest: dict[float | None, Path | None] = dict.fromkeys(
+        points, start
+    )  # The weights that the next stage of a point starts from.
+    for index, section in enumerate(recipe.stages):
+        key = f"stages.{index}"
+        stage_options = {name: value for name, value in section.items() if name not in ("name", "shared", "set", "point")}
+        stage = StageOptions(**bind(StageOptions, stage_options, key, recipe.folder))
+        changed = {**recipe.set, **section.get("set", {})}
+        options = bind(objective, changed, f"{key}.set", recipe.folder, reserved=OBJECTIVE_ARGUMENTS)
+        shared = bool(section.get("shared"))
+        for point in [section.get("point", points[0])] if shared else points:
+            suffix = "" if shared or point is None else f"-lambda{point:g}"
+            folder = out / f"{section['name']}{suffix}"
+            first_weights = newest[points[0]] if shared else newest[point]
+            yield StageRun(section["name"], folder, stage, point, options, first_weights, index == len(recipe.stages) - 1)
             for served in points if shared else [point]:
-                before[served] = folder / "weights.safetensors"
+                newest[served] = folder / "weights.safetensors"
 
 
-def _identity(recipe: Recipe, leg: StageRun) -> dict[str, Any]:
-    """All that decides a leg's weights, but not how often it reports. Paths by name, so that a run folder may move."""
-    stage = replace(leg.stage, log_every=1, checkpoint_every=0, validate_every=0, workers=0)
-    named = {
-        **{f"set.{key}": value for key, value in leg.options.items()},
-        **{f"data.{key}": value for key, value in recipe.data.items()},
-        **{f"stage.{key}": value for key, value in vars(stage).items()},
+def _identity(recipe: Recipe, run: StageRun) -> dict[str, Any]:
+    """Everything that decides the weights of a stage run, but not how often it reports.
+
+    Paths are reduced to their last component, so that a run folder may be moved.
+    """
+    stage = replace(run.stage, log_every=1, checkpoint_every=0, validate_every=0, workers=0)
+    facts = {
+        **{f"set.{name}": value for name, value in run.options.items()},
+        **{f"data.{name}": value for name, value in recipe.data.items()},
+        **{f"stage.{name}": value for name, value in vars(stage).items()},
         "objective": recipe.objective,
-        "point": leg.point,
+        "point": run.point,
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
     if recipe.start is not None:
-        named["start"] = recipe.start
-    return json.loads(json.dumps({key: value.name if isinstance(value, Path) else value for key, value in named.items()}))
+        facts["start"] = recipe.start
+    return json.loads(json.dumps({key: value.name if isinstance(value, Path) else value for key, value in facts.items()}))
 
 
-def _validation(recipe: Recipe, kind: Any) -> Any:
-    """(point, folder of weights) -> {"bpp", "psnr"} of the validation images, of real streams; None where there is none to do."""
-    block = recipe.validation
-    if block is None:
+def _make_validation(recipe: Recipe, objective: Any) -> Callable[[float | None, Path], dict[str, float]] | None:
+    """A function of a rate point and a folder of weights that codes the validation images; see `_code_images`.
+
+    None if the recipe has no section `validation`. Raises UserError if the section is wrong.
+    """
+    section = recipe.validation
+    if section is None:
         return None
-    if kind.codec is None:
+    if objective.codec is None:
         raise UserError(f"validation: objective {recipe.objective!r} trains no codec; remove it")
-    codec = plugins.load("codecs", kind.codec, "objective")
-    options = {key: value for key, value in block.dataset.items() if key != "kind"}
-    dataset_kind = plugins.load("datasets", block.dataset["kind"], "validation.dataset")
-    bound = bind(dataset_kind, options, "validation.dataset", recipe.folder, given=("name",))
-    with plugins.explained(block.dataset["kind"], dataset_kind):
-        dataset: Any = dataset_kind(**bound, name="validation")
-    settings = bind(codec, block.set, "validation.set", recipe.folder, given=("point", "weights"))
-    return functools.partial(_code, codec, settings, dataset)
+    codec_class = plugins.load("codecs", objective.codec, "objective")
+    kind = section.dataset["kind"]
+    dataset_class = plugins.load("datasets", kind, "validation.dataset")
+    dataset_options = {name: value for name, value in section.dataset.items() if name != "kind"}
+    dataset_options = bind(dataset_class, dataset_options, "validation.dataset", recipe.folder, reserved=("name",))
+    with plugins.explain_missing_package(kind, dataset_class):
+        dataset: Any = dataset_class(**dataset_options, name="validation")
+    codec_options = bind(codec_class, section.set, "validation.set", recipe.folder, reserved=("point", "weights"))
+    return functools.partial(_code_images, codec_class, codec_options, dataset)
 
 
-def _code(codec: Any, settings: Mapping[str, Any], dataset: Any, point: float, folder: Path) -> dict[str, float]:
+def _code_images(
+    codec_class: Any, codec_options: Mapping[str, Any], dataset: Any, point: float | None, weights: Path
+) -> dict[str, float]:
+    """Bits per pixel of real streams over all images, and the mean PSNR in dB of their reconstructions."""
     from icmbench.codecs.base import compress_all, decompress_all
 
-    made = codec(point, **settings, weights=folder)
+    codec = codec_class(point, **codec_options, weights=weights)
     bits = pixels = 0
-    ratios = []
+    psnrs = []
     for image_id in dataset.ids:
         image = dataset.read(image_id)
-        data = compress_all(made, [image], [image_id])
-        decoded = decompress_all(made, data)[0]
+        data = compress_all(codec, [image], [image_id])
+        decoded = decompress_all(codec, data)[0]
         bits, pixels = bits + 8 * len(data[0]), pixels + image.shape[0] * image.shape[1]
         error = np.mean((decoded.astype(np.float64) - image) ** 2)
-        ratios.append(10 * np.log10(255**2 / max(error, 1e-3)))
-    return {"bpp": bits / pixels, "psnr": float(np.mean(ratios))}
+        psnrs.append(10 * np.log10(255**2 / max(error, 1e-3)))  # The bound keeps the PSNR of a perfect reconstruction finite.
+    return {"bpp": bits / pixels, "psnr": float(np.mean(psnrs))}

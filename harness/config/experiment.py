@@ -8,16 +8,22 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from icmbench.harness.config.errors import unknown
+from icmbench.harness.config.errors import unknown_message
 from icmbench.harness.config.sections import ConfigSection, load_section
 
-UNCOMPRESSED = "uncompressed"  # the ceiling: the task on the originals
+UNCOMPRESSED = "uncompressed"  # Codec label of the tasks' scores on the originals: the ceiling of every curve.
 
 
 class CodecSection(ConfigSection):
-    """One codec at several rate points. `set` goes to its constructor; `seeds` repeats it for seed-variance bars.
+    """One codec at several rate points.
 
-    pack: a file of streams that another run exported; they are used instead of encoding, and its points where none are named.
+    Attributes:
+        name: the codec's entry point.
+        label: how tables name it; its name by default.
+        points: rate points, in the form that the codec takes. By default those of the pack, or else the codec's own.
+        set: further arguments of the codec's constructor.
+        seeds: the codec is run once with each of these seeds, so that its seed variance can be drawn.
+        pack: a file of streams that `icmbench pack export` wrote. Its streams are used instead of encoding.
     """
 
     name: str
@@ -28,14 +34,23 @@ class CodecSection(ConfigSection):
     pack: Path | None = None
 
     @model_validator(mode="after")
-    def _label(self) -> CodecSection:
+    def _default_label(self) -> CodecSection:
         if not self.label:
             object.__setattr__(self, "label", self.name)
         return self
 
 
 class TaskSection(ConfigSection):
-    """One task on one dataset. `model` holds a name and that model's own keys."""
+    """One task on one dataset.
+
+    Attributes:
+        name: the task's entry point.
+        label: how tables name it; its name by default.
+        dataset: a key of `datasets`.
+        model: the `name` of a task model, and options of that model.
+        reference: the task is scored against the dataset's labels, or against its own predictions on the originals.
+        set: further arguments of the task's constructor.
+    """
 
     name: str
     label: str = ""
@@ -45,7 +60,7 @@ class TaskSection(ConfigSection):
     set: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _label(self) -> TaskSection:
+    def _default_label(self) -> TaskSection:
         if self.model is not None and not isinstance(self.model.get("name"), str):
             raise ValueError("model needs a `name`, a text")
         if not self.label:
@@ -54,14 +69,27 @@ class TaskSection(ConfigSection):
 
 
 class Experiment(ConfigSection):
-    """The whole file.
+    """The whole experiment file.
 
-    shard_size: images of one unit of work and of resume; lower it for codecs of minutes an image.
-    fail_on_error: True, or how many images (from 1 on), or which share of them (below 1), may fail; they leave every codec's score.
-    bootstrap: replicates of the images behind the 95% intervals; 0 for none.
-    method, envelope: of BD-rates, as of results/bd.py.
-    published: files of curves that papers report, drawn dashed; `true` stands for those that come with icmbench.
-    timeout: seconds that a codec and all tasks may take for one image, in worker processes.
+    Attributes:
+        name: title of the report.
+        datasets: by name, the `kind` of each dataset (its entry point) and its options.
+        codecs: the codecs to compare.
+        tasks: the tasks that score them.
+        anchor: label of the codec that BD-rates refer to.
+        shard_size: images in one unit of work, which is written as a whole: a run that is stopped loses what it had computed of its
+            current unit. Lower it for codecs that take minutes per image.
+        batch_size: most images that a codec or task model gets in one call.
+        limit: use only the first images of each dataset.
+        fail_on_error: True, or how many images may fail: a count (from 1 on) or a share (below 1). Failed images are left out of
+            every codec's scores.
+        timeout: seconds that one codec and all tasks may take per image. With a timeout, all work is done in worker processes, and
+            a worker that exceeds it is stopped and replaced.
+        bootstrap: replicates of the images for the 95% intervals; 0 for no intervals.
+        method: interpolation of BD-rates, as in `icmbench.results.bd`.
+        envelope: treatment of curves that are not monotonic in BD-rates, as in `icmbench.results.bd`.
+        published: files of curves that papers report, drawn dashed; `true` stands for those that come with icmbench.
+        folder: the folder of the experiment file. Relative paths start here.
     """
 
     name: str
@@ -78,44 +106,49 @@ class Experiment(ConfigSection):
     method: Literal["pchip", "cubic", "akima"] = "pchip"
     envelope: Literal["error", "pareto", "isotonic"] = "pareto"
     published: list[Literal[True] | Path] = Field(default_factory=list)
-    folder: Path = Field(Path(), exclude=True)  # of the file: relative paths start here
+    folder: Path = Field(Path(), exclude=True)
 
     @field_validator("fail_on_error")
     @classmethod
-    def _policy(cls, value: bool | int | float) -> bool | int | float:
+    def _check_failure_policy(cls, value: bool | int | float) -> bool | int | float:
         if value is False or not 0 <= value < math.inf:
             raise ValueError("write true, a count of images, or a share below 1")
         return value
 
     @field_validator("published", mode="before")
     @classmethod
-    def _several(cls, value: Any) -> Any:
+    def _to_list(cls, value: Any) -> Any:
         return [] if value is False else value if isinstance(value, list) else [value]
 
     @field_validator("datasets")
     @classmethod
-    def _kinds(cls, datasets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name, block in datasets.items():
-            if not isinstance(block.get("kind"), str):
+    def _check_kinds(cls, datasets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, section in datasets.items():
+            if not isinstance(section.get("kind"), str):
                 raise ValueError(f"{name} needs a `kind`, a name")
         return datasets
 
     @model_validator(mode="after")
-    def _references(self) -> Experiment:
-        for what, labels in (("codecs", [c.label for c in self.codecs]), ("tasks", [t.label for t in self.tasks])):
-            twice = next((label for label in labels if labels.count(label) > 1), None)
-            if twice:
-                raise ValueError(f"two {what} are labelled {twice!r}; give each its own `label`")
-        if any(c.label == UNCOMPRESSED for c in self.codecs):
+    def _check_references(self) -> Experiment:
+        codec_labels = [section.label for section in self.codecs]
+        for noun, labels in (("codecs", codec_labels), ("tasks", [section.label for section in self.tasks])):
+            duplicate = next((label for label in labels if labels.count(label) > 1), None)
+            if duplicate:
+                raise ValueError(f"two {noun} are labelled {duplicate!r}; give each its own `label`")
+        if UNCOMPRESSED in codec_labels:
             raise ValueError(f"the codec label {UNCOMPRESSED!r} is taken by the originals")
         for task in self.tasks:
             if task.dataset not in self.datasets:
-                raise ValueError(f"task {task.label!r}: {unknown('dataset', task.dataset, self.datasets)}")
-        if self.anchor is not None and self.anchor not in (c.label for c in self.codecs):
-            raise ValueError(f"anchor: {unknown('codec', self.anchor, [c.label for c in self.codecs])}")
+                raise ValueError(f"task {task.label!r}: {unknown_message('dataset', task.dataset, self.datasets)}")
+        if self.anchor is not None and self.anchor not in codec_labels:
+            raise ValueError(f"anchor: {unknown_message('codec', self.anchor, codec_labels)}")
         return self
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read and validate an experiment file. Raises UserError with one sentence."""
+    """Read and validate an experiment file.
+
+    Raises:
+        UserError: the file cannot be read, or a key or value in it is wrong.
+    """
     return load_section(Experiment, path, "experiment file")

@@ -1,4 +1,4 @@
-"""A plug-in's options, checked against the signature of its class before anything is built."""
+"""A plug-in's options, checked against the signature of its class before anything is constructed."""
 
 from __future__ import annotations
 
@@ -14,36 +14,47 @@ from icmbench.harness.config.sections import ConfigSection, first_error
 
 
 def bind(
-    plugin: Callable[..., Any], options: Mapping[str, Any], where: str, base: Path, given: tuple[str, ...] = ()
+    plugin: Callable[..., Any], options: Mapping[str, Any], key: str, base: Path, reserved: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Options checked against the plug-in's signature: names, types, and that the files exist.
+    """Check options against a plug-in's signature: their names and types, and that the files they name exist.
 
-    `given` names parameters that the harness passes itself. Relative paths start at `base`, the experiment file's folder.
+    Args:
+        plugin: a class or function; its parameters are its options.
+        options: the values from the file or command line, by option name.
+        key: the key that holds the options; error messages begin with it.
+        base: the folder at which relative paths start: that of the experiment or recipe file.
+        reserved: parameters that the caller passes itself, so that they are no options.
+
+    Returns:
+        The same options, converted to the parameters' types, with absolute paths. Defaults are left out.
+
+    Raises:
+        UserError: an option is unknown, missing or of a wrong type, or its file does not exist.
     """
     try:
         hints = get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
-    except NameError:  # types that the plug-in imports for type checkers only: its own constructor is left to check
+    except NameError:  # The plug-in imports these types for type checkers only; its own constructor checks the values.
         hints = {}
     fields: dict[str, Any] = {}
-    open_ended = False
+    takes_any_option = False
     for parameter in inspect.signature(plugin).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            open_ended = True
-        elif parameter.name not in given and parameter.kind is not parameter.VAR_POSITIONAL:
+            takes_any_option = True
+        elif parameter.name not in reserved and parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    if open_ended:
-        fields.update({key: (Any, ...) for key in options if key not in fields})
+    if takes_any_option:
+        fields.update({name: (Any, ...) for name in options if name not in fields})
     model = create_model("Options", __base__=_Options, **fields)
     try:
         bound = model.model_validate(dict(options))
     except ValidationError as error:
-        raise UserError(first_error(error, where)) from None
-    source = getattr(plugin, "source", "")  # what to download, from where, into which layout
-    paths = {key for key, (hint, _) in fields.items() if hint is Path or Path in get_args(hint)}
+        raise UserError(first_error(error, key)) from None
+    source = getattr(plugin, "source", "")  # A sentence on where to download the files and how to lay them out.
+    path_options = {name for name, (hint, _) in fields.items() if hint is Path or Path in get_args(hint)}
     return {
-        key: _resolve(getattr(bound, key), f"{where}.{key}", base, source) if key in paths else getattr(bound, key)
-        for key in options
+        name: _resolve(getattr(bound, name), f"{key}.{name}", base, source) if name in path_options else getattr(bound, name)
+        for name in options
     }
 
 
@@ -51,13 +62,17 @@ class _Options(ConfigSection):
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
 
-def _resolve(value: Any, where: str, base: Path, source: str) -> Any:
-    """A path made absolute. Text, where the plug-in takes either, may be a name: then it stays, as does all else."""
+def _resolve(value: Any, key: str, base: Path, source: str) -> Any:
+    """The value of a path option as an absolute path.
+
+    Text stays as it is if no such file exists, since an option that takes text or a path may name a model of a hub instead. Text
+    with a placeholder, such as `weights-{point}.pth`, is a path that the plug-in completes.
+    """
     if not isinstance(value, str | Path):
         return value
     path = (base / Path(value).expanduser()).absolute()
     if isinstance(value, str) and not path.exists():
         return str(path) if "{" in value else value
     if not path.exists():
-        raise UserError(f"{where}: no such file or folder: {path}{source and '. ' + source}")
+        raise UserError(f"{key}: no such file or folder: {path}{source and '. ' + source}")
     return path

@@ -1,4 +1,4 @@
-"""Codecs, tasks, datasets and models are found by entry point; the built-in ones too."""
+"""Codecs, tasks, datasets and models, found by entry point: the built-in ones as well as those of other packages."""
 
 from __future__ import annotations
 
@@ -8,29 +8,53 @@ from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from icmbench.harness.config.errors import UserError, unknown
+from icmbench.harness.config.errors import UserError, unknown_message
 
 KINDS = ("codecs", "tasks", "datasets", "models")
 
 
 @functools.cache
 def available(kind: str) -> Mapping[str, EntryPoint]:
-    """Entry points of one kind by name, sorted."""
+    """Entry points of one kind by name, sorted.
+
+    Args:
+        kind: one of `KINDS`, or "training" for the objectives of `icmbench train`.
+    """
     return {point.name: point for point in sorted(entry_points(group=f"icmbench.{kind}"), key=lambda point: point.name)}
 
 
-def load(kind: str, name: str, where: str) -> Callable[..., Any]:
-    """The class behind a name. `where` is the key of the experiment file that asked for it."""
-    found = available(kind)
-    if name not in found:
-        raise UserError(f"{where}: {unknown(kind.removesuffix('s'), name, found)}")
-    with explained(name):
-        return found[name].load()
+def load(kind: str, name: str, key: str) -> Callable[..., Any]:
+    """Import a plug-in.
+
+    Args:
+        kind: its kind, as in `available`.
+        name: the name of its entry point.
+        key: the key or option that named it; error messages begin with it.
+
+    Returns:
+        The plug-in's class.
+
+    Raises:
+        UserError: there is no plug-in of this name, or a package that it imports is not installed.
+    """
+    entry_points_by_name = available(kind)
+    if name not in entry_points_by_name:
+        raise UserError(f"{key}: {unknown_message(kind.removesuffix('s'), name, entry_points_by_name)}")
+    with explain_missing_package(name):
+        return entry_points_by_name[name].load()
 
 
 @contextmanager
-def explained(name: str, plugin: Any = None) -> Iterator[None]:
-    """Turns a missing package into the install command of the extra that holds it."""
+def explain_missing_package(name: str, plugin: Any = None) -> Iterator[None]:
+    """Turn the error for a missing package into one that names the command that installs it.
+
+    Args:
+        name: the plug-in or command that needs the package.
+        plugin: an object whose attribute `extra`, if it has one, names the extra of icmbench that installs the package.
+
+    Raises:
+        UserError: a package other than icmbench is missing.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

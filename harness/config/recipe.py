@@ -2,11 +2,11 @@
 
 name: elic-small
 objective: elic                                  # an entry point of icmbench.training
-set: {n: 32, m: 48}                              # its options
+set: {n: 32, m: 48}                              # options of the objective
 points: [0.004, 0.016]
-start: runs/other/export                         # weights to go on from, if there are
-data: {images: photos, crop: 128}                # of icmbench.codecs.training.data.Crops
-stages:                                          # of icmbench.codecs.training.loop.Stage; `set` changes options
+start: runs/other/export                         # optional: weights that training goes on from
+data: {images: photos, crop: 128}                # options of icmbench.codecs.training.data.CropDataset
+stages:                                          # fields of icmbench.codecs.training.stage.StageOptions; `set` changes options
   - {name: base, steps: 2000, lr: 1.0e-3, shared: true}    # shared: trained once, with the options of its set and first point
   - {name: end, steps: 500, lr: 1.0e-4, set: {latents: ste}}
 validation: {dataset: {kind: images, images: held_out, limit: 4}, set: {steps: 10}}
@@ -20,33 +20,48 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from icmbench.codecs import training
-from icmbench.harness.commands.doctor import Entry
-from icmbench.harness.config.errors import UserError, unknown
+from icmbench.harness.config.errors import UserError, unknown_message
 from icmbench.harness.config.sections import ConfigSection, load_section
 
-RECIPES = Path(training.__file__).with_name("recipes")  # with the papers' settings
+RECIPES = Path(training.__file__).with_name("recipes")  # The shipped recipes, with the settings of the papers.
 
 
 class ValidationSection(ConfigSection):
-    """Images that are coded for real while training goes on, and options of the codec that does it."""
+    """Images that are coded to real streams while training goes on.
+
+    Attributes:
+        dataset: the `kind` of the dataset (its entry point) and its options.
+        set: options of the codec that the objective trains.
+    """
 
     dataset: dict[str, Any]
     set: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("dataset")
     @classmethod
-    def _kind(cls, dataset: dict[str, Any]) -> dict[str, Any]:
+    def _check_kind(cls, dataset: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(dataset.get("kind"), str):
             raise ValueError("a dataset needs a `kind`, a name")
         return dataset
 
 
 class Recipe(ConfigSection):
-    """The whole file.
+    """The whole recipe file.
 
-    points: rate points, trained one after the other; by default the objective's. A shared stage is trained once, at `point` of its
-    own or else the first one, and all points go on from it. start: weights that the first stage goes on from, a stage's
-    `weights.safetensors` or a folder of exported ones (each point takes its own). precision: "bf16" and "fp16" on a GPU.
+    Attributes:
+        name: default name of the run folder.
+        objective: entry point of the training objective.
+        set: options of the objective.
+        points: rate points, trained one after another; by default those of the objective.
+        data: options of `icmbench.codecs.training.data.CropDataset`.
+        stages: per stage, fields of `icmbench.codecs.training.stage.StageOptions`; `name`, `shared`, `point` and `set`. A shared
+            stage is trained once, at its `point` (by default the first point), and all points go on from its weights.
+        validation: images to code while training goes on; None for none.
+        start: weights that the first stage goes on from: a stage's `weights.safetensors`, or a folder of exported weights, of which
+            each point takes its own.
+        precision: number format of the networks' arithmetic; "bf16" and "fp16" are meant for a GPU.
+        seed: of the initial weights and of everything that is drawn.
+        folder: the folder of the recipe file. Relative paths start here.
     """
 
     name: str
@@ -59,10 +74,10 @@ class Recipe(ConfigSection):
     start: Path | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
-    folder: Path = Field(Path(), exclude=True)  # of the file: relative paths start here
+    folder: Path = Field(Path(), exclude=True)
 
     @model_validator(mode="after")
-    def _stages(self) -> Recipe:
+    def _check_stages(self) -> Recipe:
         names = [stage.get("name") for stage in self.stages]
         if any(not isinstance(name, str) or not name or names.count(name) > 1 for name in names):
             raise ValueError("stages: give each a `name` of its own")
@@ -72,40 +87,40 @@ class Recipe(ConfigSection):
         return self
 
 
-def shipped() -> dict[str, Path]:
-    """The recipes that come with this package, by name."""
+def shipped_recipes() -> dict[str, Path]:
+    """The files of the recipes that come with this package, by recipe name."""
     return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
 
 
-def entries() -> list[Entry]:
-    """The shipped recipes as `icmbench list` shows them: by the comment that each begins with."""
-    return [
-        Entry("recipes", name, path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# "), "", "")
-        for name, path in shipped().items()
-    ]
+def write_recipe(name: str, path: Path) -> None:
+    """Copy a shipped recipe into a new file, to be edited.
 
-
-def write(name: str, path: Path) -> None:
-    """A shipped recipe as a file of the user's. UserError where there is no such recipe, or such a file already."""
+    Raises:
+        UserError: there is no recipe of this name, the file exists already, or it cannot be written.
+    """
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(_named(name).read_text(encoding="utf-8"))
+            file.write(_shipped_file(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot write the recipe ({error.strerror}): name another file") from None
 
 
-def _named(name: str) -> Path:
-    found = shipped()
-    if name not in found:
-        raise UserError(unknown("recipe", name, found))
-    return found[name]
+def _shipped_file(name: str) -> Path:
+    files = shipped_recipes()
+    if name not in files:
+        raise UserError(unknown_message("recipe", name, files))
+    return files[name]
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read and validate a recipe file, or a shipped recipe by its name, whose relative paths start at the working directory.
+    """Read and validate a recipe.
 
-    Raises UserError with one sentence.
+    Args:
+        path: a recipe file, or the name of a shipped recipe. Relative paths in a shipped recipe start at the working directory.
+
+    Raises:
+        UserError: the file cannot be read, or a key or value in it is wrong.
     """
     if path.suffix or len(path.parts) > 1 or path.is_file():
         return load_section(Recipe, path, "recipe file")
-    return load_section(Recipe, _named(str(path)), "recipe file").model_copy(update={"folder": Path.cwd()})
+    return load_section(Recipe, _shipped_file(str(path)), "recipe file").model_copy(update={"folder": Path.cwd()})

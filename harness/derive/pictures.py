@@ -21,133 +21,153 @@ from icmbench.harness.work.attempt import reason
 from icmbench.harness.work.bench import Bench
 from icmbench.results import pictures
 from icmbench.results.scores import UNCOMPRESSED
-from icmbench.tasks.base import Image, Prediction, Target, Task
+from icmbench.tasks.base import Image
 
-CANDIDATES = 200  # images whose damage is judged, spread evenly over a task's
-SERIES = 6  # codec points of an image
-PATIENCE = 60.0  # seconds of decoding, judged by what the run measured, that a report may cost
-VERSION = 1  # of what the entries hold
+CANDIDATES = 200  # Images of a task whose damage is judged, spread evenly over all of them.
+MAX_SERIES = 6  # Codec points shown of one image.
+MAX_DECODING_SECONDS = 60.0  # Seconds of decoding that a report may cost, judged by the times that the run measured.
+VERSION = 1  # Raised by hand when the entries hold something else, so that stored ones are made again.
 
 
-def entries(
-    bench: Bench, scores: pd.DataFrame, failed: Mapping[str, frozenset[str]], count: int, known: dict[str, Any]
+def picture_entries(
+    bench: Bench, scores: pd.DataFrame, failed: Mapping[str, frozenset[str]], count: int, stored: dict[str, Any]
 ) -> dict[str, Any]:
-    """`{"key", "entries", "left_out"}`: at most `count` images, shared among the tasks that can draw, the most damaged first.
+    """Entries of the report's per-image page: the most damaged images of each task that can draw its predictions.
 
-    known: what an earlier run left, returned as it is while nothing that decides it has changed. left_out: why some codec points
-    are not shown. Raises nothing for single images that cannot be decoded: they are left out.
+    Single images that cannot be decoded are left out.
+
+    Args:
+        bench: the experiment and its store.
+        scores: the scores of the run, columns as in `scoring.COLUMNS`.
+        failed: by label of each task that has scores, the ids of images to leave out.
+        count: number of images to show at most, shared equally among the tasks.
+        stored: what this function returned in an earlier run, or an empty mapping. It is returned again if nothing changed that
+            decides the entries.
+
+    Returns:
+        A mapping with `key`, a digest of what decides the entries; `entries`, as made by `icmbench.results.pictures`; and
+        `left_out`, sentences that say why some codec points are not shown.
     """
-    labels = [label for label in failed if type(bench.tasks[label]).draw is not Task.draw]
-    decides = scores[scores["task"].isin(labels)].drop(columns=["low", "high", "undefined"])
-    key = digest([VERSION, count, decides.to_csv(index=False)])
-    if known.get("key") == key:
-        return known
-    found: list[dict[str, Any]] = []
+    labels = [label for label in failed if bench.tasks[label].draws]
+    deciding = scores[scores["task"].isin(labels)].drop(columns=["low", "high", "undefined"])
+    key = digest([VERSION, count, deciding.to_csv(index=False)])
+    if stored.get("key") == key:
+        return stored
+    entries: list[dict[str, Any]] = []
     left_out: list[str] = []
     for k, label in enumerate(labels[:count]):
         share = count // len(labels[:count]) + (k < count % len(labels[:count]))
         try:
-            found += _of_task(bench, label, scores[scores["task"] == label], failed[label], share, left_out)
-        except Exception as error:  # pictures must not cost a run its tables
+            entries += _task_entries(bench, label, scores[scores["task"] == label], failed[label], share, left_out)
+        except Exception as error:  # A run must not lose its tables because a picture cannot be made.
             left_out.append(f"{label}: {reason(error)}")
-    return {"key": key, "entries": found, "left_out": sorted(set(left_out))}
+    return {"key": key, "entries": entries, "left_out": sorted(set(left_out))}
 
 
-def _of_task(
+def _task_entries(
     bench: Bench, label: str, scores: pd.DataFrame, failed: frozenset[str], count: int, left_out: list[str]
 ) -> list[dict[str, Any]]:
+    """Entries of the images of one task whose score suffers most, averaged over the codec points shown."""
     task = bench.tasks[label]
     metric = next((m for m in task.metrics if m.primary), task.metrics[0])
-    dataset = next(block.dataset for block in bench.experiment.tasks if block.label == label)
+    dataset = next(section.dataset for section in bench.experiment.tasks if section.label == label)
     originals = gather(bench, label, bench.series[0], failed)
-    place = {image_id: k for k, image_id in enumerate(originals.ids)}
+    index = {image_id: k for k, image_id in enumerate(originals.ids)}
     targets = targets_of(task, originals.ids, originals)
     sign = 1 if metric.higher_is_better else -1
     candidates = originals.ids[:: -(-len(originals.ids) // CANDIDATES) or 1]
 
-    def alone(prediction: Prediction, target: Target) -> float:
-        """The primary score of one image; NaN where it has none, as of a size without a label."""
-        return sign * task.aggregate(task.statistics([prediction], [target]))[metric.name]
+    def score_alone(gathered: SeriesPredictions, image_id: str) -> float:
+        """The primary score of one image, signed so that more is better; NaN if undefined, like AP of small objects without any."""
+        k = index[image_id]
+        return sign * task.aggregate(task.statistics([gathered.predictions[k]], [targets[k]]))[metric.name]
 
-    top = {i: alone(originals.predictions[place[i]], targets[place[i]]) for i in candidates}
-    chosen: list[tuple[Series, SeriesPredictions]] = []
-    for series in _series(bench, scores, left_out, count):
-        chosen.append((series, gather(bench, label, series, failed)))
+    score_of_original = {i: score_alone(originals, i) for i in candidates}
+    coded = [(series, gather(bench, label, series, failed)) for series in _choose_series(bench, scores, left_out, count)]
     damage = pd.DataFrame(
-        {
-            series.name: [top[i] - alone(evidence.predictions[place[i]], targets[place[i]]) for i in candidates]
-            for series, evidence in chosen
-        },
+        {series.name: [score_of_original[i] - score_alone(gathered, i) for i in candidates] for series, gathered in coded},
         index=candidates,
     )
     worst = damage.mean(axis=1).dropna().sort_values(ascending=False, kind="stable").index[:count]
-    found = []
+    entries = []
     for image_id in worst:
         original = bench.read(dataset, image_id)
-        before = originals.predictions[place[image_id]]
+        before = originals.predictions[index[image_id]]
         reconstructions = []
-        for series, evidence in chosen:
-            try:
-                pixels = _pixels(bench, dataset, image_id, series)
-            except Exception as error:
-                left_out.append(f"{series.name}: {reason(error)}")
-                continue
+        for series, gathered in coded:
+            pixels = _scored_pixels(bench, dataset, image_id, series, left_out)
             if pixels is None:
-                left_out.append(f"{series.name}: decoded again its pixels are not those scored; run with --keep reconstructions")
                 continue
-            after = evidence.predictions[place[image_id]]
-            assert evidence.streams is not None
-            row = evidence.streams.loc[image_id]
+            after = gathered.predictions[index[image_id]]
             loss = float(damage.loc[image_id, series.name])
-            facts = {
-                **{"codec": series.label, "point": series.point, "bits": 8 * int(row["bytes"])},
-                "bpp": 8 * row["bytes"] / (row["height"] * row["width"]),
-                **{"score": sign * (top[image_id] - loss), "damage": loss},
-            }
-            reconstructions.append(pictures.shown(facts, (task.names(before), task.names(after)), pixels, task.draw(pixels, after)))
+            facts = _rate_facts(series, gathered, image_id) | {"score": sign * (score_of_original[image_id] - loss), "damage": loss}
+            names = task.names(before), task.names(after)
+            reconstructions.append(pictures.reconstruction_entry(facts, names, pixels, task.draw(pixels, after)))
         if reconstructions:
-            where = {"image": image_id, "dataset": dataset, "task": label, "metric": metric.name, "unit": metric.unit}
+            subject = {"image": image_id, "dataset": dataset, "task": label, "metric": metric.name, "unit": metric.unit}
             drawn = task.draw(original, before)
-            found.append(pictures.entry(where, sign * top[image_id], original, drawn, reconstructions))
-    return found
+            entries.append(pictures.image_entry(subject, sign * score_of_original[image_id], original, drawn, reconstructions))
+    return entries
 
 
-def _series(bench: Bench, scores: pd.DataFrame, left_out: list[str], count: int) -> list[Series]:
-    """Up to `SERIES` codec points: every codec's lowest, then its middle one; slow decoders only where pictures are kept."""
+def _rate_facts(series: Series, gathered: SeriesPredictions, image_id: str) -> dict[str, Any]:
+    assert gathered.streams is not None
+    row = gathered.streams.loc[image_id]
+    bits = 8 * int(row["bytes"])
+    return {"codec": series.label, "point": series.point, "bits": bits, "bpp": bits / (row["height"] * row["width"])}
+
+
+def _choose_series(bench: Bench, scores: pd.DataFrame, left_out: list[str], count: int) -> list[Series]:
+    """Up to `MAX_SERIES` codec points: the lowest of every codec, then the middle one of every codec.
+
+    Slow decoders are left out unless their pictures were kept.
+    """
     rated = scores[scores["codec"] != UNCOMPRESSED].drop_duplicates(["codec", "point"]).sort_values("bpp", kind="stable")
     seconds = {(row.codec, row.point): row.decode_seconds for row in rated.itertuples()}
-    ranks = {codec: rows["point"].tolist() for codec, rows in rated.groupby("codec", sort=False)}
-    wanted = [(codec, points[0]) for codec, points in ranks.items()]
-    wanted += [(codec, points[len(points) // 2]) for codec, points in ranks.items() if len(points) > 1]
-    found = []
-    for codec, point in wanted[:SERIES]:
+    points_of_codec = {codec: rows["point"].tolist() for codec, rows in rated.groupby("codec", sort=False)}
+    choice = [(codec, points[0]) for codec, points in points_of_codec.items()]
+    choice += [(codec, points[len(points) // 2]) for codec, points in points_of_codec.items() if len(points) > 1]
+    chosen = []
+    for codec, point in choice[:MAX_SERIES]:
         series = next(s for s in bench.series if (s.label, s.point) == (codec, point))
-        spent = seconds[codec, point]
-        if series.deterministic and spent * count > PATIENCE / SERIES and not _keeps(bench, series):
-            left_out.append(f"{series.name}: decoding takes {spent:.0f} s an image; run with --keep reconstructions")
+        cost = seconds[codec, point]
+        if series.deterministic and cost * count > MAX_DECODING_SECONDS / MAX_SERIES and not _keeps_pictures(bench, series):
+            left_out.append(f"{series.name}: decoding takes {cost:.0f} s an image; run with --keep reconstructions")
         else:
-            found.append(series)
-    return found
+            chosen.append(series)
+    return chosen
 
 
-def _keeps(bench: Bench, series: Series) -> bool:
+def _keeps_pictures(bench: Bench, series: Series) -> bool:
     return any(bench.store.exists(f"reconstructions/{dataset}/{series.folder}") for dataset in bench.datasets)
 
 
-def _pixels(bench: Bench, dataset: str, image_id: str, series: Series) -> Image | None:
-    """The pixels that were scored; None where they were not kept and cannot be had again."""
+def _scored_pixels(bench: Bench, dataset: str, image_id: str, series: Series, left_out: list[str]) -> Image | None:
+    """The pixels that were scored, uint8 (height, width, 3); None, with the reason added to `left_out`, if they are lost."""
+    try:
+        pixels = _load_or_decode(bench, dataset, image_id, series)
+    except Exception as error:
+        left_out.append(f"{series.name}: {reason(error)}")
+        return None
+    if pixels is None:
+        left_out.append(f"{series.name}: decoded again its pixels are not those scored; run with --keep reconstructions")
+    return pixels
+
+
+def _load_or_decode(bench: Bench, dataset: str, image_id: str, series: Series) -> Image | None:
+    """The kept reconstruction, or the stored stream decoded again; None if neither has the recorded pixels."""
     block = next(block for block in bench.blocks(dataset) if image_id in block.ids)
-    sources, frame = bench.known_sources(block), bench.streams(block, series)
-    assert sources is not None and frame is not None
+    sources, streams = bench.stored_sources(block), bench.stream_frame(block, series)
+    assert sources is not None and streams is not None
     file = stream_name(block, sources, series)
-    wanted = frame.loc[image_id, "sha256"]
-    kept = picture_name(file, image_id)
-    if bench.store.exists(kept):
-        with Pillow.open(io.BytesIO(bench.store.read(kept)), formats=["PNG"]) as picture:
+    sha256 = streams.loc[image_id, "sha256"]
+    picture_file = picture_name(file, image_id)
+    if bench.store.exists(picture_file):
+        with Pillow.open(io.BytesIO(bench.store.read(picture_file)), formats=["PNG"]) as picture:
             image = np.asarray(picture)
-        if pixel_sha256(image) == wanted:
+        if pixel_sha256(image) == sha256:
             return image
     table = bench.store.read_table(file, ["id", "data"])
     data = table.column("data")[table.column("id").to_pylist().index(image_id)].as_py()
     image = decompress_all(series.codec, [data])[0]  # type: ignore[arg-type]
-    return image if pixel_sha256(image) == wanted else None
+    return image if pixel_sha256(image) == sha256 else None

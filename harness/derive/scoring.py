@@ -1,4 +1,4 @@
-"""From the shards of a run to scores.csv: predictions -> statistics -> aggregate, one row a metric."""
+"""From the shards of a run to scores.csv: predictions -> statistics -> aggregate, one row per metric."""
 
 from __future__ import annotations
 
@@ -26,24 +26,36 @@ COLUMNS = [
 
 @dataclass
 class SeriesPredictions:
-    """All that a task has on one series: predictions in the order of the task's ids, and the streams of the same images."""
+    """What the shards hold of one task on one series, images that failed left out.
+
+    Attributes:
+        ids: the images, in the order of the task's ids.
+        predictions: one per image.
+        seconds: mean seconds that the task took per image.
+        streams: columns of the stream shards without the bytes, one row per image, indexed by id; None for the originals.
+        files: names of the prediction shards.
+    """
 
     ids: list[str]
     predictions: list[Prediction]
     seconds: float
     streams: pd.DataFrame | None
-    files: list[str]  # the prediction shards
+    files: list[str]
 
 
-# label, series, evidence, statistics, values, failed images
+# Called with task label, series, predictions, statistics, value of each metric by name, and the ids of the images that failed.
 OnScored = Callable[[str, Series, SeriesPredictions, Statistics, Mapping[str, float], frozenset[str]], None]
 
 
 @dataclass
 class ScoreTable:
-    """frame: columns `COLUMNS`, of every complete series and task. missing: names of the cells that are not there.
+    """The scores of a run as far as it is complete.
 
-    failed: by task label, the images that leave every codec's score, so that all stand on the same images.
+    Attributes:
+        frame: columns `COLUMNS`, for every complete series and task.
+        missing: names of the cells that are not stored, and tasks that could not be scored, with the reason.
+        failed: by task label, the ids of the images that failed for any codec. They are left out of every codec's score, so that
+            all codecs are scored on the same images.
     """
 
     frame: pd.DataFrame
@@ -51,50 +63,78 @@ class ScoreTable:
     failed: dict[str, frozenset[str]]
 
 
-def score(bench: Bench, seen: OnScored | None = None) -> ScoreTable:
-    """Score everything that is complete; `seen` is shown the statistics of each series and task on the way."""
+@dataclass
+class TaskShard:
+    """One block of a series, as one task scores it.
+
+    Attributes:
+        block: the images.
+        ids: those of them that the task scores.
+        file: name of the prediction shard; None if it depends on pixels that are not recorded yet.
+        streams: columns of the stream shard without the bytes, indexed by image id; None for the originals or if it is missing.
+    """
+
+    block: ImageBlock
+    ids: list[str]
+    file: str | None
+    streams: pd.DataFrame | None
+
+
+def score(bench: Bench, on_scored: OnScored | None = None) -> ScoreTable:
+    """Score every task on every series whose shards are complete.
+
+    Args:
+        bench: the experiment and its store.
+        on_scored: called with the predictions, statistics and values of each series and task, while they are in memory.
+    """
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
-    left_out: dict[str, frozenset[str]] = {}
+    failed_by_task: dict[str, frozenset[str]] = {}
     for label, task in bench.tasks.items():
         series_of_task = [series for series in bench.series if series.codec is not None or not task.needs_originals]
         absent = {series.name: absent_cells(bench, label, series) for series in series_of_task}
         missing += [cell for cells in absent.values() for cell in cells]
         complete = [series for series in series_of_task if not absent[series.name]]
         failed = frozenset().union(*(failed_images(bench, label, series) for series in complete))
-        if len(failed) > bench.tolerated(label):
+        if len(failed) > bench.max_failed_images(label):
             missing.append(
                 f"{label}: {len(failed)} of {len(task.ids)} images failed, {sorted(failed)[0]!r} first; see fail_on_error"
             )
             continue
         try:
-            rows += _task_rows(bench, label, task, complete, failed, seen)
-            left_out[label] = failed
-        except Exception as error:  # one task's labels or metric must not cost the others their tables
+            rows += _task_rows(bench, label, task, complete, failed, on_scored)
+            failed_by_task[label] = failed
+        except Exception as error:  # A task whose labels or metric fail must not cost the others their tables.
             missing.append(f"{label}: cannot be scored: {reason(error)}")
-    return ScoreTable(pd.DataFrame(rows, columns=COLUMNS), missing, left_out)
+    return ScoreTable(pd.DataFrame(rows, columns=COLUMNS), missing, failed_by_task)
 
 
 def _task_rows(
-    bench: Bench, label: str, task: Task, complete: list[Series], failed: frozenset[str], seen: OnScored | None
+    bench: Bench, label: str, task: Task, complete: list[Series], failed: frozenset[str], on_scored: OnScored | None
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     targets: list[Any] | None = None
     for series in complete:
-        evidence = gather(bench, label, series, failed)
+        gathered = gather(bench, label, series, failed)
         if targets is None and (series.codec is None or task.reference == "labels"):
-            targets = targets_of(task, evidence.ids, evidence)
+            targets = targets_of(task, gathered.ids, gathered)
         if targets is not None:
-            statistics = task.statistics(evidence.predictions, targets)
+            statistics = task.statistics(gathered.predictions, targets)
             values = task.aggregate(statistics)
-            rows += _rows(bench, label, task, series, evidence, values)
-            if seen is not None:
-                seen(label, series, evidence, statistics, values, failed)
+            rows += _series_rows(bench, label, task, series, gathered, values)
+            if on_scored is not None:
+                on_scored(label, series, gathered, statistics, values, failed)
     return rows
 
 
 def targets_of(task: Task, ids: Sequence[str], originals: SeriesPredictions | None) -> list[Any]:
-    """What the images are scored against: labels, or with `reference: original` the predictions on the originals."""
+    """What predictions are scored against, one target per image.
+
+    Args:
+        task: decides whether these are labels or, with `reference: original`, predictions on the originals.
+        ids: the images.
+        originals: predictions on the originals of the same images; needed with `reference: original` only.
+    """
     if task.reference == "original":
         assert originals is not None
         return list(task.pseudo_targets(originals.predictions))
@@ -102,89 +142,100 @@ def targets_of(task: Task, ids: Sequence[str], originals: SeriesPredictions | No
 
 
 def primary_metrics(bench: Bench) -> dict[str, str]:
-    """By task label, the metric that stands for the task: the one it marks, else its first."""
+    """By task label, the name of the metric that stands for the task: the one marked as primary, otherwise the first."""
     return {label: next((m for m in task.metrics if m.primary), task.metrics[0]).name for label, task in bench.tasks.items()}
 
 
 def absent_cells(bench: Bench, label: str, series: Series) -> list[str]:
-    """Names of the cells of one task and series whose files are not there."""
+    """Names of the cells of one task and series whose prediction shards are missing."""
     return [
-        f"{cell_name(block, series)} / {label}"
-        for block, _, file, _ in shards(bench, label, series)
-        if file is None or not bench.store.exists(file)
+        f"{cell_name(shard.block, series)} / {label}"
+        for shard in task_shards(bench, label, series)
+        if shard.file is None or not bench.store.exists(shard.file)
     ]
 
 
 def failed_images(bench: Bench, label: str, series: Series) -> set[str]:
-    """Images that could not be read, coded or predicted in one series whose shards are all there."""
+    """Ids of the images that could not be read, coded or predicted in one series, all of whose shards must be stored."""
     failed: set[str] = set()
-    for _, _, file, _ in shards(bench, label, series):
-        assert file is not None
-        rows = from_table(bench.store.read_table(file, ["id", "error"]), ["id", "error"])
+    for shard in task_shards(bench, label, series):
+        assert shard.file is not None
+        rows = from_table(bench.store.read_table(shard.file, ["id", "error"]), ["id", "error"])
         failed |= {row["id"] for row in rows if row["error"]}
     return failed
 
 
 def gather(bench: Bench, label: str, series: Series, failed: Collection[str]) -> SeriesPredictions:
-    """One task's predictions on one series whose shards are all there, the failed images left out."""
+    """Read the predictions of one task on one series, all of whose shards must be stored.
+
+    Args:
+        bench: the experiment and its store.
+        label: the task.
+        series: the codec at its point and seed, or the originals.
+        failed: ids of images to leave out.
+    """
     ids: list[str] = []
     files: list[str] = []
     predictions: list[Prediction] = []
     seconds: list[float] = []
     streams: list[pd.DataFrame] = []
-    for _, mine, file, stream in shards(bench, label, series):
-        assert file is not None
-        table = bench.store.read_table(file)
-        good = [image_id not in failed for image_id in mine]
-        files.append(file)
+    for shard in task_shards(bench, label, series):
+        assert shard.file is not None
+        table = bench.store.read_table(shard.file)
+        scored = [image_id not in failed for image_id in shard.ids]
+        files.append(shard.file)
         names = [name for name in table.column_names if name not in dict(PREDICTION)]
-        kept = table.filter(pa.array(good))
-        ids += kept.column("id").to_pylist()
-        predictions += from_table(kept, names)
-        seconds += kept.column("seconds").to_pylist()
-        if stream is not None:
-            streams.append(stream.loc[[image_id for image_id, keep in zip(mine, good, strict=True) if keep]])
+        table = table.filter(pa.array(scored))
+        ids += table.column("id").to_pylist()
+        predictions += from_table(table, names)
+        seconds += table.column("seconds").to_pylist()
+        if shard.streams is not None:
+            streams.append(shard.streams.loc[[image_id for image_id, keep in zip(shard.ids, scored, strict=True) if keep]])
     frame = pd.concat(streams) if streams else None
     return SeriesPredictions(ids, predictions, float(np.mean(seconds)), frame, files)
 
 
-def shards(bench: Bench, label: str, series: Series) -> Iterator[tuple[ImageBlock, list[str], str | None, pd.DataFrame | None]]:
-    """Blocks that a task scores, with the ids, the prediction shard's name (None while it cannot be known) and the streams."""
+def task_shards(bench: Bench, label: str, series: Series) -> Iterator[TaskShard]:
+    """Every block of which a task scores at least one image, with the name of the prediction shard for one series."""
     task = bench.tasks[label]
-    dataset = next(block.dataset for block in bench.experiment.tasks if block.label == label)
+    dataset = next(section.dataset for section in bench.experiment.tasks if section.label == label)
     for block in bench.blocks(dataset):
-        mine = bench.scored(label, block)
-        if not mine:
+        ids = bench.scored_ids(label, block)
+        if not ids:
             continue
-        sources = bench.known_sources(block)
-        stream = bench.streams(block, series) if sources is not None and series.codec is not None else None
-        if sources is None or (series.codec is not None and stream is None):
-            yield block, mine, None, None
+        sources = bench.stored_sources(block)
+        streams = bench.stream_frame(block, series) if sources is not None and series.codec is not None else None
+        if sources is None or (series.codec is not None and streams is None):
+            yield TaskShard(block, ids, None, None)
             continue
-        known = sources.sha256 if stream is None else {i: s if isinstance(s, str) else None for i, s in stream["sha256"].items()}
-        pixels = [known[i] for i in mine]
-        yield block, mine, prediction_name(block, mine, sources, series, label, task, pixels), stream
+        if streams is None:
+            hashes = sources.sha256
+        else:  # An image that could not be coded has no hash, which pandas represents as NaN.
+            hashes = {i: sha256 if isinstance(sha256, str) else None for i, sha256 in streams["sha256"].items()}
+        file = prediction_name(block, ids, sources, series, label, task, [hashes[i] for i in ids])
+        yield TaskShard(block, ids, file, streams)
 
 
-def _rows(
-    bench: Bench, label: str, task: Task, series: Series, evidence: SeriesPredictions, values: Mapping[str, float]
+def _series_rows(
+    bench: Bench, label: str, task: Task, series: Series, gathered: SeriesPredictions, values: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    block = next(block for block in bench.experiment.tasks if block.label == label)
+    """Rows of scores.csv of one task on one series, one per metric."""
+    section = next(section for section in bench.experiment.tasks if section.label == label)
     common = {
         "codec": series.label,
         "point": series.point,
-        "dataset": block.dataset,
+        "dataset": section.dataset,
         "task": label,
-        "model": block.model["name"] if block.model else "",
+        "model": section.model["name"] if section.model else "",
         "reference": "source" if task.annotation is None else task.reference,
         "realisation": realisation(bench, label, series),
         "expected": len(task.ids),
-        "scored": len(evidence.ids),
-        "empty": sum(task.is_empty(prediction) for prediction in evidence.predictions),
-        "failed": len(task.ids) - len(evidence.ids),
+        "scored": len(gathered.ids),
+        "empty": sum(task.is_empty(prediction) for prediction in gathered.predictions),
+        "failed": len(task.ids) - len(gathered.ids),
         "limited": task.dataset.limit is not None,
-        "task_seconds": evidence.seconds,
-        **_rates(evidence.streams),
+        "task_seconds": gathered.seconds,
+        **_rates(gathered.streams),
     }
     for metric in task.metrics:
         yield {
@@ -198,29 +249,51 @@ def _rows(
 
 
 def realisation(bench: Bench, label: str, series: Series) -> str:
-    """Empty where pixels follow from bytes; else the seed and, where decoding is not deterministic, a digest of the pixels."""
-    parts = [] if series.seed is None else [f"seed={series.seed}"]
+    """Tells apart rows of one rate point whose pixels differ.
+
+    Returns:
+        The seed, if the experiment names seeds, and a digest of the decoded pixels, if decoding is not deterministic; empty if
+        neither is the case.
+    """
+    marks = [] if series.seed is None else [f"seed={series.seed}"]
     if not series.deterministic:
-        dataset = next(block.dataset for block in bench.experiment.tasks if block.label == label)
-        frames = (bench.streams(block, series) for block in bench.blocks(dataset))
-        parts.append(digest([str(pixels) for frame in frames if frame is not None for pixels in frame["sha256"]])[:8])
-    return " ".join(parts)
+        dataset = next(section.dataset for section in bench.experiment.tasks if section.label == label)
+        frames = (bench.stream_frame(block, series) for block in bench.blocks(dataset))
+        marks.append(digest([str(sha256) for frame in frames if frame is not None for sha256 in frame["sha256"]])[:8])
+    return never_a_number(" ".join(marks))
+
+
+def never_a_number(mark: str) -> str:
+    """A mark as it is or, if it reads as a number, with an `x` in front.
+
+    One in forty digests is all decimal digits, and some have a single `e` among them, like 12345e67. If every mark in a column of
+    a CSV file is such a digest, pandas and other readers take the column for numbers, and 00012345 becomes 12345.
+    """
+    try:
+        float(mark)
+    except ValueError:
+        return mark
+    return f"x{mark}"
 
 
 def bit_split(bench: Bench) -> pd.DataFrame:
-    """Mean bits of an image by part of the stream, of every codec point that itemises its streams; columns as of `analyses`."""
+    """Mean bits per image of each part of the stream, for every codec point that itemises its streams.
+
+    Returns:
+        Columns codec, point, part and bits, as `icmbench.results.analyses` draws them; the mean is over seeds too.
+    """
     records = []
     for series in bench.series[1:]:
-        frames = [bench.streams(block, series) for dataset in bench.datasets for block in bench.blocks(dataset)]
+        frames = [bench.stream_frame(block, series) for dataset in bench.datasets for block in bench.blocks(dataset)]
         texts = [text for frame in frames if frame is not None for text in frame["parts"].dropna()]
-        split = pd.DataFrame([json.loads(text) for text in texts]).fillna(0).mean()
-        records += [(series.label, series.point, str(part), bits) for part, bits in split.items()]
+        mean_bits = pd.DataFrame([json.loads(text) for text in texts]).fillna(0).mean()
+        records += [(series.label, series.point, str(part), bits) for part, bits in mean_bits.items()]
     frame = pd.DataFrame(records, columns=["codec", "point", "part", "bits"])
-    return frame.groupby(["codec", "point", "part"], sort=False, as_index=False)["bits"].mean()  # over seeds
+    return frame.groupby(["codec", "point", "part"], sort=False, as_index=False)["bits"].mean()
 
 
 def _rates(streams: pd.DataFrame | None) -> dict[str, float | None]:
-    """Bits of the scored images' streams over their source pixels, and seconds an image."""
+    """Bits of the scored images' streams over their source pixels, and seconds per image."""
     if streams is None:
         return {}
     pixels = streams["height"].astype("int64") * streams["width"]

@@ -1,9 +1,8 @@
-"""The files of a run folder that are derived from its scores."""
+"""The files of a run folder that are derived from its scores: the BD table, the report, and the bundle for a paper."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.derive.resampling import load
+from icmbench.harness.derive.resampling import load_replicates
+from icmbench.harness.store.formats import parse_object
 from icmbench.harness.store.store import Store
 from icmbench.results.analyses import COLUMNS
 from icmbench.results.bd import Envelope, Method
@@ -29,7 +29,15 @@ PICTURES = "pictures.json"
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What the tables of a run need to know beside its scores. primary: by task label, the metric that stands for it."""
+    """What the tables of a run need to know beside its scores.
+
+    Attributes:
+        title: heading of the report.
+        anchor: label of the codec that BD-rates compare with; None for no BD table.
+        primary: by task label, the name of the metric that stands for the task.
+        method: interpolation of BD-rates, as in `icmbench.results.bd`.
+        envelope: treatment of curves that are not monotonic, as in `icmbench.results.bd`.
+    """
 
     title: str
     anchor: str | None
@@ -38,101 +46,142 @@ class TableSpec:
     envelope: Envelope = "pareto"
 
     def only_primary(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of each task's primary metric."""
+        """The rows of each task's primary metric, of a frame with the columns task and metric."""
         return frame[frame["metric"] == frame["task"].map(self.primary)]
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All that tables and report are made of.
+    """Everything that tables and report are made of.
 
-    replicates: by task label, as of `resampling.load`. own: codecs' analyses by name, as of `analyses.COLUMNS`. reported: curves of
-    papers, as of `reported_curves`. pictures: as of `pictures.entries`.
+    Attributes:
+        scores: as `icmbench.results.scores.normalise` returns them.
+        table_spec: how to make the tables.
+        replicates: by task label, as `Resampling.finish` returns them.
+        codec_analyses: frames of codecs' own analyses, by a name of `icmbench.results.analyses.COLUMNS`.
+        reported: curves of papers, as `icmbench.results.published.reported_curves` returns them; None for none.
+        pictures: as `icmbench.harness.derive.pictures.picture_entries` returns them.
     """
 
     scores: pd.DataFrame
     table_spec: TableSpec
     replicates: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    own: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    codec_analyses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     reported: pd.DataFrame | None = None
     pictures: Mapping[str, Any] = field(default_factory=dict)
 
 
-def derive(folder: Path, inputs: ReportInputs) -> tuple[pd.DataFrame, Path]:
-    """Write bdrate.csv and report/; return the BD frame and the path of the report. Raises ScoresError for an unknown anchor."""
-    m = inputs
-    bdrate = bdrate_frame(m.scores, m.table_spec.anchor, m.table_spec.method, m.table_spec.envelope, replicates=m.replicates)
+def write_bd_table_and_report(folder: Path, inputs: ReportInputs) -> tuple[pd.DataFrame, Path]:
+    """Write bdrate.csv and report/ of a run.
+
+    Args:
+        folder: the run folder, or a local copy of it.
+        inputs: what to write about.
+
+    Returns:
+        The BD frame, and the path of the report's page.
+
+    Raises:
+        ScoresError: the scores do not hold the anchor.
+    """
+    spec = inputs.table_spec
+    bdrate = bdrate_frame(inputs.scores, spec.anchor, spec.method, spec.envelope, replicates=inputs.replicates)
     write_csv(bdrate, folder / "bdrate.csv")
-    meta = {"title": m.table_spec.title, "primary": dict(m.table_spec.primary)}
-    return bdrate, write_report(folder, m.scores, bdrate, meta, m.reported, m.own, m.pictures)
+    meta = {"title": spec.title, "primary": dict(spec.primary)}
+    return bdrate, write_report(folder, inputs.scores, bdrate, meta, inputs.reported, inputs.codec_analyses, inputs.pictures)
 
 
 def bundle(folder: Path, inputs: ReportInputs, bdrate: pd.DataFrame) -> Path:
-    """Write bundle/, the tables and figures of a paper with their provenance; return its path."""
+    """Write bundle/: the tables and figures for a paper, with their provenance.
+
+    Args:
+        folder: the run folder.
+        inputs: what the run left.
+        bdrate: the BD frame of these inputs.
+
+    Returns:
+        The path of the bundle.
+    """
+    spec = inputs.table_spec
     files = [folder / "scores.csv", *folder.glob("experiment.yaml"), *sorted(folder.glob("replicates/*.parquet"))]
     facts = {
-        **read_json(Store(folder), "environment.json"),
-        "bd": {"method": inputs.table_spec.method, "envelope": inputs.table_spec.envelope, "anchor": inputs.table_spec.anchor},
+        **Store(folder).read_json("environment.json"),
+        "bd": {"method": spec.method, "envelope": spec.envelope, "anchor": spec.anchor},
         "bootstrap": {label: int(frame["replicate"].max()) for label, frame in inputs.replicates.items()},
         "inputs": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
-    m = inputs
-    write_bundle(folder / "bundle", m.scores, bdrate, facts, m.table_spec.primary, m.reported, m.own)
+    write_bundle(folder / "bundle", inputs.scores, bdrate, facts, spec.primary, inputs.reported, inputs.codec_analyses)
     return folder / "bundle"
 
 
-def recorded(
+def read_report_inputs(
     folder: Path,
     anchor: str | None = None,
     published: Sequence[str] | None = None,
     method: Method | None = None,
     envelope: Envelope | None = None,
 ) -> ReportInputs:
-    """What a finished run left.
+    """Read what a finished run left in its folder.
 
-    anchor, method, envelope: instead of the experiment's. published: as of `gather_published`, beside the run's.
+    Args:
+        folder: the run folder.
+        anchor: codec label to compare with, instead of the experiment's.
+        published: files of curves to draw beside the run's own, as `gather_published` takes them; None for no further curves.
+        method: interpolation of BD-rates, instead of the experiment's.
+        envelope: treatment of curves that are not monotonic, instead of the experiment's.
+
+    Raises:
+        UserError: the folder does not hold a finished run.
+        ScoresError: scores.csv or a file of curves is malformed.
     """
     try:
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        path = folder / "environment.json"
+        environment = parse_object(path, path.read_bytes())
         experiment = environment["experiment"]
-        title, own_anchor, primary = experiment["name"], experiment["anchor"], environment["primary"]
+        title, default_anchor, primary = experiment["name"], experiment["anchor"], environment["primary"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
     bd = method or experiment.get("method", "pchip"), envelope or experiment.get("envelope", "pareto")
     scores = read_scores(folder / "scores.csv")
-    own_anchor = own_anchor if own_anchor in set(scores["codec"]) else None  # it may be among the missing
-    kept = [reported_curves(folder / PUBLISHED)] if (folder / PUBLISHED).is_file() else []
-    more = [] if published is None else [gather_published(published)]
+    if default_anchor not in set(scores["codec"]):  # The run may have failed to compute it.
+        default_anchor = None
+    reported = [reported_curves(folder / PUBLISHED)] if (folder / PUBLISHED).is_file() else []
+    reported += [] if published is None else [gather_published(published)]
     return ReportInputs(
         scores,
-        TableSpec(title, anchor or own_anchor, primary, *bd),
-        {label: frame.drop(columns="key") for label, frame in load(Store(folder)).items()},
-        analyses(folder),
-        pd.concat([*kept, *more], ignore_index=True).drop_duplicates() if kept or more else None,
-        read_json(Store(folder), PICTURES),
+        TableSpec(title, anchor or default_anchor, primary, *bd),
+        {label: frame.drop(columns="key") for label, frame in load_replicates(Store(folder)).items()},
+        read_analyses(folder),
+        pd.concat(reported, ignore_index=True).drop_duplicates() if reported else None,
+        Store(folder).read_json(PICTURES),
     )
 
 
 def gather_published(files: Sequence[str | Path]) -> pd.DataFrame:
-    """The curves of files of a user, or without any those that come with icmbench. Raises ScoresError."""
+    """Curves that papers report.
+
+    Args:
+        files: CSV or JSON files of curves; if empty, the curves that come with icmbench are read.
+
+    Returns:
+        Curves as `icmbench.results.published.reported_curves` returns them.
+
+    Raises:
+        ScoresError: a file is missing or malformed.
+    """
     return pd.concat([reported_curves(file) for file in files] or [reported_curves()], ignore_index=True)
 
 
-def analyses(folder: Path) -> dict[str, pd.DataFrame]:
-    """Codecs' own analyses that lie in a run as analyses/<name>.csv."""
-    found = {}
+def read_analyses(folder: Path) -> dict[str, pd.DataFrame]:
+    """Frames of codecs' own analyses, by name, from the files analyses/<name>.csv of a run folder.
+
+    Raises:
+        UserError: a file has none of the names in `icmbench.results.analyses.COLUMNS`.
+    """
+    frames = {}
     for path in sorted(folder.glob("analyses/*.csv")):
         if path.stem not in COLUMNS:
             raise UserError(f"{path}: no such analysis; the names are {', '.join(COLUMNS)}")
         text = dict.fromkeys(("codec", "point", "image", "part", "stage"), str)
-        found[path.stem] = pd.read_csv(path, dtype=text, keep_default_na=False)
-    return found
-
-
-def read_json(store: Store, name: str) -> dict[str, Any]:
-    """A JSON object of a run; empty where it is not there or damaged."""
-    try:
-        found = json.loads(store.read(name))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        frames[path.stem] = pd.read_csv(path, dtype=text, keep_default_na=False)
+    return frames

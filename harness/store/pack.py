@@ -1,11 +1,15 @@
-"""Anchor packs: a codec's streams of one run in one file, for other runs that then need not encode.
+"""Anchor packs: the streams of one codec of a run in one file. Other runs use them instead of encoding.
 
     pack.icmpack        a zip archive whose members are stored, not deflated; its comment is the SHA-256 of the manifest
-      manifest.json     codec, points, fingerprints, versions; for each image the hashes of its source pixels, stream and pixels
-      <sha256>          one stream, named by its own hash
+      manifest.json     format, codec, points, fingerprints, versions; for each image the SHA-256 of source pixels, stream and
+                        reconstruction
+      <sha256>          one stream, named by its own SHA-256
 
-A run matches streams to images by the hash of the source pixels, so dataset, block cut and file names may differ. Nothing in a pack
-becomes a path, an option or code.
+A run matches streams to images by the hash of the source pixels, so its dataset names, blocks and file names may differ from those
+of the run that was packed. Packs come from strangers: nothing in them is used as a path, an option or code.
+
+The manifest's `format` is "icmbench-pack-1". A pack of another format is refused; the number is raised when a reader of the old
+format would misread the new one.
 """
 
 from __future__ import annotations
@@ -24,19 +28,31 @@ from pydantic import Field, StringConstraints, ValidationError
 from icmbench.codecs.base import Codec, CodecError, RatePoint, decompress_all
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.sections import ConfigSection, first_error
+from icmbench.harness.store.formats import parse_object
 from icmbench.harness.store.shards import ImageBlock, Series, Sources, pixel_sha256, stream_name
 from icmbench.harness.store.store import Store, from_table, safe_name, whole_file, writing
 
 MANIFEST = "manifest.json"
-BROKEN = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)  # what zipfile raises for damaged archives
+# The errors that zipfile raises for damaged archives.
+DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-# As an experiment's `points:`. Words begin with a letter or digit: some codecs pass them to a command line.
+# Words begin with a letter or digit, because some codecs pass them to a command line, where a dash would begin an option.
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$", max_length=80)]
-Given = int | float | Word | dict[Word, int | float | Word]
+# An entry of an experiment's `points`.
+PointValue = int | float | Word | dict[Word, int | float | Word]
 
 
 class PackedStream(ConfigSection):
-    """One image at one point. source, pixels: SHA-256 of the pixels before coding and after decoding, as `pixel_sha256`."""
+    """One image at one rate point.
+
+    Attributes:
+        id: the image id in the run that was packed; only messages use it.
+        source: `pixel_sha256` of the source pixels.
+        stream: SHA-256 of the stream, which is also the name of its member.
+        pixels: `pixel_sha256` of the reconstruction.
+        bytes: length of the stream.
+        encode_seconds: time that encoding took.
+    """
 
     id: str
     source: Hash
@@ -47,10 +63,19 @@ class PackedStream(ConfigSection):
 
 
 class PackedPoint(ConfigSection):
-    """One rate point and seed. given: the entry of `points:` that makes it."""
+    """One rate point and seed of the codec.
+
+    Attributes:
+        label: label of the rate point.
+        given: the entry of the experiment's `points` that the codec was constructed with.
+        seed: the codec's seed, if the experiment listed seeds.
+        fingerprint: the codec's fingerprint.
+        deterministic: whether a stream always decodes to the same pixels.
+        streams: one entry per image.
+    """
 
     label: str
-    given: Given
+    given: PointValue
     seed: int | None
     fingerprint: str
     deterministic: bool
@@ -58,27 +83,48 @@ class PackedPoint(ConfigSection):
 
 
 class Manifest(ConfigSection):
+    """The content of manifest.json.
+
+    Attributes:
+        format: name and number of the format.
+        codec: entry point of the codec.
+        made: versions of icmbench and Python and the machine on which the pack was made.
+        points: the rate points and seeds.
+    """
+
     format: Literal["icmbench-pack-1"]
     codec: Word
-    made: dict[str, str]  # with which versions, on which machine
+    made: dict[str, str]
     points: list[PackedPoint] = Field(min_length=1)
 
 
 class Pack:
-    """A pack opened for reading. Raises UserError that names the file where it is no whole pack."""
+    """A pack opened for reading.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        path: the file.
+        sha256: SHA-256 of the manifest, which identifies the pack.
+        manifest: the manifest.
+
+    Raises:
+        UserError: the file is no pack, is damaged, or its manifest was altered.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
             members = self._archive.infolist()
-            # Stored members that lie within the file, once each: reading them takes no more memory than the file's size.
+            # If all members are stored and do not overlap, reading them takes no more memory than the size of the file.
             if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size or m.flag_bits & 1 for m in members):
                 raise UserError(f"{path}: not a pack: its members are compressed or encrypted")
             if sum(m.file_size for m in members) > path.stat().st_size or len({m.filename for m in members}) < len(members):
                 raise UserError(f"{path}: not a pack: its members overlap")
             text = self._archive.read(MANIFEST)
-        except BROKEN as error:
+        except DAMAGE as error:
             raise UserError(f"{path}: not a whole pack ({error}); fetch it again") from error
         self.sha256 = hashlib.sha256(text).hexdigest()
         if self._archive.comment != self.sha256.encode():
@@ -91,35 +137,50 @@ class Pack:
             raise UserError(f"{path}: {MANIFEST} is nested too deeply") from None
 
     def point(self, label: str, seed: int | None) -> PackedPoint:
-        """UserError where the pack has no such point."""
+        """The entry of a rate point and seed.
+
+        Raises:
+            UserError: the pack has no such entry.
+        """
         for point in self.manifest.points:
             if (point.label, point.seed) == (label, seed):
                 return point
-        held = ", ".join(p.label if p.seed is None else f"{p.label} seed={p.seed}" for p in self.manifest.points)
-        raise UserError(f"{self.path} has no point {label}{'' if seed is None else f' seed={seed}'}; it holds {held}")
+        names = ", ".join(_point_name(point) for point in self.manifest.points)
+        raise UserError(f"{self.path} has no point {label}{'' if seed is None else f' seed={seed}'}; it holds {names}")
 
     @cached_property
     def _by_source(self) -> dict[tuple[str, int | None], dict[str, PackedStream]]:
         return {(p.label, p.seed): {row.source: row for row in p.streams} for p in self.manifest.points}
 
     def rows(self, series: Series, sources: Sources) -> dict[str, PackedStream]:
-        """What the pack holds of a series, by the ids of `sources`."""
-        held = self._by_source[series.point, series.seed]
-        return {image_id: held[pixels] for image_id, pixels in sources.sha256.items() if pixels in held}
+        """Entries of a series' streams by image id, for those images of a block that the pack holds."""
+        by_source = self._by_source[series.point, series.seed]
+        return {image_id: by_source[sha256] for image_id, sha256 in sources.sha256.items() if sha256 in by_source}
 
     def data(self, row: PackedStream) -> bytes:
-        """A stream. UserError unless it is the one that was packed."""
+        """Read a stream.
+
+        Raises:
+            UserError: the stream cannot be read, or it is not the one that was packed.
+        """
         try:
             data = self._archive.read(row.stream)
-        except BROKEN as error:
+        except DAMAGE as error:
             raise UserError(f"{self.path}: the stream of {row.id!r} cannot be read ({error}); fetch the pack again") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != row.stream or len(data) != row.bytes:
-            raise UserError(f"{self.path}: the stream of {row.id!r} was altered: SHA-256 {found}, recorded {row.stream}")
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != row.stream or len(data) != row.bytes:
+            raise UserError(f"{self.path}: the stream of {row.id!r} was altered: SHA-256 {sha256}, recorded {row.stream}")
         return data
 
     def check(self) -> int:
-        """Read every stream; the number of them. UserError at the first that is missing or altered, or for a foreign member."""
+        """Read every stream.
+
+        Returns:
+            The number of streams.
+
+        Raises:
+            UserError: a stream is missing or was altered, or the archive has a member that the manifest does not name.
+        """
         rows = {row.stream: row for point in self.manifest.points for row in point.streams}
         foreign = set(self._archive.namelist()) - {MANIFEST, *rows}
         if foreign:
@@ -129,28 +190,46 @@ class Pack:
                 self.data(row)
         return sum(len(point.streams) for point in self.manifest.points)
 
-    def adopt(self, codec: Codec, where: str, decode_only: bool, seed: int | None) -> None:
-        """Check that the pack was made by this codec; one that only decodes takes the pack's fingerprint. Raises UserError."""
+    def adopt(self, codec: Codec, key: str, decode_only: bool, seed: int | None) -> None:
+        """Check that a codec is the one that made the pack.
+
+        Args:
+            codec: the codec at one of its rate points. With `decode_only` it takes over the fingerprint of the pack.
+            key: key of the codec's section; error messages begin with it.
+            decode_only: the codec's encoder is absent, so that its fingerprint cannot be computed.
+            seed: the codec's seed, if the experiment lists seeds.
+
+        Raises:
+            UserError: the pack does not hold this rate point and seed, or its fingerprint is another one.
+        """
         packed = self.point(codec.point.label, seed)
         if decode_only:
             codec.fingerprint = packed.fingerprint
         elif packed.fingerprint != codec.fingerprint:
             raise UserError(
-                f"{where}.pack: {self.path} was made by another codec than {codec.name!r} {codec.point.label} here: "
+                f"{key}.pack: {self.path} was made by another codec than {codec.name!r} {codec.point.label} here: "
                 f"{difference(packed.fingerprint, codec.fingerprint)}; leave `pack` out to encode anew"
             )
 
 
-def decode_sample(pack: Pack, make: Callable[[Any, Mapping[str, Any]], Codec]) -> Iterator[str]:
-    """Decode the shortest stream of each point with the codec that `make(given, extra options)` gives; a sentence a point.
+def decode_sample(pack: Pack, make_codec: Callable[[Any, Mapping[str, Any]], Codec]) -> Iterator[str]:
+    """Decode the shortest stream of each point.
 
-    Raises UserError where the same codec decodes to other pixels than it did where the pack was made.
+    Args:
+        pack: the pack.
+        make_codec: constructs the pack's codec from an entry of `points` and further options.
+
+    Yields:
+        For each point a sentence with the result, or with the reason why the codec cannot be used here.
+
+    Raises:
+        UserError: the codec that made the pack decodes a stream to other pixels than those recorded.
     """
     for point in pack.manifest.points:
-        name = f"{point.label}" if point.seed is None else f"{point.label} seed={point.seed}"
+        name = _point_name(point)
         extra = {} if point.seed is None else {"seed": point.seed}
         try:
-            codec = _made(make, point.given, extra)
+            codec = _make_decoder(make_codec, point.given, extra)
             decode_only = not codec.fingerprint
             pack.adopt(codec, name, decode_only, point.seed)
         except (UserError, ValueError, RuntimeError, TypeError) as error:
@@ -166,21 +245,31 @@ def decode_sample(pack: Pack, make: Callable[[Any, Mapping[str, Any]], Codec]) -
             raise UserError(f"{pack.path}: the stream of {row.id!r} at {name} decodes to other pixels than recorded")
 
 
-def _made(make: Callable[[Any, Mapping[str, Any]], Codec], given: Any, extra: Mapping[str, Any]) -> Codec:
+def _point_name(point: PackedPoint) -> str:
+    return point.label if point.seed is None else f"{point.label} seed={point.seed}"
+
+
+def _make_decoder(make_codec: Callable[[Any, Mapping[str, Any]], Codec], point_value: Any, extra: Mapping[str, Any]) -> Codec:
+    """Construct a codec; without its encoder if that is absent and the codec can do without."""
     try:
-        return make(given, extra)
+        return make_codec(point_value, extra)
     except (UserError, CodecError) as error:
         try:
-            return make(given, {**extra, "decode_only": True})
-        except TypeError:  # it has no such mode
+            return make_codec(point_value, {**extra, "decode_only": True})
+        except TypeError:  # The codec has no option `decode_only`.
             raise error from None
 
 
 def difference(packed: str, here: str) -> str:
-    """The first fact in which two fingerprints differ, both values named."""
+    """Name the first fact in which two fingerprints differ, with both values.
+
+    Args:
+        packed: the fingerprint in the pack.
+        here: the fingerprint of the codec on this machine.
+    """
     try:
-        facts = [dict(_flat(json.loads(text))) for text in (packed, here)]
-    except ValueError:
+        facts = [dict(_flatten(json.loads(text))) for text in (packed, here)]
+    except ValueError:  # A codec of another package may write its fingerprint as plain text.
         facts = [{"fingerprint": packed}, {"fingerprint": here}]
     for key in sorted(facts[0].keys() | facts[1].keys()):
         a, b = (side.get(key, "nothing") for side in facts)
@@ -189,10 +278,11 @@ def difference(packed: str, here: str) -> str:
     return "their fingerprints are written differently"
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every value below a JSON object, with its dotted key."""
     if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+        for name, item in value.items():
+            yield from _flatten(item, f"{key}.{name}" if key else str(name))
     else:
         yield key or "fingerprint", json.dumps(value)
 
@@ -200,8 +290,8 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 # --- export
 
 
-class _Recorded:
-    """What environment.json says of a codec: enough to find its shards."""
+class _RecordedCodec:
+    """A codec as environment.json describes it: it cannot code, but its stream shards can be named."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self.name, self.fingerprint, self.deterministic = facts["codec"], facts["fingerprint"], facts["deterministic"]
@@ -209,10 +299,23 @@ class _Recorded:
 
 
 def export(run: str, label: str, out: Path) -> Manifest:
-    """Write the streams of one codec of a run as a pack. Raises UserError."""
+    """Write the streams of one codec of a run as a pack.
+
+    Args:
+        run: the run folder or its URL.
+        label: the codec's label in the experiment.
+        out: the file to write.
+
+    Returns:
+        The manifest of the pack.
+
+    Raises:
+        UserError: the folder holds no finished run, the run has no such codec or no streams of it, the streams' sizes were measured
+            elsewhere (codec `folder`), or the pack cannot be written.
+    """
     store = Store(run)
     try:
-        environment = json.loads(store.read("environment.json"))
+        environment = parse_object(store.full_path("environment.json"), store.read("environment.json"))
         series = [facts for facts in environment["series"] if facts["label"] == label]
         datasets = list(environment["datasets"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -222,10 +325,9 @@ def export(run: str, label: str, out: Path) -> Manifest:
     if any(facts["measured_elsewhere"] for facts in series):
         raise UserError(f"{label!r} has no streams of its own, only sizes that were measured elsewhere: nothing to pack")
     made = {"icmbench": version("icmbench"), "python": environment["python"], "machine": environment["hardware"]["machine"]}
-    points = []
     out.parent.mkdir(parents=True, exist_ok=True)
     with writing(out), whole_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        points = [_point(archive, run, facts, _streams(store, datasets, facts)) for facts in series]
+        points = [_pack_point(archive, run, facts, _read_streams(store, datasets, facts)) for facts in series]
         manifest = Manifest(format="icmbench-pack-1", codec=series[0]["codec"], made=made, points=points)
         text = manifest.model_dump_json().encode()
         archive.writestr(zipfile.ZipInfo(MANIFEST), text)
@@ -233,8 +335,10 @@ def export(run: str, label: str, out: Path) -> Manifest:
     return manifest
 
 
-def _point(archive: zipfile.ZipFile, run: str, facts: dict[str, Any], streams: Iterator[tuple[str, dict[str, Any]]]) -> PackedPoint:
-    """One point of the manifest, its streams written; of equal pictures the first."""
+def _pack_point(
+    archive: zipfile.ZipFile, run: str, facts: dict[str, Any], streams: Iterator[tuple[str, dict[str, Any]]]
+) -> PackedPoint:
+    """Write the streams of one point and return its entry in the manifest. Of images with equal pixels the first one is packed."""
     rows: dict[str, dict[str, Any]] = {}
     for source, row in streams:
         if source in rows:
@@ -242,21 +346,24 @@ def _point(archive: zipfile.ZipFile, run: str, facts: dict[str, Any], streams: I
         stream = hashlib.sha256(row["data"]).hexdigest()
         if stream not in archive.NameToInfo:
             archive.writestr(zipfile.ZipInfo(stream), row["data"])
-        facts_of_row = {"id": row["id"], "source": source, "stream": stream, "pixels": row["sha256"]}
-        rows[source] = facts_of_row | {"bytes": len(row["data"]), "encode_seconds": row["encode_seconds"]}
-    where = f"{run}: {facts['label']} {facts['point']}"
+        hashes = {"source": source, "stream": stream, "pixels": row["sha256"]}
+        rows[source] = {"id": row["id"], **hashes, "bytes": len(row["data"]), "encode_seconds": row["encode_seconds"]}
+    name = f"{run}: {facts['label']} {facts['point']}"
     if not rows:
-        raise UserError(f"{where}: no streams; run the experiment first")
-    kept = {key: facts[key] for key in ("given", "seed", "fingerprint", "deterministic")}
+        raise UserError(f"{name}: no streams; run the experiment first")
+    codec_facts = {key: facts[key] for key in ("given", "seed", "fingerprint", "deterministic")}
     try:
-        return PackedPoint.model_validate({"label": facts["point"], "streams": list(rows.values()), **kept})
+        return PackedPoint.model_validate({"label": facts["point"], "streams": list(rows.values()), **codec_facts})
     except ValidationError as error:
-        raise UserError(first_error(error, where)) from None
+        raise UserError(first_error(error, name)) from None
 
 
-def _streams(store: Store, datasets: list[str], facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Source hash and row of every stream that the run's present codec made; shards of an earlier one have other names."""
-    series = Series(facts["label"], facts["point"], facts["seed"], _Recorded(facts))  # type: ignore[arg-type]
+def _read_streams(store: Store, datasets: list[str], facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Hash of the source pixels and row of every stream of a series.
+
+    The names of stream shards depend on the codec's fingerprint, so shards that an earlier version of the codec left are not read.
+    """
+    series = Series(facts["label"], facts["point"], facts["seed"], _RecordedCodec(facts))  # type: ignore[arg-type]
     columns = ["id", "data", "encode_seconds", "sha256", "error"]
     for dataset in datasets:
         for file in store.names(f"sources/{safe_name(dataset)}"):

@@ -1,9 +1,9 @@
-"""What shards hold and how they are named: by everything that decides their content.
+"""What shards hold, and their file names. A name holds a key of everything that decides the content.
 
 sources/<dataset>/<block>-<key>.parquet                              hashes of the source pixels
-streams/<dataset>/<codec>/<point>/<block>-<key>.parquet              real bytes, and the hash of what they decode to
-predictions/<dataset>/<task>/<codec>/<point>/<block>-<key>.parquet   what the model said of those pixels
-reconstructions/<dataset>/<codec>/<point>/<block>-<key>/<image>.png   with --keep reconstructions
+streams/<dataset>/<codec>/<point>/<block>-<key>.parquet              streams, and the hashes of their reconstructions
+predictions/<dataset>/<task>/<codec>/<point>/<block>-<key>.parquet   predictions of a task model on the reconstructions
+reconstructions/<dataset>/<codec>/<point>/<block>-<key>/<image>.png   reconstructions, with --keep reconstructions
 """
 
 from __future__ import annotations
@@ -22,67 +22,86 @@ from icmbench.codecs.base import Codec
 from icmbench.harness.store.store import safe_name
 from icmbench.tasks.base import Image, Task
 
+# Columns of a shard below sources/: one row per image.
 SOURCES = pa.schema(
     [
         ("id", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
-        ("sha256", pa.string()),
-        ("error", pa.string()),  # why the image could not be read; null for a good one
+        ("sha256", pa.string()),  # SHA-256 of the source pixels.
+        ("error", pa.string()),  # Why the image could not be read; null if it was read.
     ]
 )
 
+# Columns of a shard below streams/: one row per image.
 STREAMS = pa.schema(
     [
         ("id", pa.string()),
         ("data", pa.large_binary()),
-        ("bytes", pa.int64()),
+        ("bytes", pa.int64()),  # Counted size: the length of `data`, or what the codec's `stream_bytes` says.
         ("height", pa.int32()),
         ("width", pa.int32()),
-        ("parts", pa.string()),  # JSON {part: bits}, null without rate_breakdown
+        ("parts", pa.string()),  # JSON object {part: bits}; null if the codec has no `rate_breakdown`.
         ("encode_seconds", pa.float64()),
         ("decode_seconds", pa.float64()),
-        ("sha256", pa.string()),  # of the reconstruction
-        ("error", pa.string()),  # why there is no stream; null for a good one
+        ("sha256", pa.string()),  # SHA-256 of the reconstruction.
+        ("error", pa.string()),  # Why the image could not be coded; null if it was coded.
     ]
 )
-PREDICTION = [("id", pa.string()), ("seconds", pa.float64()), ("error", pa.string())]  # then the task's own columns
+
+# First columns of a shard below predictions/; the columns of the task's own schema follow.
+PREDICTION = [("id", pa.string()), ("seconds", pa.float64()), ("error", pa.string())]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One codec at one rate point and seed: a point of a curve. `codec` is None for the originals.
+    """One codec at one rate point and seed, over all images; or the originals.
 
-    given: the entry of the experiment's `points:` that made it.
+    Attributes:
+        label: the codec's label in the experiment.
+        point: label of the rate point.
+        seed: the codec's seed; None if the experiment lists no seeds.
+        codec: the codec; None for the originals.
+        point_value: the entry of the experiment's `points` that the codec was constructed with.
     """
 
     label: str
     point: str
     seed: int | None
     codec: Codec | None
-    given: Any = None
+    point_value: Any = None
 
     @property
     def name(self) -> str:
+        """The series as people read it."""
         return f"{self.label} {self.point}" + ("" if self.seed is None else f" seed={self.seed}")
 
     @property
     def folder(self) -> str:
+        """The series as two components of a path."""
         point = self.point if self.seed is None else f"{self.point}.seed={self.seed}"
         return f"{safe_name(self.label)}/{safe_name(point)}"
 
     @property
     def deterministic(self) -> bool:
+        """Whether a stream always decodes to the same pixels."""
         return bool(getattr(self.codec, "deterministic", True))
 
     @property
     def fingerprint(self) -> str:
+        """Everything about the codec that decides the bytes of its streams; empty for the originals."""
         return "" if self.codec is None else json.dumps([self.codec.fingerprint, self.seed])
 
 
 @dataclass(frozen=True)
 class ImageBlock:
-    """A fixed run of a dataset's images: the same whatever the number of workers."""
+    """Consecutive images of a dataset that are computed and stored together. Blocks do not depend on the number of workers.
+
+    Attributes:
+        dataset: name of the dataset in the experiment.
+        number: position of the block in the dataset, from 0.
+        ids: the image ids.
+    """
 
     dataset: str
     number: int
@@ -91,7 +110,13 @@ class ImageBlock:
 
 @dataclass(frozen=True)
 class Sources:
-    """What is known of a block's pixels before coding, by image id: SHA-256, why some could not be read, height and width."""
+    """Facts about the source pixels of a block, by image id.
+
+    Attributes:
+        sha256: `pixel_sha256` of each image; None if it could not be read.
+        errors: why an image could not be read; only images that could not.
+        shapes: height and width in pixels.
+    """
 
     sha256: dict[str, str | None]
     errors: dict[str, str]
@@ -99,25 +124,34 @@ class Sources:
 
 
 def pixel_sha256(image: Image) -> str:
-    """SHA-256 of an image's shape and pixels."""
+    """SHA-256 of an image's shape and pixels, in hexadecimal.
+
+    Args:
+        image: uint8 array [height, width, 3].
+    """
     value = hashlib.sha256(np.array(image.shape, "<u4").tobytes())
     value.update(np.ascontiguousarray(image).data)
     return value.hexdigest()
 
 
 def digest(facts: Any) -> str:
-    """A short key of JSON facts: 80 bits of SHA-256."""
+    """A short key of facts that JSON can hold: the first 80 bits of their SHA-256, in hexadecimal."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def stream_name(block: ImageBlock, sources: Sources, series: Series) -> str:
-    """Where a stream shard lies; its key holds the source pixels and everything that decides the bytes."""
+    """File name of a stream shard. Its key holds the source pixels and everything that decides the bytes."""
     key = digest([list(block.ids), [sources.sha256[i] for i in block.ids], series.fingerprint])
     return f"streams/{safe_name(block.dataset)}/{series.folder}/{block.number:05d}-{key}.parquet"
 
 
 def picture_name(stream_file: str, image_id: str) -> str:
-    """Where the kept reconstruction of an image lies, by the name of its stream shard."""
+    """File name of a kept reconstruction.
+
+    Args:
+        stream_file: name of the shard that holds the image's stream.
+        image_id: the image.
+    """
     folder = stream_file.removeprefix("streams/").removesuffix(".parquet")
     return f"reconstructions/{folder}/{quote(image_id, safe='')[-200:]}.png"
 
@@ -125,11 +159,22 @@ def picture_name(stream_file: str, image_id: str) -> str:
 def prediction_name(
     block: ImageBlock, ids: Sequence[str], sources: Sources, series: Series, label: str, task: Task, pixels: Sequence[str | None]
 ) -> str:
-    """Where a prediction shard lies; its key holds the hashes of the pixels shown to the model and the task's fingerprint."""
+    """File name of a prediction shard. Its key holds the pixels that the task model sees and the task's fingerprint.
+
+    Args:
+        block: the block.
+        ids: the images of the block that the task scores.
+        sources: facts about the block's source pixels.
+        series: whose reconstructions are predicted on.
+        label: the task's label.
+        task: the task.
+        pixels: SHA-256 of the reconstruction of each image in `ids`; None for an image that could not be coded.
+    """
     originals = [sources.sha256[i] for i in ids] if task.needs_originals else None
     key = digest([list(ids), list(pixels), originals, task.fingerprint])
     return f"predictions/{safe_name(block.dataset)}/{safe_name(label)}/{series.folder}/{block.number:05d}-{key}.parquet"
 
 
 def cell_name(block: ImageBlock, series: Series) -> str:
+    """A series over a block, as messages name it."""
     return f"{block.dataset} / {series.name} / block {block.number}"

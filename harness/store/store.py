@@ -1,4 +1,4 @@
-"""The run folder: Parquet files that are whole or absent, on any file system that fsspec speaks.
+"""The run folder: files that are either whole or absent, on any file system that fsspec can use.
 
 write to a temporary name -> fsync -> rename          (a local or shared disk)
 one conditional put                                     (an object store)
@@ -26,13 +26,28 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from icmbench.harness.config.errors import UserError
+from icmbench.harness.store.formats import FORMAT, KEY, check_metadata, parse_object
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-\d+$")
 _counter = itertools.count()
 
 
 class Store:
-    """Files below one root. Picklable; holds nothing but the address."""
+    """Reads and writes the files of one run folder. Picklable, because it holds nothing but the folder's address.
+
+    Files are named by their path below the folder, with slashes.
+
+    Args:
+        root: the folder's path, or its URL on a file system that fsspec can use.
+
+    Attributes:
+        root: the argument, as text.
+        fs: the file system.
+        path: the folder as the file system names it.
+
+    Raises:
+        UserError: the package for this kind of URL is not installed.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
@@ -46,74 +61,100 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.root,)
 
-    def full(self, name: str) -> str:
+    def full_path(self, name: str) -> str:
+        """A file's path on the file system."""
         return f"{self.path}/{name}"
 
     def exists(self, name: str) -> bool:
-        with self._reached():
-            return bool(self.fs.exists(self.full(name)))
+        """Whether a file or folder exists."""
+        with _explain_connection_errors(self):
+            return bool(self.fs.exists(self.full_path(name)))
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files of a folder, sorted; none where it is absent."""
+        """Names of the files in a folder, sorted; empty if there is no such folder."""
         try:
-            with self._reached():
-                found = self.fs.ls(self.full(folder), detail=False)
+            with _explain_connection_errors(self):
+                paths = self.fs.ls(self.full_path(folder), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(f"{folder}/{path.rpartition('/')[2]}" for path in found)
+        return sorted(f"{folder}/{path.rpartition('/')[2]}" for path in paths)
 
     def size(self, name: str) -> int:
-        return int(self.fs.size(self.full(name)))
+        """Size of a file in bytes."""
+        return int(self.fs.size(self.full_path(name)))
 
     def write(self, name: str, data: bytes, replace: bool = True) -> bool:
-        """Put a whole file. With `replace=False` the first one written wins: False says that another was there."""
-        target = self.full(name)
+        """Write a file that appears under its name only when it is complete.
+
+        Args:
+            name: the file.
+            data: its content.
+            replace: whether an existing file is replaced; otherwise the first writer wins.
+
+        Returns:
+            False if `replace` is False and the file existed, so that nothing was written.
+
+        Raises:
+            UserError: the file system refused the file.
+        """
+        target = self.full_path(name)
         with writing(target):
             if not isinstance(self.fs, LocalFileSystem):
-                with self._reached():
+                with _explain_connection_errors(self):
                     return _put(self.fs, target, data, replace)
             return _write_local(Path(target), data, replace)
 
     def read(self, name: str) -> bytes:
-        with self._reached():
-            data = self.fs.cat_file(self.full(name))
+        """Content of a file. Raises FileNotFoundError if there is none."""
+        with _explain_connection_errors(self):
+            data = self.fs.cat_file(self.full_path(name))
         return data if isinstance(data, bytes) else bytes(data)
 
     def write_table(self, name: str, table: pa.Table, replace: bool = True) -> bool:
+        """Write a Parquet file with checksums and the format number; see `write`."""
+        metadata = {**(table.schema.metadata or {}), KEY: str(FORMAT)}
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+        pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
         return self.write(name, buffer.getvalue(), replace)
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a Parquet file.
+
+        Args:
+            name: the file.
+            columns: the columns to read; all by default.
+
+        Raises:
+            FormatError: a newer icmbench wrote the file.
+            UserError: the file is damaged.
+            FileNotFoundError: there is no such file.
+        """
         data = self.read(name)
         try:
             file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+            check_metadata(self.full_path(name), file.schema_arrow.metadata)
             return file.read(columns=list(columns) if columns is not None else None)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            why = " ".join(str(error).split())
-            raise UserError(f"{self.full(name)} is damaged ({why}): delete it and run the same command again") from error
+            cause = " ".join(str(error).split())
+            raise UserError(f"{self.full_path(name)} is damaged ({cause}): delete it and run the same command again") from error
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a value as JSON; what JSON cannot hold is written as text."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Turns what the client of an object store raises, a family of its own for each, into one sentence."""
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object; empty if the file is absent or damaged. Raises FormatError if a newer icmbench wrote it."""
         try:
-            yield
-        except (OSError, UserError):
-            raise
-        except Exception as error:
-            if isinstance(self.fs, LocalFileSystem):
-                raise
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{self.root} cannot be reached ({why}): check address, credentials and network; what is there is kept"
-            ) from error
+            return parse_object(self.full_path(name), self.read(name))
+        except (OSError, ValueError):
+            return {}
 
     @contextmanager
-    def workplace(self) -> Iterator[Path]:
-        """A local folder for files that are made by name: the root itself, or one whose content is uploaded in the end."""
+    def local_folder(self) -> Iterator[Path]:
+        """A folder on a local disk for code that writes files by path.
+
+        It is the run folder itself; or, if that lies on an object store, a temporary folder whose files are uploaded at the end.
+        """
         if isinstance(self.fs, LocalFileSystem):
             yield Path(self.path)
             return
@@ -123,20 +164,43 @@ class Store:
                 if file.is_file():
                     self.write(file.relative_to(folder).as_posix(), file.read_bytes())
 
-    def sweep(self) -> None:
-        """Remove what writers on this machine that no longer live left half written."""
+    def remove_leftovers(self) -> None:
+        """Remove half-written files of writers on this machine that are no longer alive."""
         if not isinstance(self.fs, LocalFileSystem):
             return
         for folder, _, files in os.walk(self.path):
             for file in files:
                 match = _TEMPORARY.search(file)
-                if match and match["host"] == socket.gethostname() and not _alive(int(match["pid"])):
+                if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
                     Path(folder, file).unlink(missing_ok=True)
 
 
 @contextmanager
+def _explain_connection_errors(store: Store) -> Iterator[None]:
+    """Turn an error of an object store's client into one sentence. Each client has its own types of errors."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        if isinstance(store.fs, LocalFileSystem):
+            raise
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{store.root} cannot be reached ({cause}): check address, credentials and network; what is there is kept"
+        ) from error
+
+
+@contextmanager
 def writing(target: str | Path) -> Iterator[None]:
-    """Turns what a file system says into one sentence with the remedy."""
+    """Turn an error of the file system while a file is written into one sentence with the remedy.
+
+    Args:
+        target: the file or folder that is written, named in the sentence.
+
+    Raises:
+        UserError: instead of OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -168,7 +232,15 @@ def _write_local(target: Path, data: bytes, replace: bool) -> bool:
 
 @contextmanager
 def whole_file(target: Path, replace: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name when all of it is on the disk; FileExistsError unless it may replace another."""
+    """A binary file to write. It appears under its name once everything is on the disk, and not at all if an error interrupts.
+
+    Args:
+        target: path of the file; its folder exists.
+        replace: whether an existing file is replaced.
+
+    Raises:
+        FileExistsError: `replace` is False and the file exists.
+    """
     temporary = target.with_name(f"{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{next(_counter)}")
     try:
         with temporary.open("wb") as file:
@@ -178,7 +250,7 @@ def whole_file(target: Path, replace: bool = True) -> Iterator[IO[bytes]]:
         if replace:
             temporary.replace(target)
         else:
-            os.link(temporary, target)  # a rename would silently win over the first writer
+            os.link(temporary, target)  # Fails if the target exists; a rename would silently replace it.
     finally:
         temporary.unlink(missing_ok=True)
     directory = os.open(target.parent, os.O_RDONLY)
@@ -188,7 +260,7 @@ def whole_file(target: Path, replace: bool = True) -> Iterator[IO[bytes]]:
         os.close(directory)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -199,42 +271,60 @@ def _alive(pid: int) -> bool:
 
 
 def safe_name(text: str, length: int = 80) -> str:
-    """Text as one path component: no separators, no control characters, no leading dot, bounded length."""
+    """Text as one component of a path: no separators, no control characters, no leading dot, at most `length` characters."""
     name = re.sub(r"[^A-Za-z0-9_.=+-]", "_", text).lstrip(".")[:length]
     return name or "_"
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows of numbers, text, bytes and 1-D arrays as an Arrow table; every column must be there, None is null."""
-    columns = [pa.array([_plain(row[field.name], field.type) for row in rows], type=field.type) for field in schema]
+    """Rows as an Arrow table.
+
+    Args:
+        rows: one mapping per row with a value for every column: a number, text, bytes, a 1-D array, or None for null.
+        schema: the columns and their types.
+
+    Raises:
+        KeyError: a row lacks a column.
+    """
+    columns = [pa.array([_to_arrow_value(row[field.name], field.type) for row in rows], type=field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _plain(value: Any, kind: pa.DataType) -> Any:
+def _to_arrow_value(value: Any, arrow_type: pa.DataType) -> Any:
+    """A value that pyarrow accepts: Python numbers for numpy scalars, nested lists for arrays of more than one dimension."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray) and (value.ndim != 1 or pa.types.is_nested(kind.value_type)):
+    if isinstance(value, np.ndarray) and (value.ndim != 1 or pa.types.is_nested(arrow_type.value_type)):
         return value.tolist()
     return value
 
 
 def from_table(table: pa.Table, names: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows back: lists of numbers come as 1-D numpy arrays."""
-    columns = {name: _column(table.column(name)) for name in names}
+    """Rows of an Arrow table; the reverse of `to_table`.
+
+    Args:
+        table: the table.
+        names: the columns to take.
+
+    Returns:
+        One mapping per row. A list of numbers becomes a 1-D array of the column's type, shared with its neighbours in memory.
+    """
+    columns = {name: _column_values(table.column(name)) for name in names}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _column(column: pa.ChunkedArray) -> list[Any]:
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not _numeric(kind.value_type) or column.null_count:
+def _column_values(column: pa.ChunkedArray) -> list[Any]:
+    arrow_type = column.type
+    is_list = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
+    if not is_list or not _is_numeric(arrow_type.value_type) or column.null_count:
         return column.to_pylist()
     rows: list[Any] = []
     for chunk in column.chunks:
         values = chunk.flatten().to_numpy(zero_copy_only=False)
-        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
+        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()  # The offsets of a slice do not begin at 0.
         rows += [values[a:b] for a, b in itertools.pairwise(offsets)]
     return rows
 
 
-def _numeric(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+def _is_numeric(arrow_type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(arrow_type) or pa.types.is_floating(arrow_type))

@@ -1,4 +1,4 @@
-"""The experiment's live objects: datasets, codecs and tasks, each built once a process and when first needed."""
+"""The experiment's live objects: datasets, codecs and tasks, each built when first needed and once per process."""
 
 from __future__ import annotations
 
@@ -24,11 +24,18 @@ from icmbench.harness.store.store import Store, from_table, safe_name, to_table
 from icmbench.harness.work.attempt import reason
 from icmbench.tasks.base import Dataset, DatasetError, Image, Task
 
-CACHE_BYTES = 256 * 2**20  # of source pixels a process keeps, so that a block is read once for all codecs
+CACHE_BYTES = 256 * 2**20  # Source pixels that a process keeps in memory, so that a block is read once for all codecs.
 
 
 class Bench:
-    """Built from an experiment and a store, in the parent and again in every worker."""
+    """Datasets, codecs, tasks and source pixels of one experiment, and what its store already records of them.
+
+    It is built in the parent process and again in every worker: only the experiment and the store are pickled.
+
+    Args:
+        experiment: the validated experiment file.
+        store: the run folder.
+    """
 
     def __init__(self, experiment: Experiment, store: Store) -> None:
         self.experiment = experiment
@@ -38,8 +45,8 @@ class Bench:
         self._lock = threading.Lock()
         self._sources: dict[tuple[str, int], Sources] = {}
         self._scored: dict[str, frozenset[str]] = {}
-        self._prepared: set[str] = set()
-        self._streams: dict[str, pd.DataFrame] = {}
+        self._loaded_contexts: set[str] = set()
+        self._stream_frames: dict[str, pd.DataFrame] = {}
 
     def __reduce__(self) -> tuple[type[Bench], tuple[Experiment, Store]]:
         return Bench, (self.experiment, self.store)
@@ -48,16 +55,17 @@ class Bench:
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
+        """Datasets by name, cut to the experiment's limit. Raises UserError if one cannot be built or is empty."""
         built = {}
-        for name, block in self.experiment.datasets.items():
+        for name, section in self.experiment.datasets.items():
             where = f"datasets.{name}"
-            options = {key: value for key, value in block.items() if key != "kind"}
-            own = options.get("limit")
-            if own is not None and (not isinstance(own, int) or isinstance(own, bool) or own < 1):
-                raise UserError(f"{where}.limit: a number of images, at least 1, not {own!r}")
+            options = {key: value for key, value in section.items() if key != "kind"}
+            limit = options.get("limit")
+            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+                raise UserError(f"{where}.limit: a number of images, at least 1, not {limit!r}")
             if self.experiment.limit is not None:
-                options["limit"] = min(self.experiment.limit, own or self.experiment.limit)
-            dataset = self._build("datasets", block["kind"], options, where, given={"name": name})
+                options["limit"] = min(self.experiment.limit, limit or self.experiment.limit)
+            dataset = self._build("datasets", section["kind"], options, where, supplied={"name": name})
             if not dataset.ids:
                 raise UserError(f"{where}: the dataset has no images")
             built[name] = dataset
@@ -65,81 +73,83 @@ class Bench:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """Tasks by label."""
+        """Tasks by label. Raises UserError if one cannot be built, has no images, or cannot score as the experiment asks."""
         built = {}
-        for index, block in enumerate(self.experiment.tasks):
+        for index, section in enumerate(self.experiment.tasks):
             where = f"tasks.{index}"
-            given: dict[str, Any] = {"dataset": self.datasets[block.dataset], "reference": block.reference}
-            if block.model is not None:
-                options = {key: value for key, value in block.model.items() if key != "name"}
-                given["model"] = self._build("models", block.model["name"], options, f"{where}.model")
-                serves = given["model"].task
-                if block.name not in ([serves] if isinstance(serves, str) else serves):
-                    raise UserError(f"{where}.model: {block.model['name']!r} is a model for {serves}, not for {block.name}")
-            task: Task = self._build("tasks", block.name, block.set, where, given)
-            if block.reference == "original" and type(task).pseudo_targets is Task.pseudo_targets:
-                raise UserError(f"{where}: task {block.name!r} has no pseudo-labels; remove `reference: original`")
+            supplied: dict[str, Any] = {"dataset": self.datasets[section.dataset], "reference": section.reference}
+            if section.model is not None:
+                options = {key: value for key, value in section.model.items() if key != "name"}
+                supplied["model"] = self._build("models", section.model["name"], options, f"{where}.model")
+                serves = supplied["model"].task
+                if section.name not in ([serves] if isinstance(serves, str) else serves):
+                    raise UserError(f"{where}.model: {section.model['name']!r} is a model for {serves}, not for {section.name}")
+            task: Task = self._build("tasks", section.name, section.set, where, supplied)
+            if section.reference == "original" and not task.has_pseudo_labels:
+                raise UserError(f"{where}: task {section.name!r} has no pseudo-labels; remove `reference: original`")
             if not task.ids:
-                raise UserError(f"{where}: dataset {block.dataset!r} was given no {task.annotation!r} annotations to score against")
-            built[block.label] = task
+                lacking = f"was given no {task.annotation!r} annotations to score against"
+                raise UserError(f"{where}: dataset {section.dataset!r} {lacking}")
+            built[section.label] = task
         return built
 
     @cached_property
     def series(self) -> list[Series]:
-        """All codecs at all points and seeds, after the originals."""
+        """The originals, and then all codecs at all points and seeds. Raises UserError if a codec cannot be built."""
         built = [Series(UNCOMPRESSED, "-", None, None)]
-        for index, block in enumerate(self.experiment.codecs):
+        for index, section in enumerate(self.experiment.codecs):
             where = f"codecs.{index}"
-            plugin = plugins.load("codecs", block.name, where)
-            pack = self.packs.get(block.label)
+            plugin = plugins.load("codecs", section.name, where)
+            pack = self.packs.get(section.label)
             packed = list({str(p.given): p.given for p in pack.manifest.points}.values()) if pack else None
-            points = block.points if block.points is not None else packed or getattr(plugin, "default_points", None)
+            points = section.points if section.points is not None else packed or getattr(plugin, "default_points", None)
             if not points:
-                raise UserError(f"{where}.points: {block.name!r} has no default rate points; list some")
-            if block.seeds and "seed" not in inspect.signature(plugin).parameters:
-                raise UserError(f"{where}.seeds: codec {block.name!r} takes no seed; remove the key")
-            seeds: list[int | None] = [*block.seeds] if block.seeds else [None]
-            own: list[Series] = []
+                raise UserError(f"{where}.points: {section.name!r} has no default rate points; list some")
+            if section.seeds and "seed" not in inspect.signature(plugin).parameters:
+                raise UserError(f"{where}.seeds: codec {section.name!r} takes no seed; remove the key")
+            seeds: list[int | None] = [*section.seeds] if section.seeds else [None]
+            series_of_codec: list[Series] = []
             for point in points:
                 for seed in seeds:
-                    codec = self._codec(block, where, point, seed)
-                    own.append(Series(block.label, codec.point.label, seed, codec, point))
-            names = [series.name for series in own]
+                    codec = self._build_codec(section, where, point, seed)
+                    series_of_codec.append(Series(section.label, codec.point.label, seed, codec, point))
+            names = [series.name for series in series_of_codec]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice:
-                raise UserError(f"{where}.points: {twice!r} is there twice")
-            built += own
+                raise UserError(f"{where}.points: {twice!r} is listed twice")
+            built += series_of_codec
         return built
 
     @cached_property
     def packs(self) -> dict[str, Pack]:
-        """Anchor packs by codec label."""
-        return {block.label: Pack(self.experiment.folder / block.pack) for block in self.experiment.codecs if block.pack}
+        """Anchor packs by codec label. Raises UserError if one cannot be read."""
+        return {section.label: Pack(self.experiment.folder / section.pack) for section in self.experiment.codecs if section.pack}
 
-    def _codec(self, block: CodecSection, where: str, point: Any, seed: int | None) -> Codec:
-        """One codec. With a pack, one whose encoder is not here may do, if it can be made to decode only."""
-        pack = self.packs.get(block.label)
-        given = {"point": point, "decode_only": False} | ({} if seed is None else {"seed": seed})
-        if pack and pack.manifest.codec != block.name:
-            raise UserError(f"{where}.pack: {pack.path} holds streams of {pack.manifest.codec!r}, not of {block.name!r}")
+    def _build_codec(self, section: CodecSection, where: str, point: Any, seed: int | None) -> Codec:
+        """A codec at one point. Where a pack has its streams, a codec that can only decode replaces one that cannot be built."""
+        pack = self.packs.get(section.label)
+        supplied = {"point": point, "decode_only": False} | ({} if seed is None else {"seed": seed})
+        if pack and pack.manifest.codec != section.name:
+            raise UserError(f"{where}.pack: {pack.path} holds streams of {pack.manifest.codec!r}, not of {section.name!r}")
         try:
-            codec: Codec = self._build("codecs", block.name, block.set, f"{where}.set", given)
+            codec: Codec = self._build("codecs", section.name, section.set, f"{where}.set", supplied)
         except UserError:
-            if not pack or "decode_only" not in inspect.signature(plugins.load("codecs", block.name, where)).parameters:
+            if not pack or "decode_only" not in inspect.signature(plugins.load("codecs", section.name, where)).parameters:
                 raise
-            given["decode_only"] = True
-            codec = self._build("codecs", block.name, block.set, f"{where}.set", given)
+            supplied["decode_only"] = True
+            codec = self._build("codecs", section.name, section.set, f"{where}.set", supplied)
         lacking = [key for key in ("name", "point", "fingerprint", "compress", "decompress") if not hasattr(codec, key)]
         if lacking:
-            raise UserError(f"{where}: codec {block.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
+            raise UserError(f"{where}: codec {section.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
         if pack:
-            pack.adopt(codec, where, bool(given["decode_only"]), seed)
+            pack.adopt(codec, where, bool(supplied["decode_only"]), seed)
         return codec
 
     def task_labels(self, dataset: str) -> list[str]:
-        return [block.label for block in self.experiment.tasks if block.dataset == dataset]
+        """Labels of the tasks on one dataset."""
+        return [section.label for section in self.experiment.tasks if section.dataset == dataset]
 
-    def scored(self, label: str, block: ImageBlock) -> list[str]:
+    def scored_ids(self, label: str, block: ImageBlock) -> list[str]:
         """The images of a block that a task scores."""
         if label not in self._scored:
             self._scored[label] = frozenset(self.tasks[label].ids)
@@ -149,17 +159,17 @@ class Bench:
         """Whether a task on a dataset keeps features of the originals from one codec to the next."""
         return any(self.tasks[label].keeps_originals for label in self.task_labels(dataset))
 
-    def tolerated(self, label: str) -> float:
-        """How many of a task's images may fail."""
+    def max_failed_images(self, label: str) -> float:
+        """How many of a task's images may fail before the task has no score."""
         allowed = self.experiment.fail_on_error
         if allowed is True:
             return 0
         return allowed if allowed >= 1 else allowed * len(self.tasks[label].ids)
 
-    def prepare(self, label: str) -> None:
-        """Give a task its context: from the store, or computed and stored."""
+    def load_context(self, label: str) -> None:
+        """Give a task its context, once per process: the stored one, or a new one, which is stored first."""
         task = self.tasks[label]
-        if label in self._prepared or type(task).context is Task.context:
+        if label in self._loaded_contexts or not task.has_context:
             return
         name = f"contexts/{digest(task.fingerprint)}.npz"
         if not self.store.exists(name):
@@ -168,35 +178,41 @@ class Bench:
             self.store.write(name, buffer.getvalue(), replace=False)
         with np.load(io.BytesIO(self.store.read(name)), allow_pickle=False) as arrays:
             task.ready = dict(arrays)
-        self._prepared.add(label)
+        self._loaded_contexts.add(label)
 
-    def _build(self, kind: str, name: str, options: dict[str, Any], where: str, given: dict[str, Any] | None = None) -> Any:
+    def _build(self, kind: str, name: str, options: dict[str, Any], where: str, supplied: dict[str, Any] | None = None) -> Any:
+        """A plug-in made from the options of the experiment file and the arguments that the harness supplies."""
         plugin = plugins.load(kind, name, where)
-        given = given or {}
-        bound = bind(plugin, options, where, self.experiment.folder, tuple(given))
+        supplied = supplied or {}
+        bound = bind(plugin, options, where, self.experiment.folder, tuple(supplied))
         accepted = inspect.signature(plugin).parameters
-        if "model" in given and "model" not in accepted:
+        if "model" in supplied and "model" not in accepted:
             raise UserError(f"{where}: {name!r} takes no model; remove the key")
-        if "model" in accepted and accepted["model"].default is inspect.Parameter.empty and "model" not in given:
+        if "model" in accepted and accepted["model"].default is inspect.Parameter.empty and "model" not in supplied:
             raise UserError(f"{where}: {name!r} needs a `model`; `icmbench list models` names them")
-        if given.get("reference") == "original" and "reference" not in accepted:
+        if supplied.get("reference") == "original" and "reference" not in accepted:
             raise UserError(f"{where}: {name!r} compares with the source by itself; remove `reference`")
         if "folder" in accepted and kind == "codecs":
-            bound.setdefault("folder", self.experiment.folder)  # where relative programs and files start
+            bound.setdefault("folder", self.experiment.folder)  # Relative paths of programs and files start here.
         try:
-            with plugins.explained(name, plugin):
-                return plugin(**{key: value for key, value in given.items() if key in accepted}, **bound)
+            with plugins.explain_missing_package(name, plugin):
+                return plugin(**{key: value for key, value in supplied.items() if key in accepted}, **bound)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{where}: {name!r} cannot be made: {reason(error)}") from error
 
     # --- blocks and their pixels
 
     def blocks(self, dataset: str) -> list[ImageBlock]:
+        """A dataset cut into blocks of the experiment's `shard_size` images; the last one may be smaller."""
         ids, size = list(self.datasets[dataset].ids), self.experiment.shard_size
         return [ImageBlock(dataset, i // size, tuple(ids[i : i + size])) for i in range(0, len(ids), size)]
 
     def read(self, dataset: str, image_id: str) -> Image:
-        """Source pixels, kept within a bound of bytes."""
+        """Source pixels, read-only uint8 (height, width, 3); the latest ones are kept in memory, up to `CACHE_BYTES`.
+
+        Raises:
+            DatasetError: the image cannot be read.
+        """
         key = (dataset, image_id)
         with self._lock:
             if key in self._pixels:
@@ -210,17 +226,22 @@ class Bench:
                 self._pixel_bytes -= dropped.nbytes
             return image
 
-    def keep_only(self, block: ImageBlock) -> None:
-        """Forget the pixels of all other blocks."""
-        wanted = {(block.dataset, image_id) for image_id in block.ids}
+    def drop_pixels_except(self, block: ImageBlock) -> None:
+        """Free the source pixels of all blocks but one."""
+        keep = {(block.dataset, image_id) for image_id in block.ids}
         with self._lock:
-            for key in [key for key in self._pixels if key not in wanted]:
+            for key in [key for key in self._pixels if key not in keep]:
                 self._pixel_bytes -= self._pixels.pop(key).nbytes
 
-    def known_sources(self, block: ImageBlock) -> Sources | None:
-        """Hashes of a block's pixels as far as they are stored and the files' sizes and mtimes are what they were."""
-        place = (block.dataset, block.number)
-        if place not in self._sources:
+    def stored_sources(self, block: ImageBlock) -> Sources | None:
+        """Recorded hashes and shapes of a block's source pixels; no image is read.
+
+        Returns:
+            None if there is no record for the present sizes and modification times of the image files, or if the record names
+            images that cannot be read and the experiment does not tolerate failures.
+        """
+        key = (block.dataset, block.number)
+        if key not in self._sources:
             name = self._sources_name(block)
             if not self.store.exists(name):
                 return None
@@ -229,18 +250,22 @@ class Bench:
             if errors and self.experiment.fail_on_error is True:
                 return None
             hashes = {row["id"]: row["sha256"] for row in rows}
-            self._sources[place] = Sources(hashes, errors, {row["id"]: (row["height"], row["width"]) for row in rows})
-        return self._sources[place]
+            self._sources[key] = Sources(hashes, errors, {row["id"]: (row["height"], row["width"]) for row in rows})
+        return self._sources[key]
 
     def sources(self, block: ImageBlock) -> Sources:
-        """The same, hashing the pixels where need be. Raises DatasetError unless the experiment tolerates bad images."""
-        known = self.known_sources(block)
-        if known is None:
+        """Hashes and shapes of a block's source pixels: the recorded ones, or new ones, which are recorded first.
+
+        Raises:
+            DatasetError: an image cannot be read, and the experiment does not tolerate failures.
+        """
+        sources = self.stored_sources(block)
+        if sources is None:
             rows = [self._source_row(block.dataset, image_id) for image_id in block.ids]
             self.store.write_table(self._sources_name(block), to_table(rows, SOURCES))
-            known = self.known_sources(block)
-            assert known is not None
-        return known
+            sources = self.stored_sources(block)
+            assert sources is not None
+        return sources
 
     def _sources_name(self, block: ImageBlock) -> str:
         dataset = self.datasets[block.dataset]
@@ -258,29 +283,29 @@ class Bench:
             return row | {"error": str(error)}
         return row | {"height": image.shape[0], "width": image.shape[1], "sha256": pixel_sha256(image)}
 
-    def streams(self, block: ImageBlock, series: Series) -> pd.DataFrame | None:
-        """What is known of a block's streams but the bytes themselves, by image id; None where the shard is missing."""
-        sources = self.known_sources(block)
+    def stream_frame(self, block: ImageBlock, series: Series) -> pd.DataFrame | None:
+        """The columns of `STREAMS` but `data`, indexed by image id; None if the stream shard of the block is missing."""
+        sources = self.stored_sources(block)
         if sources is None:
             return None
         name = stream_name(block, sources, series)
-        if name not in self._streams:
+        if name not in self._stream_frames:
             if not self.store.exists(name):
                 return None
             columns = [column for column in STREAMS.names if column != "data"]
-            self._streams[name] = self.store.read_table(name, columns).to_pandas().set_index("id")
-        return self._streams[name]
+            self._stream_frames[name] = self.store.read_table(name, columns).to_pandas().set_index("id")
+        return self._stream_frames[name]
 
 
 def read_only(image: Image) -> Image:
-    """The same pixels, which no codec or task can change for those that come after it."""
+    """A view of an image that no codec or task can write to, so that all of them get the same pixels."""
     view = image.view()
     view.setflags(write=False)
     return view
 
 
 def stat_or_none(path: Path) -> tuple[int, int] | None:
-    """Size and mtime in nanoseconds; None for a file that is not there."""
+    """Size in bytes and modification time in nanoseconds; None if there is no such file."""
     try:
         stat = path.stat()
     except OSError:

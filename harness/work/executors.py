@@ -1,70 +1,111 @@
-"""Where units of work run: in this process, or in a pool of processes. The loop is the same code."""
+"""Where units of work run: in this process or in a pool of processes. Both run the same loop."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.store.shards import cell_name
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.cell import Failure, Outcome
-from icmbench.harness.work.loop import Progress, WorkUnit, run_units
-from icmbench.harness.work.workers import Worker, WorkerDied, WorkerOverdue, quiet, wait
+from icmbench.harness.work.cell import Outcome
+from icmbench.harness.work.loop import Progress, WorkUnit, compute_units
+from icmbench.harness.work.retries import RetryPolicy, failed_unit
+from icmbench.harness.work.workers import Worker, WorkerDied, WorkerOverdue, stdout_to_stderr, wait
+from icmbench.tasks.models.threads import usable_cpus
 
-MAX_FAILED_STARTS = 2  # workers that may fail to start while none has
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+MAX_LOSSES = 2  # Workers that a unit of one series may lose before it is reported as failed.
+MAX_FAILED_STARTS = 2  # Failed starts tolerated before any worker has come up.
+THREAD_COUNT_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def in_process(bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: Progress) -> Iterator[Outcome]:
-    """One unit after the other, here."""
-    with quiet():
-        yield from run_units(bench, units, keep, progress)
+    """Compute units one after the other in this process.
+
+    Args:
+        bench: the experiment's codecs, tasks and store.
+        units: what to compute.
+        keep: whether to store every reconstruction as a lossless picture.
+        progress: called as images are done.
+
+    Yields:
+        The outcome of each unit.
+    """
+    with stdout_to_stderr():
+        yield from compute_units(bench, units, keep, progress)
 
 
 def process_pool(bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: Progress, workers: int) -> Iterator[Outcome]:
-    """Units in `workers` processes that share the cores: each gets an equal share of threads.
+    """Compute units in several processes, each of which gets an equal share of the usable CPUs as threads.
 
-    A worker that dies (killed, a crashing library, out of memory) or takes longer than the experiment's `timeout` is replaced. Its
-    unit is taken apart by series; one that dies twice more on its own, or hangs on its own, is named and the others go on.
+    A worker that dies (killed, a crashing library, out of memory) or exceeds the experiment's `timeout` is replaced, and its unit
+    is tried again or reported as failed by the rules of `RetryPolicy`.
+
+    Args:
+        bench: the experiment's codecs, tasks and store.
+        units: what to compute.
+        keep: whether to store every reconstruction as a lossless picture.
+        progress: called when a unit is done.
+        workers: number of processes; no more are started than there are units.
+
+    Yields:
+        The outcome of each unit, in the order in which they end.
+
+    Raises:
+        UserError: worker processes cannot start.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, threads))  # spawned children read them before numpy and torch start
-    limit = math.inf if bench.experiment.timeout is None else bench.experiment.timeout
+    policy = RetryPolicy(bench.experiment.timeout, MAX_LOSSES, MAX_FAILED_STARTS)
     waiting = list(reversed(units))
-    died: set[WorkUnit] = set()
-    failed_starts = 0  # workers that did not start, since one did
     pool: list[Worker] = []
-    try:
-        for _ in range(min(workers, len(units))):
-            pool.append(Worker(bench, keep))
-        while waiting or any(worker.unit for worker in pool):
+    with _thread_count(max(1, usable_cpus() // workers)):  # Spawned children read it before numpy and torch start.
+        try:
+            for _ in range(min(workers, len(units))):
+                pool.append(Worker(bench, keep))
+            while waiting or any(worker.unit for worker in pool):
+                for worker in pool:
+                    if waiting and worker.idle:
+                        unit = waiting.pop()
+                        worker.give(unit, policy.time_limit(unit))
+                wait(pool)
+                for index, worker in enumerate(pool):
+                    current = worker.unit
+                    try:
+                        outcome = worker.collect()
+                    except (WorkerDied, WorkerOverdue) as error:
+                        worker.stop()
+                        if policy.cannot_start(any_worker_up=any(each.ready for each in pool)):
+                            advice = "call run() of a script below `if __name__ == '__main__':`"
+                            raise UserError(f"worker processes cannot start ({error}): {advice}") from None
+                        outcome = _handle_loss(bench, policy, current, error, waiting) if current else None
+                        pool[index] = Worker(bench, keep)
+                    if outcome is not None and current is not None:
+                        progress(current.images)
+                        yield outcome
+        finally:
             for worker in pool:
-                if waiting and worker.idle:
-                    unit = waiting.pop()
-                    worker.give(unit, limit * unit.images)
-            wait(pool)
-            for place, worker in enumerate(pool):
-                at = worker.unit
-                try:
-                    outcome = worker.collect()
-                except (WorkerDied, WorkerOverdue) as error:
-                    worker.stop()
-                    failed_starts = 0 if any(other.ready for other in pool) else failed_starts + 1
-                    if failed_starts > MAX_FAILED_STARTS:
-                        advice = "call run() of a script below `if __name__ == '__main__':`"
-                        raise UserError(f"worker processes cannot start ({error}): {advice}") from None
-                    outcome, instead = _lost(bench, at, error, died) if at else (None, [])
-                    waiting += instead
-                    pool[place] = Worker(bench, keep)
-                if outcome is not None and at is not None:
-                    progress(at.images)
-                    yield outcome
+                worker.stop()
+
+
+def _handle_loss(
+    bench: Bench, policy: RetryPolicy, unit: WorkUnit, error: WorkerDied | WorkerOverdue, waiting: list[WorkUnit]
+) -> Outcome | None:
+    """Queue what runs instead of a lost worker's unit; the unit's outcome if nothing does."""
+    overdue = isinstance(error, WorkerOverdue)
+    replacements = policy.after_timeout(unit) if overdue else policy.after_loss(unit)
+    waiting += replacements
+    if replacements:
+        return None
+    return failed_unit(bench, unit, policy.overdue_reason if overdue else f"{error}: run the same command again")
+
+
+@contextmanager
+def _thread_count(threads: int) -> Iterator[None]:
+    """Set the environment variables by which libraries choose their number of threads, and restore them in the end."""
+    before = {name: os.environ.get(name) for name in THREAD_COUNT_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_COUNT_VARIABLES, str(threads)))
+    try:
+        yield
     finally:
-        for worker in pool:
-            worker.stop()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -72,28 +113,22 @@ def process_pool(bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: 
                 os.environ[name] = value
 
 
-def _lost(
-    bench: Bench, unit: WorkUnit, error: WorkerDied | WorkerOverdue, died: set[WorkUnit]
-) -> tuple[Outcome | None, list[WorkUnit]]:
-    """What becomes of a worker's unit: an outcome, or units to try instead. died: those that took a worker down on their own."""
-    if len(unit.series) > 1:  # which of its series did it? the others are to go on
-        return None, [WorkUnit(unit.block, (k,)) for k in unit.series]
-    if isinstance(error, WorkerDied) and unit not in died:  # an earlier unit may have left the worker without memory
-        died.add(unit)
-        return None, [unit]
-    if isinstance(error, WorkerDied):
-        return lost(bench, unit, f"{error}: run the same command again"), []
-    return lost(bench, unit, f"took longer than the experiment's timeout of {bench.experiment.timeout:g} s an image"), []
-
-
-def lost(bench: Bench, unit: WorkUnit, why: str) -> Outcome:
-    """All cells of a unit as failures of one reason."""
-    return Outcome([Failure(cell_name(unit.block, bench.series[k]), why) for k in unit.series])
-
-
 def make_units(bench: Bench, workers: int) -> list[WorkUnit]:
-    """All cells as units. A block stays with one worker for all series where a task keeps features of the originals or
-    nothing is gained by splitting; else its series are dealt out so that every worker has work."""
+    """Divide an experiment into units of work.
+
+    A block stays whole, with all its series in one unit, if there is one worker, if there are blocks enough, or if a task keeps
+    features of the originals. Otherwise its series are divided so that there are about four units per worker.
+
+    Args:
+        bench: the experiment's datasets, codecs and tasks.
+        workers: number of workers that will compute the units.
+
+    Returns:
+        Units that together hold every cell once, block by block.
+
+    Raises:
+        UserError: no task scores any image.
+    """
     units = []
     for dataset in bench.datasets:
         blocks = bench.blocks(dataset)

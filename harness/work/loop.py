@@ -1,135 +1,177 @@
-"""The loop: one block of images through every codec at every point, each reconstruction shown to every task.
+"""The loop: one block of images through every codec at every point, and each reconstruction through every task.
 
-    for cell (codec at a point):           of a block of images
+    for cell (codec at a point):           over one block of images
         for chunk of the block:            compress -> bytes -> decompress, once
             for task:                      predict
         write the cell's streams, then its predictions
 
-Where a task keeps features of the originals, all cells take a chunk before the next one, so that they are computed once. Chunks are
-cut from the block in order of image shape, so that models find images of one shape in them.
+If a task keeps features of the originals, all cells take one chunk before any takes the next, so that these features are computed
+once. Chunks are cut from the block in order of image shape, so that a model gets batches of one shape.
 
-While the models look at one chunk, a thread reads the next one, and codes and decodes it where the codec keeps to one thread
-(`background`); it writes files, and reads and hashes the next block too.
+While the models predict on one chunk, a thread reads the next one, and also codes and decodes it if the codec keeps to one thread
+(its attribute `background`). The same thread writes the files, and reads and hashes the next block.
 
-A cell whose files are there does nothing. A failure drops its cell (or one task or image of it) and nothing else.
+A cell whose files are stored does nothing. A failure costs its cell, or one task or image of it, and nothing else.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from icmbench.harness.store.shards import ImageBlock, cell_name
+from icmbench.harness.store.shards import ImageBlock, Sources, cell_name
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.cell import Cell, Outcome, failures_of
 from icmbench.harness.work.prefetch import Prefetcher
 from icmbench.tasks.base import Image
 
-Progress = Callable[[int], None]  # told the number of images done, counted once for each series
-Pixels = Mapping[str, Image]  # by image id
+Progress = Callable[[int], None]  # Called with a number of images that are done; an image counts once for each series.
+Pixels = Mapping[str, Image]  # Images by id, uint8 (height, width, 3).
+Step = tuple[Cell, tuple[str, ...]]  # One chunk of a cell: the ids of its images.
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """What one worker takes at a time: some series over one block, sharing the originals."""
+    """What one worker takes at a time: some series over one block, which share the source pixels.
+
+    Attributes:
+        block: the images.
+        series: indices into `Bench.series`.
+    """
 
     block: ImageBlock
-    series: tuple[int, ...]  # indices into Bench.series
+    series: tuple[int, ...]
 
     @property
     def images(self) -> int:
+        """Number of images, counted once for each series."""
         return len(self.block.ids) * len(self.series)
 
 
-def run_units(bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: Progress) -> Iterator[Outcome]:
-    """Compute what is missing of each unit. Failures are returned, not raised."""
-    with Prefetcher() as ahead:
+def compute_units(bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: Progress) -> Iterator[Outcome]:
+    """Compute and store what is missing of each unit.
+
+    Args:
+        bench: the experiment's codecs, tasks and store.
+        units: computed one after the other.
+        keep: whether to store every reconstruction as a lossless picture.
+        progress: called as images are done.
+
+    Yields:
+        The outcome of each unit, in order. It holds the failures, which are not raised.
+    """
+    with Prefetcher() as prefetcher:
         for k, unit in enumerate(units):
-            following = units[k + 1].block if k + 1 < len(units) else None
-            yield _run(bench, unit, keep, progress, ahead, following)
+            next_block = units[k + 1].block if k + 1 < len(units) else None
+            yield _compute_unit(bench, unit, keep, progress, prefetcher, next_block)
 
 
-def _run(bench: Bench, unit: WorkUnit, keep: bool, progress: Progress, ahead: Prefetcher, following: ImageBlock | None) -> Outcome:
+def _compute_unit(
+    bench: Bench, unit: WorkUnit, keep: bool, progress: Progress, prefetcher: Prefetcher, next_block: ImageBlock | None
+) -> Outcome:
+    """Open the unit's cells, compute what is missing chunk by chunk, and write each cell after its last chunk."""
     outcome = Outcome()
     block = unit.block
-    names = [cell_name(block, bench.series[k]) for k in unit.series]
     try:
-        sources = ahead.submit(bench.sources, block)()
-        bench.keep_only(block)
+        sources = prefetcher.submit(bench.sources, block)()
+        bench.drop_pixels_except(block)
         cells = [Cell(bench, block, bench.series[k], sources, keep) for k in unit.series]
     except Exception as error:
-        outcome.failures += failures_of(names, error)
+        outcome.failures += failures_of([cell_name(block, bench.series[k]) for k in unit.series], error)
         progress(unit.images)
         return outcome
-    active = [cell for cell in cells if not cell.done]
-    progress(len(block.ids) * (len(cells) - len(active)))
+    incomplete = [cell for cell in cells if not cell.done]
+    progress(len(block.ids) * (len(cells) - len(incomplete)))
+    steps = _steps(bench, block, sources, incomplete)
+    book = _Bookkeeping(incomplete, steps, len(block.ids), outcome, progress)
+
+    prepare = functools.partial(_prepare, bench, block, book)
+    hash_next_block = None if next_block is None else functools.partial(bench.sources, next_block)
+    writes: list[tuple[Cell, Callable[[], None]]] = []
+    for (cell, ids), prepared in prefetcher.one_ahead(steps, prepare, hash_next_block):
+        if not book.is_open(cell):
+            continue
+        try:
+            originals, reconstructions = prepared()
+            if reconstructions is None:
+                reconstructions = cell.reconstruct(originals, outcome)
+            cell.predict_chunk(reconstructions, originals, outcome)
+        except Exception as error:
+            book.fail(cell, error)
+            continue
+        if book.finish_chunk(cell, ids):
+            writes.append((cell, prefetcher.submit(cell.write)))
+    if not steps:  # The block has no readable image, but its cells still record why.
+        writes += [(cell, prefetcher.submit(cell.write)) for cell in incomplete]
+    for cell, finish_write in writes:
+        try:
+            finish_write()
+        except Exception as error:
+            book.fail(cell, error)
+        else:
+            book.finish_cell(cell)
+    outcome.add(book.prefetched)
+    return outcome
+
+
+def _steps(bench: Bench, block: ImageBlock, sources: Sources, cells: Sequence[Cell]) -> list[Step]:
+    """All chunks of all cells, in the order in which they are computed."""
     readable = sorted((i for i in block.ids if i not in sources.errors), key=sources.shapes.__getitem__)
     size = bench.experiment.batch_size
     chunks = [tuple(readable[i : i + size]) for i in range(0, len(readable), size)]
     if bench.shares_originals(block.dataset):
-        steps = [(cell, ids) for ids in chunks for cell in active]
-    else:
-        steps = [(cell, ids) for cell in active for ids in chunks]
-    then = None if following is None else lambda: bench.sources(following)
-    _work(bench, block, active, steps, outcome, progress, ahead, then)
-    return outcome
+        return [(cell, ids) for ids in chunks for cell in cells]
+    return [(cell, ids) for cell in cells for ids in chunks]
 
 
-def _work(
-    bench: Bench,
-    block: ImageBlock,
-    cells: Sequence[Cell],
-    steps: Sequence[tuple[Cell, tuple[str, ...]]],
-    outcome: Outcome,
-    progress: Progress,
-    ahead: Prefetcher,
-    then: Callable[[], object] | None,
-) -> None:
-    """Steps in order; a cell is written after its last one."""
-    beside = Outcome()  # of the thread
-    left = Counter(cell for cell, _ in steps)
-    images = dict.fromkeys(cells, len(block.ids))  # that progress has not been told of
-    broken: set[Cell] = set()  # known to the thread, and in a moment here
-    writes: list[tuple[Cell, Callable[[], None]]] = []
+def _prepare(bench: Bench, block: ImageBlock, book: _Bookkeeping, cell: Cell, ids: Sequence[str]) -> tuple[Pixels, Pixels | None]:
+    """Read a chunk, ahead of the task models, and reconstruct it if the codec may run beside them.
 
-    def prepare(cell: Cell, ids: Sequence[str]) -> tuple[Pixels, Pixels | None]:
-        if cell in broken:
-            return {}, {}
-        try:
-            originals = {image_id: bench.read(block.dataset, image_id) for image_id in ids}
-            return originals, cell.reconstruct(originals, beside) if cell.background else None
-        except Exception:
-            broken.add(cell)
-            raise
+    Returns:
+        Source pixels, and reconstructions or None. A chunk of a failed cell has no images, because the loop skips it.
+    """
+    if cell in book.failed:
+        return {}, {}
+    try:
+        originals = {image_id: bench.read(block.dataset, image_id) for image_id in ids}
+        return originals, cell.reconstruct(originals, book.prefetched) if cell.background else None
+    except Exception:
+        book.failed.add(cell)
+        raise
 
-    def fail(cell: Cell, error: Exception) -> None:
-        broken.add(cell)
-        outcome.exhausted |= isinstance(error, MemoryError)
-        outcome.failures += failures_of([cell.name], error)
-        progress(images.pop(cell))
 
-    for (cell, ids), prepared in ahead.over(steps, prepare, then):
-        if cell not in images:
-            continue
-        try:
-            originals, decoded = prepared()
-            cell.show(cell.reconstruct(originals, outcome) if decoded is None else decoded, originals, outcome)
-        except Exception as error:
-            fail(cell, error)
-            continue
-        progress(len(ids))
-        images[cell] -= len(ids)
-        left[cell] -= 1
-        if not left[cell]:
-            writes.append((cell, ahead.submit(cell.write)))
-    writes += [(cell, ahead.submit(cell.write)) for cell in cells if not steps]  # of a block that holds no readable image
-    for cell, written in writes:
-        try:
-            written()
-        except Exception as error:
-            fail(cell, error)
-            continue
-        outcome.renewed += [cell.name] if cell.again else []
-        progress(images[cell])
-    outcome.add(beside)
+class _Bookkeeping:
+    """How far the cells of one unit have come."""
+
+    def __init__(self, cells: Sequence[Cell], steps: Sequence[Step], images: int, outcome: Outcome, progress: Progress) -> None:
+        self.outcome = outcome
+        self.prefetched = Outcome()  # Filled by the prefetch thread; merged at the end.
+        self.failed: set[Cell] = set()  # Failed cells; the prefetch thread may add one before the loop sees the error.
+        self._progress = progress
+        self._chunks_left = Counter(cell for cell, _ in steps)
+        self._images_left = dict.fromkeys(cells, images)  # Images not yet reported to `progress`; failed cells are removed.
+
+    def is_open(self, cell: Cell) -> bool:
+        """Whether the loop has not seen this cell fail."""
+        return cell in self._images_left
+
+    def fail(self, cell: Cell, error: Exception) -> None:
+        """Record why a cell failed. It counts as done for the progress bar."""
+        self.failed.add(cell)
+        self.outcome.out_of_memory |= isinstance(error, MemoryError)
+        self.outcome.failures += failures_of([cell.name], error)
+        self._progress(self._images_left.pop(cell))
+
+    def finish_chunk(self, cell: Cell, ids: Sequence[str]) -> bool:
+        """Count a chunk as done; whether it was the cell's last one."""
+        self._progress(len(ids))
+        self._images_left[cell] -= len(ids)
+        self._chunks_left[cell] -= 1
+        return not self._chunks_left[cell]
+
+    def finish_cell(self, cell: Cell) -> None:
+        """Count a cell as written, with its images that could not be read."""
+        self.outcome.replaced += [cell.name] if cell.replaces_realisation else []
+        self._progress(self._images_left[cell])

@@ -1,4 +1,4 @@
-"""One thread that works a step ahead of the task models: reads, hashes, writes files, and runs codecs that keep to one thread."""
+"""A thread that works ahead of the task models: it reads and hashes images, writes files, and runs single-threaded codecs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ Result = TypeVar("Result")
 
 
 class Prefetcher:
-    """`with Prefetcher() as ahead`. Where this process may use one thread only, all calls run when they are asked for, in turn."""
+    """Runs calls in a second thread, one after the other: `with Prefetcher() as prefetcher: ...`
+
+    If this process may use one CPU thread only, there is no second thread, and every call runs in the caller's.
+
+    Args:
+        threads: CPU threads that this process may use; None for those of `cpu_threads`.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
-        self._pool = ThreadPoolExecutor(1, "ahead") if cpu_threads(threads) > 1 else None
+        self._pool = ThreadPoolExecutor(1, "prefetch") if cpu_threads(threads) > 1 else None
 
     def __enter__(self) -> Prefetcher:
         return self
@@ -28,21 +34,34 @@ class Prefetcher:
             self._pool.shutdown(wait=kind is None, cancel_futures=kind is not None)
 
     def submit(self, call: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
-        """Starts a call after those submitted before; what is returned waits for its result, or raises its exception."""
+        """Queue a call behind those submitted before.
+
+        Returns:
+            A function that waits for the result of the call, and returns it or raises its exception.
+        """
         if self._pool is not None:
             return self._pool.submit(call, *arguments).result
-        done: Future[Result] = Future()
+        future: Future[Result] = Future()
         try:
-            done.set_result(call(*arguments))
+            future.set_result(call(*arguments))
         except Exception as error:
-            done.set_exception(error)
-        return done.result
+            future.set_exception(error)
+        return future.result
 
-    def over(
-        self, items: Iterable[Item], prepare: Callable[..., Result], then: Callable[[], Any] | None = None
+    def one_ahead(
+        self, items: Iterable[Item], prepare: Callable[..., Result], after_last: Callable[[], Any] | None = None
     ) -> Iterator[tuple[Item, Callable[[], Result]]]:
-        """Each item with a call that gives `prepare(*item)`. While one item is used the next one is prepared, and after the last
-        one `then` is called."""
+        """Iterate over items while the thread prepares the next one.
+
+        Args:
+            items: tuples of arguments for `prepare`.
+            prepare: called once per item, in order.
+            after_last: called by the thread when all items are prepared, in order to use the time of the last one; not called
+                if there is no second thread.
+
+        Yields:
+            Each item with a function that returns the result of `prepare(*item)` or raises its exception.
+        """
         if self._pool is None:
             yield from ((item, functools.partial(prepare, *item)) for item in items)
             return
@@ -52,7 +71,7 @@ class Prefetcher:
             if current is not None:
                 yield current
             current = following
-        if then is not None:
-            self._pool.submit(then)
+        if after_last is not None:
+            self._pool.submit(after_last)
         if current is not None:
             yield current

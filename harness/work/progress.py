@@ -1,4 +1,4 @@
-"""A progress bar with a rate and a remaining time; silent when standard error is not a terminal."""
+"""A progress bar with a rate and a remaining time; silent if standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """`with Bar("name", total) as bar: bar.advance(n)`"""
+    """A progress bar on standard error: `with Bar("name", total) as bar: bar.advance(n)`
+
+    Args:
+        title: shown in front of the bar.
+        total: number of images at which the bar is full.
+    """
 
     def __init__(self, title: str, total: int) -> None:
         console = Console(stderr=True)
@@ -32,4 +37,5 @@ class Bar:
         self._progress.stop()
 
     def advance(self, images: int) -> None:
+        """Count images as done."""
         self._progress.advance(self._task, images)

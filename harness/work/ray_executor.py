@@ -1,29 +1,37 @@
-"""Units on a Ray cluster: actors that keep their codecs and models, placed by cores and GPUs.
+"""Units on a Ray cluster: actors that keep their codecs and models, placed by CPU cores and GPUs.
 
-`RAY_ADDRESS` names an existing cluster; without it a local one is started. Nothing but the names of cells travels: workers read
-images and write shards themselves, so the datasets and the run folder lie on a shared disk or an object store.
+The environment variable RAY_ADDRESS names an existing cluster; without it a local one is started. Only the names of cells travel
+over Ray's network: workers read images and write shards themselves. Datasets and run folder must therefore lie on a shared disk or
+in an object store.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.config.plugins import explained
+from icmbench.harness.config.plugins import explain_missing_package
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.cell import Outcome
-from icmbench.harness.work.executors import THREAD_VARIABLES, lost
-from icmbench.harness.work.loop import Progress, WorkUnit, run_units
+from icmbench.harness.work.executors import THREAD_COUNT_VARIABLES
+from icmbench.harness.work.loop import Progress, WorkUnit, compute_units
+from icmbench.harness.work.retries import RetryPolicy, failed_unit
 
-LOSSES = 3  # of a unit of one series whose worker or node is lost, before its cell is named as missing
+# Workers that a unit of one series may lose before it is reported as failed. It is one more than in a local pool, because whole
+# nodes of a cluster may be lost too.
+MAX_LOSSES = 3
+MAX_FAILED_STARTS_EACH = 3  # Failed starts per worker tolerated before any worker has come up.
 
 
 class RayWorker:
-    """Lives in one Ray actor; its bench is built once."""
+    """Lives in one Ray actor and builds its codecs and models once.
+
+    Args:
+        bench: the experiment's codecs, tasks and store.
+    """
 
     extra = "ray"
 
@@ -31,99 +39,140 @@ class RayWorker:
         self.bench = bench
 
     def ready(self) -> None:
-        """Answers once the actor is placed and runs."""
+        """Return once the actor has been placed and runs."""
 
     def run(self, unit: WorkUnit, keep: bool) -> Outcome:
-        [outcome] = run_units(self.bench, [unit], keep, lambda images: None)
+        """Compute one unit; `keep` stores every reconstruction as a lossless picture."""
+        [outcome] = compute_units(self.bench, [unit], keep, lambda images: None)
         return outcome
 
 
 def ray_cluster(
     bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: Progress, workers: int, gpus: float
 ) -> Iterator[Outcome]:
-    """Units on `workers` actors of `gpus` GPUs each, one unit at a time each: what is not started waits here.
+    """Compute units on actors of a Ray cluster, each of which has one unit at a time.
 
-    An actor gets its first unit when it runs. One whose process or node is lost is replaced as soon as there is room, and its
-    unit goes to whoever is free, series by series.
+    Units wait here until an actor runs and is idle. An actor whose process or node is lost is replaced as soon as the cluster has
+    room, and its unit is tried again or reported as failed by the rules of `RetryPolicy`.
+
+    Args:
+        bench: the experiment's codecs, tasks and store.
+        units: what to compute.
+        keep: whether to store every reconstruction as a lossless picture.
+        progress: called when a unit is done.
+        workers: number of actors; no more are started than there are units.
+        gpus: GPUs of each actor; a fraction lets actors share one.
+
+    Yields:
+        The outcome of each unit, in the order in which they end.
+
+    Raises:
+        UserError: ray is not installed, the cluster has no room for so many workers, or workers cannot start on it.
     """
-    with explained("--executor ray", RayWorker):
+    with explain_missing_package("--executor ray", RayWorker):
         import ray
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, configure_logging=False)
     workers = min(workers, len(units))
     cores = cores_each([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, gpus)
-    threads = {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(cores))}
-    remote = ray.remote(RayWorker).options(num_cpus=cores, num_gpus=gpus, runtime_env=threads)
-    running: dict[Any, tuple[Any, WorkUnit | None, float]] = {}  # by reference; without a unit: an actor that is starting
-    idle: list[Any] = []
-    waiting = list(reversed(units))
-    losses: Counter[WorkUnit] = Counter()
-    failed_starts = 0
-    limit = bench.experiment.timeout
+    environment = {"env_vars": dict.fromkeys(THREAD_COUNT_VARIABLES, str(cores))}
+    actor_class = ray.remote(RayWorker).options(num_cpus=cores, num_gpus=gpus, runtime_env=environment)
+    policy = RetryPolicy(bench.experiment.timeout, MAX_LOSSES, MAX_FAILED_STARTS_EACH * workers)
+    yield from _RayPool(ray, actor_class, bench, keep, policy).compute(units, workers, progress)
 
-    def start() -> None:
-        actor = remote.remote(bench)
-        running[actor.ready.remote()] = (actor, None, time.monotonic())
 
-    def retried(unit: WorkUnit, most: int) -> bool:
-        losses[unit] += 1
-        if len(unit.series) > 1:  # which of its series did it? the others are to go on
-            waiting.extend(WorkUnit(unit.block, (k,)) for k in unit.series)
-        elif losses[unit] < most:
-            waiting.append(unit)
-        else:
-            return False
-        return True
+class _RayPool:
+    """The actors of one run, and what each is computing.
 
-    for _ in range(workers):
-        start()
-    try:
-        while waiting or any(unit for _, unit, _ in running.values()):
-            while waiting and idle:
-                actor, new = idle.pop(), waiting.pop()
-                running[actor.run.remote(new, keep)] = (actor, new, time.monotonic())
-            done, _ = ray.wait(list(running), timeout=None if limit is None else 1.0)
-            outcomes: list[tuple[WorkUnit, Outcome]] = []
-            for reference in done:
-                actor, unit, _ = running.pop(reference)
-                try:
-                    outcome = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    ray.kill(actor)
-                    failed_starts = 0 if unit else failed_starts + 1
-                    if failed_starts > LOSSES * workers:
-                        raise UserError(f"workers cannot start on the Ray cluster: {' '.join(str(error).split())[:500]}") from None
-                    start()
-                    if unit and not retried(unit, LOSSES):
-                        why = f"its worker or node was lost {LOSSES} times ({type(error).__name__}): run the same command again"
-                        outcomes.append((unit, lost(bench, unit, why)))
-                    continue
-                idle.append(actor)
-                if unit:
-                    outcomes.append((unit, outcome))
-            for reference, (actor, unit, started) in list(running.items()):
-                if unit and limit is not None and time.monotonic() - started > limit * unit.images:
-                    del running[reference]
-                    ray.kill(actor)
-                    start()
-                    if not retried(unit, 1):
-                        why = f"took longer than the experiment's timeout of {limit:g} s an image"
-                        outcomes.append((unit, lost(bench, unit, why)))
-            for ended, outcome in outcomes:
-                progress(ended.images)
-                yield outcome
-    finally:
-        for actor in [*idle, *(actor for actor, _, _ in running.values())]:
-            ray.kill(actor)
+    `calls` holds the running calls by Ray reference: the actor, its unit (None while the actor starts), and the time of the call.
+    """
+
+    def __init__(self, ray: Any, actor_class: Any, bench: Bench, keep: bool, policy: RetryPolicy) -> None:
+        self.ray, self.actor_class, self.bench, self.keep, self.policy = ray, actor_class, bench, keep, policy
+        self.calls: dict[Any, tuple[Any, WorkUnit | None, float]] = {}
+        self.idle: list[Any] = []
+        self.waiting: list[WorkUnit] = []
+
+    def compute(self, units: Sequence[WorkUnit], workers: int, progress: Progress) -> Iterator[Outcome]:
+        """Start the actors, and yield the outcome of each unit as it ends."""
+        self.waiting = list(reversed(units))
+        for _ in range(workers):
+            self._start_actor()
+        try:
+            while self.waiting or self._any_computing():
+                while self.waiting and self.idle:
+                    actor, unit = self.idle.pop(), self.waiting.pop()
+                    self.calls[actor.run.remote(unit, self.keep)] = (actor, unit, time.monotonic())
+                done, _ = self.ray.wait(list(self.calls), timeout=None if self.bench.experiment.timeout is None else 1.0)
+                ended = [*self._collect(done), *self._end_overdue()]
+                for unit, outcome in ended:
+                    progress(unit.images)
+                    yield outcome
+        finally:
+            for actor in [*self.idle, *(actor for actor, _, _ in self.calls.values())]:
+                self.ray.kill(actor)
+
+    def _any_computing(self) -> bool:
+        return any(unit is not None for _, unit, _ in self.calls.values())
+
+    def _start_actor(self) -> None:
+        actor = self.actor_class.remote(self.bench)
+        self.calls[actor.ready.remote()] = (actor, None, time.monotonic())
+
+    def _collect(self, references: Sequence[Any]) -> Iterator[tuple[WorkUnit, Outcome]]:
+        """Outcomes of calls that returned or whose actor was lost; lost actors are replaced."""
+        for reference in references:
+            actor, unit, _ = self.calls.pop(reference)
+            try:
+                outcome = self.ray.get(reference)
+            except self.ray.exceptions.RayError as error:
+                any_up = unit is not None or bool(self.idle) or self._any_computing()
+                self.ray.kill(actor)
+                if self.policy.cannot_start(any_worker_up=any_up):
+                    message = " ".join(str(error).split())[:500]
+                    raise UserError(f"workers cannot start on the Ray cluster: {message}") from None
+                self._start_actor()
+                if unit is not None and not self._requeue(self.policy.after_loss(unit)):
+                    times = f"{MAX_LOSSES} times ({type(error).__name__})"
+                    yield unit, failed_unit(self.bench, unit, f"its worker or node was lost {times}: run the same command again")
+                continue
+            self.idle.append(actor)
+            if unit is not None:
+                yield unit, outcome
+
+    def _end_overdue(self) -> Iterator[tuple[WorkUnit, Outcome]]:
+        """Outcomes of units that exceeded their time limit; their actors are replaced."""
+        for reference, (actor, unit, started) in list(self.calls.items()):
+            if unit is not None and time.monotonic() - started > self.policy.time_limit(unit):
+                del self.calls[reference]
+                self.ray.kill(actor)
+                self._start_actor()
+                if not self._requeue(self.policy.after_timeout(unit)):
+                    yield unit, failed_unit(self.bench, unit, self.policy.overdue_reason)
+
+    def _requeue(self, replacements: list[WorkUnit]) -> bool:
+        """Queue what runs instead of a lost unit; whether there is anything."""
+        self.waiting += replacements
+        return bool(replacements)
 
 
 def cores_each(nodes: Sequence[dict[str, float]], workers: int, gpus: float) -> int:
-    """The most cores that each of `workers` may take so that all fit on `nodes` (their resources, `CPU` and `GPU`).
+    """The most CPU cores that each worker may take so that all workers fit on the cluster.
 
-    Raises UserError where not even one core each fits.
+    Args:
+        nodes: resources of each node, with `CPU` and `GPU` as counts.
+        workers: number of workers to place.
+        gpus: GPUs of each worker.
+
+    Returns:
+        Cores per worker, at least 1.
+
+    Raises:
+        UserError: the workers do not fit even with one core each.
     """
 
     def room(cores: int) -> int:
+        """Number of workers of so many cores that fit on the cluster."""
         by_gpu = (int(node.get("GPU", 0) / gpus + 1e-9) if gpus else workers for node in nodes)
         return sum(min(int(node.get("CPU", 0) // cores), most) for node, most in zip(nodes, by_gpu, strict=True))
 

@@ -1,7 +1,7 @@
 """A worker process: takes one unit at a time over a pipe of its own.
 
-Nothing is shared between workers, so one that is killed leaves no lock behind that the others would wait for, and time is told by
-the monotonic clock, so a clock that is set forward ends nobody.
+Workers share no locks or queues, so that one that is killed cannot block the others. Deadlines are told by the monotonic clock, so
+that a change of the system time ends no worker.
 """
 
 from __future__ import annotations
@@ -23,63 +23,83 @@ import psutil
 
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.cell import Outcome
-from icmbench.harness.work.loop import WorkUnit, run_units
+from icmbench.harness.work.loop import WorkUnit, compute_units
 
-READY = "ready"  # a worker's first word; all others are outcomes
-START = 600.0  # seconds for a process to start: imports from a slow disk
-GRACE = 5.0  # and for one that is ending to end
-EXHAUSTED = 137  # exit code of a worker without memory, as of one that the kernel ends for want of it
+READY_MESSAGE = "ready"  # The first message of a worker; all later ones are outcomes.
+START_SECONDS = 600.0  # Seconds a worker gets to start: imports from a slow disk may take minutes.
+GRACE_SECONDS = 5.0  # Seconds to wait for the exit of a worker that is ending or was killed.
+OUT_OF_MEMORY_EXIT = 137  # Exit code of a worker that ran out of memory; shells report it of processes killed by the kernel.
 
 
 class WorkerDied(Exception):
-    """A worker process ended."""
+    """A worker process ended.
+
+    Args:
+        code: its exit code, negative for the number of a signal; None if unknown.
+    """
 
     def __init__(self, code: int | None) -> None:
-        causes = {EXHAUSTED: "ran out of memory", -signal.SIGKILL: "was killed, perhaps for want of memory"}
+        causes = {OUT_OF_MEMORY_EXIT: "ran out of memory", -signal.SIGKILL: "was killed, perhaps for want of memory"}
         super().__init__(f"its worker process {causes.get(code or 0, 'died')} (exit code {code})")
 
 
 class WorkerOverdue(Exception):
-    """A worker process took longer than it may for its unit, or to start."""
+    """A worker process exceeded the time limit of its unit, or took too long to start."""
 
 
 class Worker:
-    """One process with its bench. `unit` is what it is at; it takes another where `idle`."""
+    """One worker process, as its parent sees it. The process is started at once.
+
+    Args:
+        bench: sent to the process.
+        keep: whether to store every reconstruction as a lossless picture.
+
+    Attributes:
+        ready: whether the process has started.
+        unit: the unit that it is computing; None while it starts or waits for one.
+        deadline: when it will be overdue, on the monotonic clock.
+    """
 
     def __init__(self, bench: Bench, keep: bool) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, bench, keep))
+        self.pipe, worker_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(worker_end, bench, keep))
         self.process.start()
-        theirs.close()  # else nobody would see the other end close
+        worker_end.close()  # Otherwise the pipe would have no EOF when the worker ends.
         self.ready = False
         self.unit: WorkUnit | None = None
-        self.deadline = time.monotonic() + START
+        self.deadline = time.monotonic() + START_SECONDS
 
     @property
     def idle(self) -> bool:
+        """Whether the worker has started and has no unit."""
         return self.ready and self.unit is None
 
     def give(self, unit: WorkUnit, seconds: float) -> None:
-        """Start a unit that may take so many seconds."""
+        """Let an idle worker compute a unit, within a number of seconds."""
         self.unit, self.deadline = unit, time.monotonic() + seconds
-        with suppress(OSError):  # it has just died: `collect` will say so
+        with suppress(OSError):  # If the worker has just died, `collect` will raise WorkerDied.
             self.pipe.send(unit)
 
     def collect(self) -> Outcome | None:
-        """The outcome of the unit, None while there is none. Raises WorkerDied or WorkerOverdue."""
+        """The outcome of the unit; None if it is not finished, or if the worker has only just started.
+
+        Raises:
+            WorkerDied: the process ended.
+            WorkerOverdue: the deadline has passed.
+        """
         try:
             message = self.pipe.recv() if self.pipe.poll() else None
-        except Exception as error:  # its end is closed, or a plug-in wrote into it
-            self.process.join(GRACE)
+        except Exception as error:  # The worker closed its end, or a plug-in wrote something else into the pipe.
+            self.process.join(GRACE_SECONDS)
             raise WorkerDied(self.process.exitcode) from error
         if message is None:
-            if not self.process.is_alive():  # and a child of it holds the other end open
+            if not self.process.is_alive():  # The worker is dead, but its child still holds the pipe, so no EOF arrives.
                 raise WorkerDied(self.process.exitcode)
             if time.monotonic() > self.deadline:
                 raise WorkerOverdue("not a word in all its time")
             return None
-        if message == READY:
+        if message == READY_MESSAGE:
             self.ready, self.deadline = True, math.inf
             return None
         self.unit, self.deadline = None, math.inf
@@ -87,25 +107,28 @@ class Worker:
         return outcome
 
     def stop(self) -> None:
-        """End the process, and what it started: a hanging encoder would outlive it."""
-        if self.process.is_alive():  # else its number may be another's by now
+        """Kill the process and everything that it started, such as an encoder that hangs."""
+        if self.process.is_alive():  # A dead process's id may belong to another process by now.
             _kill_children(self.process.pid)
             self.process.kill()
-            self.process.join(GRACE)
+            self.process.join(GRACE_SECONDS)
         self.pipe.close()
 
 
 def wait(workers: Sequence[Worker]) -> None:
-    """Until a worker has something to say or is overdue; a second at most, for those that died without a word."""
+    """Wait until a worker has sent a message, died or become overdue, but for a second at most.
+
+    A death may close no pipe, if a child of the worker holds it open: hence the second.
+    """
     seconds = min(worker.deadline for worker in workers) - time.monotonic()
     wait_for([worker.pipe for worker in workers], min(1.0, max(0.0, seconds) + 0.01))
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Sends to standard error what plug-ins print, their C libraries included: it must not spoil what the command prints."""
+def stdout_to_stderr() -> Iterator[None]:
+    """Send to standard error what plug-ins and their C libraries print, so that it does not mix with the command's own output."""
     saved = None
-    with suppress(OSError, ValueError):  # one of the two may be closed
+    with suppress(OSError, ValueError):  # One of the two may be closed.
         sys.stdout.flush()
         saved = os.dup(1)
         os.dup2(2, 1)
@@ -113,27 +136,28 @@ def quiet() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        ctypes.CDLL(None).fflush(None)  # what C still holds back
+        ctypes.CDLL(None).fflush(None)  # Text in the buffers of the C library would otherwise appear on standard output later.
         if saved is not None:
             os.dup2(saved, 1)
             os.close(saved)
 
 
 def _serve(pipe: Connection, bench: Bench, keep: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    with suppress(EOFError, ConnectionError), quiet():  # until the parent closes its end
-        pipe.send(READY)
+    """The main function of a worker process: computes units until the parent closes its end of the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Only the parent handles Ctrl-C.
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    with suppress(EOFError, ConnectionError), stdout_to_stderr():
+        pipe.send(READY_MESSAGE)
         while True:
             unit = pipe.recv()
-            [outcome] = run_units(bench, [unit], keep, lambda images: None)
-            if outcome.exhausted:  # what took the memory would keep it: the unit is tried in a new process
-                os._exit(EXHAUSTED)
+            [outcome] = compute_units(bench, [unit], keep, lambda images: None)
+            if outcome.out_of_memory:  # Whatever took the memory may hold it; the unit is tried again in a new process.
+                os._exit(OUT_OF_MEMORY_EXIT)
             pipe.send(outcome)
 
 
-def _die_with(parent: int) -> None:
-    """A worker whose parent was killed must not go on computing beside the next run."""
+def _exit_with_parent(parent: int) -> None:
+    """End this worker once its parent has been killed, so that it does not compute beside the next run."""
     while os.getppid() == parent:
         time.sleep(1)
     _kill_children(os.getpid())

@@ -1,4 +1,4 @@
-"""ADE20K: SceneParse150's label maps, and the instance and panoptic sets that Mask2Former's scripts make of it."""
+"""ADE20K: SceneParse150's label maps, and the instance and panoptic sets that Mask2Former's scripts make from it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ import numpy as np
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.coco import Coco
-from icmbench.tasks.datasets.images import require
+from icmbench.tasks.datasets.images import require_path
 
 CLASSES = 150
-ALIASES = {109: "pool"}  # what Mask2Former's list, and models trained with it, call the swimming pool
-MADE_BY = {"instances": "prepare_ade20k_ins_seg.py", "panoptic": "prepare_ade20k_pan_seg.py"}
+ALIASES = {109: "pool"}  # The swimming pool's name in Mask2Former's list and in models that were trained with it.
+SCRIPTS = {"instances": "prepare_ade20k_ins_seg.py", "panoptic": "prepare_ade20k_pan_seg.py"}
 
 
 class Ade20k(Coco):
-    """ADE20K: semantic maps of 150 classes (SceneParse150), and its instance and panoptic sets where they have been prepared.
+    """ADE20K: semantic maps of 150 classes (SceneParse150), and instance and panoptic sets once prepared.
 
-    root: the folder ADEChallengeData2016. split: `validation` or `training`.
+    Args:
+        root: the folder ADEChallengeData2016.
+        split: which images to take.
+        preprocessing: what is done to every image before coding; see `images.Preprocessing`. Annotations do not follow it, so they
+            need `native`.
+        limit: keep only the first images, by file name; None keeps all.
+        name: the dataset's name in messages and tables.
+
+    Raises:
+        DatasetError: a file or folder of SceneParse150 is missing, or a prepared file is malformed.
     """
 
     source: ClassVar[str] = (
@@ -40,15 +49,15 @@ class Ade20k(Coco):
         self.root = Path(root)
         self._maps = self.root / "annotations" / split
         short = {"validation": "val", "training": "train"}[split]
-        self._prepared = {kind: self.root / f"ade20k_{kind.removesuffix('s')}_{short}.json" for kind in MADE_BY}
-        for path, what in ((self.root, "folder"), (self._maps, "annotations"), (self._classes_file, "list of classes")):
-            require(path, what, self.source)
-        there = {kind: path if path.exists() else None for kind, path in self._prepared.items()}
-        masks = self.root / f"ade20k_panoptic_{short}" if there["panoptic"] else None
+        self._prepared = {kind: self.root / f"ade20k_{kind.removesuffix('s')}_{short}.json" for kind in SCRIPTS}
+        for path, content in ((self.root, "folder"), (self._maps, "annotations"), (self._classes_file, "list of classes")):
+            require_path(path, content, self.source)
+        existing = {kind: path if path.exists() else None for kind, path in self._prepared.items()}
+        masks = self.root / f"ade20k_panoptic_{short}" if existing["panoptic"] else None
         super().__init__(
             self.root / "images" / split,
-            instances=there["instances"],
-            panoptic=there["panoptic"],
+            instances=existing["instances"],
+            panoptic=existing["panoptic"],
             panoptic_masks=masks,
             preprocessing=preprocessing,
             limit=limit,
@@ -61,7 +70,7 @@ class Ade20k(Coco):
 
     @cached_property
     def _names(self) -> list[str]:
-        """The 150 classes with their synonyms, in order of their sample value less one."""
+        """The 150 classes with their synonyms; a map's sample value is the index plus one."""
         rows = [line.split("\t") for line in self._classes_file.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
         if [row[0].strip() for row in rows] != [str(number) for number in range(1, CLASSES + 1)]:
             raise DatasetError(f"{self._classes_file}: not the table of classes 1 to {CLASSES}; give the one of SceneParse150")
@@ -69,29 +78,41 @@ class Ade20k(Coco):
         return [f"{name}, {ALIASES[index]}" if index in ALIASES else name for index, name in enumerate(names)]
 
     def annotated(self, kind: str) -> list[str]:
-        """Every image has a `semantic` map. Raises DatasetError for `instances` and `panoptic` that have not been prepared."""
+        """For `semantic`, every image; for `instances` and `panoptic`, the images that their files list.
+
+        Raises:
+            DatasetError: the instances or panoptic segments have not been prepared, or do not follow the preprocessing.
+        """
         if kind == "semantic":
-            self._refuse_moved(kind)
+            self._refuse_preprocessed(kind)
             return list(self.ids)
-        if kind in MADE_BY and kind not in self._files:
+        if kind in SCRIPTS and kind not in self._files:
             raise DatasetError(
-                f"{self._prepared[kind]}: no such annotations; make them with Mask2Former's datasets/{MADE_BY[kind]}, after "
+                f"{self._prepared[kind]}: no such annotations; make them with Mask2Former's datasets/{SCRIPTS[kind]}, after "
                 "unpacking annotations_instance.tar of the MIT Scene Parsing Benchmark (instance segmentation) into the same folder"
             )
         return super().annotated(kind)
 
     def categories(self, kind: str) -> list[str]:
-        """Category names; of `semantic` the 150 classes with their synonyms."""
+        """Category names; for `semantic` the 150 classes, each with its synonyms between commas."""
         return list(self._names) if kind == "semantic" else super().categories(kind)
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
-        """Kind `semantic`: `mask`, the path of the PNG, and `classes`, int64 (151,), the class of each sample: 0 is ignored (-1).
-        Kinds `instances` and `panoptic` as in `Coco.targets`."""
+        """Labels of images.
+
+        Returns:
+            For `semantic`, per image `mask`, the path of the PNG, and `classes`, int64 (151,), the class of each sample value, with
+            sample 0 ignored (-1). For `instances` and `panoptic`, see `Coco.targets`.
+
+        Raises:
+            DatasetError: the annotations do not follow the preprocessing, or as in `Coco.targets`.
+        """
         if kind != "semantic":
             return super().targets(kind, ids)
-        self._refuse_moved(kind)
+        self._refuse_preprocessed(kind)
         classes = np.arange(CLASSES + 1) - 1
         return [{"mask": (self._maps / image_id).with_suffix(".png"), "classes": classes} for image_id in ids]
 
-    def _refuse_moved(self, kind: str) -> None:
-        super()._refuse_moved("panoptic" if kind == "semantic" else kind)
+    def _refuse_preprocessed(self, kind: str) -> None:
+        # Semantic maps are refused in the words for panoptic ones.
+        super()._refuse_preprocessed("panoptic" if kind == "semantic" else kind)

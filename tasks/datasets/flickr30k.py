@@ -10,13 +10,22 @@ from typing import ClassVar, Literal
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import MALFORMED, require, require_images
+from icmbench.tasks.datasets.images import MALFORMED, require_images, require_path
 
 
 class Flickr30k(ImageFolder):
     """Flickr30K for image-text retrieval: Karpathy's test split of 1,000 photographs with five captions each.
 
-    images: the folder of photographs. captions: dataset_flickr30k.json of Karpathy's splits. split: `test`, `val` or `train`.
+    Args:
+        images: the folder of photographs.
+        captions: dataset_flickr30k.json of Karpathy's splits.
+        split: which images to take.
+        preprocessing: what is done to every image before coding; see `images.Preprocessing`.
+        limit: keep only the first images, by file name; None keeps all.
+        name: the dataset's name in messages and tables.
+
+    Raises:
+        DatasetError: a file is missing or malformed, or the split has no images.
     """
 
     source: ClassVar[str] = (
@@ -35,7 +44,7 @@ class Flickr30k(ImageFolder):
     ) -> None:
         self._file, self._split = Path(captions), split
         self._captions: dict[str, list[str]] = {}
-        require(self._file, "captions", self.source)
+        require_path(self._file, "captions", self.source)
         super().__init__(images, preprocessing, limit, name)
 
     def _list(self) -> list[str]:
@@ -45,20 +54,24 @@ class Flickr30k(ImageFolder):
             chosen = [entry for entry in entries if entry["split"] == self._split]
             self._captions = {entry["filename"]: [str(s["raw"]) for s in entry["sentences"]] for entry in chosen}
         except MALFORMED as error:
-            what = f"{type(error).__name__}: {error}"
-            raise DatasetError(f"{self._file}: not one of Karpathy's caption files ({what}). {self.source}") from error
+            cause = f"{type(error).__name__}: {error}"
+            raise DatasetError(f"{self._file}: not one of Karpathy's caption files ({cause}). {self.source}") from error
         if not chosen:
-            known = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items())) or "no images"
-            raise DatasetError(f"{self._file}: has no images of split {self._split!r}, but {known}; give another `split`")
+            available = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items())) or "no images"
+            raise DatasetError(f"{self._file}: has no images of split {self._split!r}, but {available}; give another `split`")
         require_images(self.images, self._captions, self._file)
         return sorted(self._captions)
 
     def annotated(self, kind: str) -> list[str]:
-        """Every image has `captions`."""
+        """For `captions`, every image."""
         return list(self.ids) if kind == "captions" else []
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
-        """Kind `captions`: `captions`, a list of str, an image."""
+        """For `captions`, a list of texts `captions` per image.
+
+        Raises:
+            DatasetError: another kind is asked for.
+        """
         if kind != "captions":
             raise DatasetError(f"dataset {self.name!r} has no {kind!r} annotations, only `captions`; use reference: original")
         return [{"captions": list(self._captions[image_id])} for image_id in ids]

@@ -7,13 +7,26 @@ from pathlib import Path
 from typing import ClassVar
 
 from icmbench.tasks.base import DatasetError, Image, Target
-from icmbench.tasks.datasets.images import Preprocessing, list_images, read_image, require
+from icmbench.tasks.datasets.images import Preprocessing, list_images, read_image, require_path
 
 
 class ImageFolder:
     """Any folder of photographs, searched recursively: Kodak, CLIC, DIV2K, Tecnick, your own.
 
-    images: the folder. preprocessing: `native`, `resize:512x512`, `short:768,crop:768x768`. limit: only the first images.
+    Subclasses add annotations: they override `annotated` and `targets`, and `_list` if their annotation files name the images.
+
+    Args:
+        images: the folder.
+        preprocessing: what is done to every image before coding: `native` (nothing), or steps such as `resize:512x512` or
+            `short:768,crop:768x768`; see `images.Preprocessing`.
+        limit: keep only the first images, by file name; None keeps all.
+        name: the dataset's name in messages and tables.
+
+    Attributes:
+        source: where to get the photographs and how to lay them out; shown when they are missing.
+
+    Raises:
+        DatasetError: the folder does not exist or holds no images, or an option is invalid.
     """
 
     source: ClassVar[str] = (
@@ -28,7 +41,7 @@ class ImageFolder:
         self.limit = limit
         self._preprocess = Preprocessing.parse(preprocessing)
         self.preprocessing = self._preprocess.text
-        require(self.images, "folder", self.source)
+        require_path(self.images, "folder", self.source)
         if not self.images.is_dir():
             raise DatasetError(f"{self.images}: not a folder; give the folder that holds the photographs")
         if limit is not None and limit < 1:
@@ -37,22 +50,30 @@ class ImageFolder:
         if not ids:
             raise DatasetError(f"{self.images}: no images in this folder. {self.source}")
         self.ids: list[str] = ids[:limit]
-        self._known = frozenset(self.ids)
 
     def _list(self) -> list[str]:
         """All image ids, sorted."""
         return list_images(self.images)
 
     def path(self, image_id: str) -> Path:
+        """The file behind an image."""
         return self.images / image_id
 
     def read(self, image_id: str) -> Image:
-        """uint8 (height, width, 3). Raises DatasetError."""
+        """Decoded, upright, preprocessed pixels.
+
+        Returns:
+            uint8 (height, width, 3), RGB.
+
+        Raises:
+            DatasetError: the file is missing, damaged, or cannot become 8-bit RGB without a choice.
+        """
         return read_image(self.path(image_id), self._preprocess)
 
     def annotated(self, kind: str) -> list[str]:
-        """No annotations here; subclasses have some."""
+        """The images with annotations of a kind: none here."""
         return []
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
+        """Always raises DatasetError, because there are no annotations here."""
         raise DatasetError(f"dataset {self.name!r} has no {kind!r} annotations; use reference: original")

@@ -1,11 +1,11 @@
-"""ImageNet-1k, in the layouts in which it lies about.
+"""ImageNet-1k, in the layouts in which it is found.
 
     class folders    images/n01440764/*.JPEG ...
     flat             images/ILSVRC2012_val_00000001.JPEG ... and a list of labels
     CSV              images/* and a table with the columns file, class_index
 
-A class index is the position, 0 to 999, of the WordNet id among the sorted 1,000: the order in which models give their scores. The
-devkit's ILSVRC2012_ID is another order, and its list of labels is of no use without the devkit's table.
+A class index is the position, 0 to 999, of the class's WordNet id among the 1,000 sorted ids. Models give their scores in this
+order. The devkit's ILSVRC2012_ID numbers the classes in another order, so its list of labels needs the devkit's table, meta.mat.
 """
 
 from __future__ import annotations
@@ -18,20 +18,28 @@ from typing import ClassVar
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import list_images, require, require_images
+from icmbench.tasks.datasets.images import list_images, require_images, require_path
 
 CLASSES = 1000
-WNID = re.compile(r"n\d{8}")
-NUMBERED = re.compile(r"ILSVRC2012_(?:val|test)_(\d{8})\.jpeg", re.IGNORECASE)
+WORDNET_ID = re.compile(r"n\d{8}")
+NUMBERED_IMAGE = re.compile(r"ILSVRC2012_(?:val|test)_(\d{8})\.jpeg", re.IGNORECASE)
 
 
 class ImageNet(ImageFolder):
     """ImageNet-1k: class folders, the flat validation folder with its list of labels, or a CSV of labels.
 
-    images: the folder. labels: a CSV with the columns `file` and `class_index`; lines `file index`, as in Caffe's val.txt; or the
-    devkit's ILSVRC2012_validation_ground_truth.txt; without it, images lie in one folder a class. classes: what the classes are
-    called: 1,000 WordNet ids by index (LOC_synset_mapping.txt), or the devkit's meta.mat, which ILSVRC2012_IDs need; class folders
-    need it unless all 1,000 are there.
+    Args:
+        images: the folder of images.
+        labels: a CSV with the columns `file` and `class_index`; a text of lines `file index`, as Caffe's val.txt; or the devkit's
+            ILSVRC2012_validation_ground_truth.txt, which needs `classes`. None reads class folders.
+        classes: a text of 1,000 lines that start with the WordNet ids in order of class index (LOC_synset_mapping.txt), or the
+            devkit's meta.mat. Class folders need it unless all 1,000 are present.
+        preprocessing: what is done to every image before coding; see `images.Preprocessing`.
+        limit: keep only the first images, by file name; None keeps all.
+        name: the dataset's name in messages and tables.
+
+    Raises:
+        DatasetError: a file is missing or malformed, or the labels do not fit the images.
     """
 
     source: ClassVar[str] = (
@@ -54,13 +62,13 @@ class ImageNet(ImageFolder):
         self._labels: dict[str, int] = {}
         for path in (self._labels_file, self._classes_file):
             if path is not None:
-                require(path, "file", self.source)
+                require_path(path, "file", self.source)
         super().__init__(images, preprocessing, limit, name)
 
     def _list(self) -> list[str]:
         file = self._labels_file
         if file is None:
-            self._labels = _class_folders(self.images, self._classes_file)
+            self._labels = _class_folder_labels(self.images, self._classes_file)
         elif file.suffix.lower() == ".csv":
             self._labels = _csv_labels(file)
         else:
@@ -73,7 +81,8 @@ class ImageNet(ImageFolder):
         return sorted(self._labels)
 
     def _listed_labels(self, file: Path) -> dict[str, int]:
-        rows = [line.split() for line in _text(file).splitlines() if line.strip()]
+        """Class index by image, from lines `file index` or from the devkit's list."""
+        rows = [line.split() for line in _read_text(file).splitlines() if line.strip()]
         try:
             if all(len(row) == 2 for row in rows):
                 return {row[0]: int(row[1]) for row in rows}
@@ -85,12 +94,13 @@ class ImageNet(ImageFolder):
         raise DatasetError(f"{file}: not a list of labels; its lines are `file index`, or one ILSVRC2012_ID each as in the devkit")
 
     def _devkit_labels(self, file: Path, numbers: list[int]) -> dict[str, int]:
+        """Class index by image, from the devkit's list: one ILSVRC2012_ID per image, in order of the images' numbers."""
         if self._classes_file is None or self._classes_file.suffix != ".mat":
             raise DatasetError(f"{file}: ILSVRC2012_IDs are not class indices; give the devkit's meta.mat as `classes` too")
-        index = _devkit_classes(self._classes_file)
+        index = _index_by_devkit_id(self._classes_file)
         labels = {}
         for image_id in list_images(self.images):
-            match = NUMBERED.fullmatch(Path(image_id).name)
+            match = NUMBERED_IMAGE.fullmatch(Path(image_id).name)
             if match is None or not 1 <= int(match[1]) <= len(numbers):
                 raise DatasetError(
                     f"{self.images / image_id}: no line of {file} belongs to it; images are named ILSVRC2012_val_00000001.JPEG ..."
@@ -102,41 +112,46 @@ class ImageNet(ImageFolder):
         return labels
 
     def annotated(self, kind: str) -> list[str]:
-        """Every image has a `class`."""
+        """For `class`, every image."""
         return list(self.ids) if kind == "class" else []
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
-        """Kind `class`: `class_index`, an int in 0..999, an image."""
+        """For `class`, one `class_index` in 0..999 per image.
+
+        Raises:
+            DatasetError: another kind is asked for.
+        """
         if kind != "class":
             raise DatasetError(f"dataset {self.name!r} has no {kind!r} annotations, only `class`; use reference: original")
         return [{"class_index": self._labels[image_id]} for image_id in ids]
 
 
-def _class_folders(images: Path, classes: Path | None) -> dict[str, int]:
-    found = list_images(images)
-    stray = next((image_id for image_id in found if not WNID.fullmatch(image_id.split("/")[0]) or "/" not in image_id), None)
+def _class_folder_labels(images: Path, classes: Path | None) -> dict[str, int]:
+    """Class index by image, from the WordNet ids that name the class folders."""
+    image_ids = list_images(images)
+    stray = next((i for i in image_ids if not WORDNET_ID.fullmatch(i.split("/")[0]) or "/" not in i), None)
     if stray is not None:
         raise DatasetError(
             f"{images / stray}: lies in no class folder such as n01440764; give `labels` if the images lie flat. {ImageNet.source}"
         )
-    wnids = sorted({image_id.split("/")[0] for image_id in found})
+    wordnet_ids = sorted({image_id.split("/")[0] for image_id in image_ids})
     if classes is not None:
-        index = _wnid_index(classes)
-    elif len(wnids) == CLASSES:
-        index = {wnid: position for position, wnid in enumerate(wnids)}
+        index = _index_by_wordnet_id(classes)
+    elif len(wordnet_ids) == CLASSES:
+        index = {wordnet_id: position for position, wordnet_id in enumerate(wordnet_ids)}
     else:
         raise DatasetError(
-            f"{images}: has {len(wnids)} class folders, and only all {CLASSES} tell their indices; "
+            f"{images}: has {len(wordnet_ids)} class folders, and only all {CLASSES} tell their indices; "
             "give LOC_synset_mapping.txt or the devkit's meta.mat as `classes`"
         )
-    unknown = next((wnid for wnid in wnids if wnid not in index), None)
+    unknown = next((wordnet_id for wordnet_id in wordnet_ids if wordnet_id not in index), None)
     if unknown is not None:
         raise DatasetError(f"{images / unknown}: {classes} has no class {unknown}; give the table of ILSVRC2012")
-    return {image_id: index[image_id.split("/")[0]] for image_id in found}
+    return {image_id: index[image_id.split("/")[0]] for image_id in image_ids}
 
 
 def _csv_labels(file: Path) -> dict[str, int]:
-    reader = csv.DictReader(_text(file).splitlines())
+    reader = csv.DictReader(_read_text(file).splitlines())
     if not {"file", "class_index"} <= set(reader.fieldnames or ()):
         raise DatasetError(f"{file}: needs the columns `file` and `class_index`, has {', '.join(reader.fieldnames or ())}")
     try:
@@ -145,39 +160,40 @@ def _csv_labels(file: Path) -> dict[str, int]:
         raise DatasetError(f"{file}: line {reader.line_num} has no whole number as `class_index`; give 0 to 999") from None
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise DatasetError(f"{file}: not a text file ({error})") from error
 
 
-def _wnid_index(file: Path) -> dict[str, int]:
-    """Class index by WordNet id, from meta.mat or a text file of 1,000 lines that start with a WordNet id, in order."""
+def _index_by_wordnet_id(file: Path) -> dict[str, int]:
+    """Class index by WordNet id, from meta.mat or from a text of 1,000 lines that start with a WordNet id, in order."""
     if file.suffix == ".mat":
-        return {wnid: index for index, wnid in enumerate(sorted(_devkit_synsets(file).values()))}
-    wnids = [line.split()[0] for line in _text(file).splitlines() if line.strip()]
-    if len(set(wnids)) != CLASSES or not all(WNID.fullmatch(wnid) for wnid in wnids):
-        raise DatasetError(f"{file}: holds {len(set(wnids))} names, not {CLASSES} WordNet ids, one a line in order of class index")
-    return {wnid: index for index, wnid in enumerate(wnids)}
+        return {wordnet_id: index for index, wordnet_id in enumerate(sorted(_devkit_synsets(file).values()))}
+    wordnet_ids = [line.split()[0] for line in _read_text(file).splitlines() if line.strip()]
+    if len(set(wordnet_ids)) != CLASSES or not all(WORDNET_ID.fullmatch(wordnet_id) for wordnet_id in wordnet_ids):
+        count = len(set(wordnet_ids))
+        raise DatasetError(f"{file}: holds {count} names, not {CLASSES} WordNet ids, one a line in order of class index")
+    return {wordnet_id: index for index, wordnet_id in enumerate(wordnet_ids)}
 
 
-def _devkit_classes(file: Path) -> dict[int, int]:
-    """Class index by ILSVRC2012_ID."""
-    synsets, index = _devkit_synsets(file), _wnid_index(file)
-    return {number: index[wnid] for number, wnid in synsets.items()}
+def _index_by_devkit_id(file: Path) -> dict[int, int]:
+    """Class index by ILSVRC2012_ID, from meta.mat."""
+    synsets, index = _devkit_synsets(file), _index_by_wordnet_id(file)
+    return {number: index[wordnet_id] for number, wordnet_id in synsets.items()}
 
 
 def _devkit_synsets(file: Path) -> dict[int, str]:
-    """WordNet ids of the 1,000 leaf classes by ILSVRC2012_ID, from the devkit's meta.mat."""
+    """WordNet ids of the 1,000 classes by ILSVRC2012_ID, from meta.mat."""
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(file, squeeze_me=True)["synsets"]
         names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except Exception as error:  # SciPy's reader raises a dozen types on bad files
+    except Exception as error:  # SciPy's reader raises a dozen types on bad files.
         raise DatasetError(f"{file}: not the devkit's meta.mat ({error}); it has the table `synsets`") from error
-    leaves = {number: wnid for number, wnid in names.items() if number <= CLASSES}  # inner nodes of WordNet are numbered above
+    leaves = {number: wordnet_id for number, wordnet_id in names.items() if number <= CLASSES}  # Inner nodes have higher numbers.
     if len(set(leaves.values())) != CLASSES:
         raise DatasetError(f"{file}: has {len(leaves)} classes, not {CLASSES}; give the meta.mat of ILSVRC2012_devkit_t12")
     return leaves

@@ -12,7 +12,7 @@ import numpy as np
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import MALFORMED, require, require_images
+from icmbench.tasks.datasets.images import MALFORMED, require_images, require_path
 
 CONVERSION = (
     "python -c \"import json, pickle; json.dump(pickle.load(open('{pickle}', 'rb'), encoding='latin1'), open('{json}', 'w'))\""
@@ -22,9 +22,18 @@ CONVERSION = (
 class RefCoco(ImageFolder):
     """Referring expressions: RefCOCO, RefCOCO+, RefCOCOg, RefGTA, or a plain JSON of phrases and boxes.
 
-    images: the folder of photographs. refs: either the refer toolbox's references, converted to JSON, with `instances` (its
-    instances.json) and `split` (val, testA, testB, test); or a plain JSON list of objects with `file_name`, `sentence` and
-    `bbox_xywh`.
+    Args:
+        images: the folder of photographs.
+        refs: the refer toolbox's references, converted to JSON, together with `instances` and `split`; or a JSON list of objects
+            with `file_name`, `sentence` and `bbox_xywh`, which needs neither.
+        instances: the refer toolbox's instances.json, which holds the boxes.
+        split: which references to take: val, testA, testB, test, ...
+        preprocessing: must be `native`, because boxes do not follow other pixels.
+        limit: keep only the first images, by file name; None keeps all.
+        name: the dataset's name in messages and tables.
+
+    Raises:
+        DatasetError: a file is missing, malformed or a pickle, the split does not exist, or `preprocessing` is not `native`.
     """
 
     source: ClassVar[str] = (
@@ -47,7 +56,7 @@ class RefCoco(ImageFolder):
         self._phrases: dict[str, list[tuple[str, list[float]]]] = {}
         for path in (self._refs_file, self._instances_file):
             if path is not None:
-                require(path, "annotations", self.source)
+                require_path(path, "annotations", self.source)
         super().__init__(images, preprocessing, limit, name)
         if self.preprocessing != "native":
             raise DatasetError(
@@ -63,10 +72,10 @@ class RefCoco(ImageFolder):
                 f"{file}: a Python pickle can run any code when it is read, so it is refused; if you trust its origin, convert it "
                 f"once with {command} and give the JSON"
             )
-        entries = _read(file)
+        entries = _load_json(file)
         try:
             plain = isinstance(entries, list) and (not entries or "sentence" in entries[0])
-            rows = [(e["file_name"], e["sentence"], e["bbox_xywh"]) for e in entries] if plain else self._toolbox(entries)
+            rows = [(e["file_name"], e["sentence"], e["bbox_xywh"]) for e in entries] if plain else self._toolbox_rows(entries)
             for file_name, sentence, box in rows:
                 self._phrases.setdefault(file_name, []).append((str(sentence), [float(side) for side in box]))
         except MALFORMED as error:
@@ -82,17 +91,17 @@ class RefCoco(ImageFolder):
         require_images(self.images, self._phrases, file)
         return sorted(self._phrases)
 
-    def _toolbox(self, refs: list[dict[str, Any]]) -> list[tuple[str, str, list[float]]]:
+    def _toolbox_rows(self, refs: list[dict[str, Any]]) -> list[tuple[str, str, list[float]]]:
         """File name, sentence and box of every sentence of the chosen split."""
         splits = Counter(ref["split"] for ref in refs)
         if self._split not in splits:
-            known = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items()))
-            raise DatasetError(f"{self._refs_file}: has no split {self._split!r}; give `split`: {known} references")
+            available = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items()))
+            raise DatasetError(f"{self._refs_file}: has no split {self._split!r}; give `split`: {available} references")
         if self._instances_file is None:
             raise DatasetError(f"{self._refs_file}: holds no boxes; give the instances.json beside it as `instances`")
-        instances = _read(self._instances_file)
+        instances = _load_json(self._instances_file)
         boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
-        # A reference's own file_name ends in its annotation's number, which is no image.
+        # The file_name of a reference ends in the number of its annotation, so it names no image.
         names = {image["id"]: image["file_name"] for image in instances["images"]}
         return [
             (names[ref["image_id"]], sentence["sent"], boxes[ref["ann_id"]])
@@ -102,11 +111,15 @@ class RefCoco(ImageFolder):
         ]
 
     def annotated(self, kind: str) -> list[str]:
-        """Every image has `referring` expressions."""
+        """For `referring`, every image."""
         return list(self.ids) if kind == "referring" else []
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
-        """Kind `referring`: `sentences`, a list of str, and their `boxes`, float64 (n, 4) as x, y, width, height."""
+        """For `referring`, a list of texts `sentences` per image, and their `boxes`, float64 (n, 4) as x, y, width, height.
+
+        Raises:
+            DatasetError: another kind is asked for.
+        """
         if kind != "referring":
             raise DatasetError(f"dataset {self.name!r} has no {kind!r} annotations, only `referring`; use reference: original")
         targets: list[Target] = []
@@ -116,7 +129,7 @@ class RefCoco(ImageFolder):
         return targets
 
 
-def _read(path: Path) -> Any:
+def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a pickled NumPy array or number is made of: the names that a checkpoint may use, and what they stand for."""
+"""The globals that a pickled NumPy array or number refers to, so that readers of checkpoints can allow these and no others."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-_array, _number = (value.__reduce__()[0] for value in (np.empty(0), np.float64(0)))
+# NumPy keeps both functions in a private module, whose name differs between versions 1 and 2.
+_reconstruct, _scalar = (value.__reduce__()[0] for value in (np.empty(0), np.float64(0)))
 
-NUMPY: dict[str, Any] = {
-    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},  # NumPy 1 and 2
-    **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
-    **{f"numpy.{kind.__name__}": kind for kind in (np.ndarray, np.dtype)},
+NUMPY_GLOBALS: dict[str, Any] = {
+    **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{cls.__name__}": cls for cls in (np.ndarray, np.dtype)},
     **{f"numpy.dtypes.{type(np.dtype(code)).__name__}": type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
-    "_codecs.encode": str.encode,  # of an array's bytes, which pickles that Python 2 reads too write as text
+    "_codecs.encode": str.encode,  # Pickle protocols 0 to 2 store an array's bytes as text, which is encoded on reading.
     "collections.OrderedDict": OrderedDict,
 }

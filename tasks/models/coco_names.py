@@ -1,4 +1,4 @@
-"""The 80 categories of COCO's instances by category id: the ids of 2014 leave gaps up to 90."""
+"""The 80 categories of COCO's instance annotations, by category id. The ids have gaps and end at 90."""
 
 # fmt: off
 COCO: dict[int, str] = {

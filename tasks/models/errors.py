@@ -1,5 +1,5 @@
-"""What goes wrong in a task model through input rather than through a defect."""
+"""The error that task models raise when their input is at fault, not their code."""
 
 
 class ModelError(ValueError):
-    """Weights, options or a served model are missing or unusable. One sentence that names the file or key and the remedy."""
+    """Weights, options or a served model are missing or unusable. The message names the file or key and the remedy."""

@@ -1,4 +1,4 @@
-"""Checkpoints in the hub format: a folder on this disk, or a name that huggingface_hub downloads and caches."""
+"""Checkpoints of the Hugging Face hub: a folder on this disk, or a name that huggingface_hub downloads and caches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ from icmbench.tasks.base import file_sha256
 from icmbench.tasks.models.errors import ModelError
 
 DATA_FILES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja")
-OFFLINE = (
+OFFLINE_REMEDY = (
     "connect once so that it is cached, copy such a cache here (HF_HOME, then HF_HUB_OFFLINE=1), "
     "or give `path` with the model's own files"
 )
 
 
 class Checkpoint:
-    """One of `checkpoint` (a hub name, e.g. `org/model`, at `revision`) and `path` (a folder as `save_pretrained` writes it)."""
+    """A model of the hub, given by its name or as a folder.
+
+    Args:
+        checkpoint: hub name such as `org/model`; None if `path` is given.
+        path: folder as `save_pretrained` writes it; None if `checkpoint` is given.
+        revision: branch, tag or commit of the hub repository; None for its main branch.
+
+    Raises:
+        ModelError: both or neither of `checkpoint` and `path` are given, or the folder holds no config.json.
+    """
 
     def __init__(self, checkpoint: str | None, path: Path | None, revision: str | None) -> None:
         if (checkpoint is None) == (path is None):
@@ -33,29 +42,48 @@ class Checkpoint:
 
     @property
     def source(self) -> str:
-        """What `from_pretrained` is given."""
+        """The first argument of `from_pretrained`: the folder or the hub name."""
         return str(self.path or self.checkpoint)
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit that the revision stands for now; None for a folder."""
+        """The commit that the revision stands for when this is first read; None for a folder."""
         return None if self.checkpoint is None else commit_of(self.checkpoint, self.revision)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For a fingerprint: hub name and commit, or the SHA-256 of every file that can decide an output."""
+        """Entries for a fingerprint: hub name and commit, or the SHA-256 of every file of the folder that can decide an output."""
         if self.path is None:
             return {"checkpoint": self.checkpoint, "commit": self.commit}
         return {"files": folder_sha256(self.path)}
 
     def load(self, library_class: Any, **options: Any) -> Any:
-        """`library_class.from_pretrained(...)` at the resolved commit."""
+        """Call `library_class.from_pretrained` with the folder, or with the hub name at the resolved commit.
+
+        Args:
+            library_class: class of transformers.
+            options: further keywords of `from_pretrained`.
+
+        Returns:
+            What `from_pretrained` returns.
+
+        Raises:
+            ModelError: files are missing or unsafe, or the hub cannot be reached.
+        """
         with downloading(self.source, local=self.path is not None):
             return library_class.from_pretrained(self.source, revision=self.commit or "main", **options)
 
 
 def commit_of(repository: str, revision: str | None = None) -> str:
-    """The commit that a revision of a hub repository stands for, by the hub, or by its cache where the hub is out of reach."""
+    """The commit that a revision of a hub repository stands for, from the hub's cache on this disk if the hub is out of reach.
+
+    Args:
+        repository: hub name such as `org/model`.
+        revision: branch, tag or commit; None for the main branch.
+
+    Raises:
+        ModelError: neither the hub nor its cache has the repository.
+    """
     from huggingface_hub import snapshot_download
 
     with downloading(repository):
@@ -63,14 +91,18 @@ def commit_of(repository: str, revision: str | None = None) -> str:
 
 
 def folder_sha256(folder: Path) -> dict[str, str]:
-    """SHA-256 of a model folder's own files by name; documentation and subfolders are left out."""
+    """SHA-256 by name of the files in a model folder, without documentation and subfolders."""
     return {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in DATA_FILES}
 
 
 def require(*packages: str) -> None:
-    """Raises ModuleNotFoundError, as an import would, for the first package that is not installed; imports nothing.
+    """Check that packages are installed, without importing them.
 
-    Adapters that import late call it when they are built, so that a missing package is named before any work is done.
+    Adapters import their library when they see the first image. They call this function in their constructor, so that a missing
+    package is reported before any work is done.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; message and attributes are those of a failed import.
     """
     for package in packages:
         if find_spec(package) is None:
@@ -78,29 +110,37 @@ def require(*packages: str) -> None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of packages, for a fingerprint."""
+    """Installed versions by package, for a fingerprint."""
     return {package: _version(package) for package in packages}
 
 
 @cache
 def _version(package: str) -> str:
-    """Read once: a fingerprint is asked for at every shard, and the library parses the package's metadata each time."""
+    """An installed version. It is cached because every shard needs the fingerprint and a look-up parses the package's metadata."""
     return metadata.version(package)
 
 
 @contextmanager
-def downloading(what: str, local: bool = False) -> Iterator[None]:
-    """Turns every way in which a library says that it got no files, or refuses what is in them, into one sentence."""
+def downloading(source: str, local: bool = False) -> Iterator[None]:
+    """Turn a library's errors about missing, unreachable or unsafe files into ModelError. Other errors pass.
+
+    Args:
+        source: hub name, folder or file, for the message.
+        local: whether `source` lies on this disk, which decides the remedy in the message.
+
+    Raises:
+        ModelError: the files are missing, cannot be downloaded, or hold a pickle that could run code.
+    """
     try:
         yield
-    except (OSError, RuntimeError, UnpicklingError) as error:  # those of huggingface_hub, requests and urllib are OSErrors
+    except (OSError, RuntimeError, UnpicklingError) as error:  # huggingface_hub, requests and urllib raise OSErrors.
         if isinstance(error, UnpicklingError) or "weights_only" in str(error):
             raise ModelError(
-                f"cannot load {what!r}: its pickle holds more than tensors, and reading it could run any code: "
+                f"cannot load {source!r}: its pickle holds more than tensors, and reading it could run any code: "
                 "take a .safetensors file of the same weights"
             ) from error
-        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):  # open_clip wraps them
+        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):  # open_clip wraps OSErrors.
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "the folder must hold all that `save_pretrained` writes" if local else OFFLINE
-        raise ModelError(f"cannot load {what!r} ({reason}): {remedy}") from error
+        remedy = "the folder must hold all that `save_pretrained` writes" if local else OFFLINE_REMEDY
+        raise ModelError(f"cannot load {source!r} ({reason}): {remedy}") from error

@@ -9,7 +9,14 @@ import numpy.typing as npt
 
 
 def encode_masks(masks: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Masks (n, height, width) as `{"size": [height, width], "counts": bytes}`, by pycocotools."""
+    """Encode masks as COCO run lengths with pycocotools.
+
+    Args:
+        masks: bool (n, height, width).
+
+    Returns:
+        One mapping `{"size": [height, width], "counts": bytes}` per mask.
+    """
     if not len(masks):
         return []
     from pycocotools.mask import encode

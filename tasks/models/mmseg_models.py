@@ -1,4 +1,4 @@
-"""mmsegmentation's semantic segmenters, by one of its configurations and a checkpoint."""
+"""Semantic segmenters of mmsegmentation, each given by a configuration and a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Image, file_sha256, fingerprint
-from icmbench.tasks.models.arrays import NUMPY
+from icmbench.tasks.models.arrays import NUMPY_GLOBALS
 from icmbench.tasks.models.batches import by_shape
 from icmbench.tasks.models.devices import Device
 from icmbench.tasks.models.errors import ModelError
@@ -25,11 +25,19 @@ from icmbench.tasks.models.hub import require, versions
 class MMSegmenter:
     """Every semantic segmenter of mmsegmentation: UPerNet, SegFormer, Mask2Former, Segmenter and others.
 
-    Each image gives a label map int32 (height, width) into `categories`, by the configuration's test pipeline and test mode (whole
-    image or sliding window).
+    Called on images it returns one label map per image, int32 (height, width), of indices into `categories`. The configuration
+    decides the preprocessing and whether the network sees the whole image or a sliding window.
 
-    zoo: a configuration that the package carries, e.g. upernet/upernet_r50_4xb4-160k_ade20k-512x512; or config: your own file.
-    Either is Python and runs. path: the checkpoint that belongs to it.
+    Args:
+        path: checkpoint that belongs to the configuration.
+        zoo: name of a configuration inside the package, such as upernet/upernet_r50_4xb4-160k_ade20k-512x512.
+        config: configuration file of your own, instead of `zoo`. It is Python code, which is run.
+        device: where the network runs.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: both or neither of `zoo` and `config` are given.
+        ModuleNotFoundError: torch, mmengine, mmcv or mmseg is not installed.
     """
 
     task: ClassVar[str] = "semantic_segmentation"
@@ -52,6 +60,11 @@ class MMSegmenter:
 
     @cached_property
     def config(self) -> Any:
+        """The parsed configuration, an mmengine `Config`.
+
+        Raises:
+            ModelError: the package has no configuration of the name `zoo`.
+        """
         from mmengine.config import Config
 
         if self.file is not None:
@@ -59,8 +72,8 @@ class MMSegmenter:
         configs = Path(str(files("mmseg"))) / ".mim/configs"
         file = configs / f"{str(self.zoo).removesuffix('.py')}.py"
         if not file.is_file():
-            family = ", ".join(sorted(one.stem for one in file.parent.glob("*.py"))) or "no such folder"
-            raise ModelError(f"zoo: mmsegmentation carries no configuration {self.zoo!r}; known there: {family}")
+            siblings = ", ".join(sorted(path.stem for path in file.parent.glob("*.py"))) or "no such folder"
+            raise ModelError(f"zoo: mmsegmentation carries no configuration {self.zoo!r}; known there: {siblings}")
         return Config.fromfile(str(file))
 
     @property
@@ -76,19 +89,27 @@ class MMSegmenter:
 
     @cached_property
     def categories(self) -> list[str]:
-        """Names by label, from the dataset that the configuration names."""
-        import mmseg.datasets  # noqa: F401  registers them
+        """Names by label, from the dataset that the configuration names.
+
+        Raises:
+            ModelError: mmsegmentation has no such dataset.
+        """
+        import mmseg.datasets  # noqa: F401  The import registers the datasets.
         from mmseg.registry import DATASETS
 
-        kind = self.config.test_dataloader.dataset.type
-        known = DATASETS.get(kind) if isinstance(kind, str) else kind
-        if known is None:
-            raise ModelError(f"{self.zoo or self.file}: mmsegmentation has no dataset {kind!r} to take category names from")
-        return list(known.METAINFO["classes"])
+        dataset_type = self.config.test_dataloader.dataset.type
+        dataset = DATASETS.get(dataset_type) if isinstance(dataset_type, str) else dataset_type
+        if dataset is None:
+            raise ModelError(f"{self.zoo or self.file}: mmsegmentation has no dataset {dataset_type!r} to take category names from")
+        return list(dataset.METAINFO["classes"])
 
     @cached_property
     def network(self) -> Any:
-        """Built and loaded at the first call. Raises ModelError where the weights do not fill the network."""
+        """The network with its weights, loaded when first used.
+
+        Raises:
+            ModelError: the checkpoint cannot be read, or does not fit the configuration.
+        """
         from mmengine.model import revert_sync_batchnorm
         from mmseg.apis import init_model
 
@@ -99,7 +120,7 @@ class MMSegmenter:
         try:
             report = network.load_state_dict(state, strict=False)
         except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()  # the first line only names the class
+            reason = str(error).splitlines()[1].strip()  # The first line only names the class.
             raise ModelError(f"{self.path}: these are no weights of this configuration ({reason})") from error
         if report.missing_keys:
             absent = f"{len(report.missing_keys)} weights are not in this checkpoint, such as {report.missing_keys[0]}"
@@ -112,21 +133,30 @@ class MMSegmenter:
     def _label(self, images: list[Image]) -> list[npt.NDArray[np.int32]]:
         from mmseg.apis import inference_model
 
-        found = inference_model(self.network, [np.ascontiguousarray(image[:, :, ::-1]) for image in images])  # it reads BGR
-        return [one.pred_sem_seg.data[0].cpu().numpy().astype(np.int32) for one in found]
+        results = inference_model(self.network, [np.ascontiguousarray(image[:, :, ::-1]) for image in images])  # It expects BGR.
+        return [result.pred_sem_seg.data[0].cpu().numpy().astype(np.int32) for result in results]
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Tensors by name, from a checkpoint; nothing in it can run code.
+    """Read the tensors of a checkpoint without running code that its pickle may hold.
 
-    A training run's checkpoint holds its log too, as mmengine's HistoryBuffer whose pickle calls `getattr`. Both are read as
-    empty stand-ins and dropped.
+    Checkpoints of training runs also hold logs, mmengine's HistoryBuffer objects, whose pickles call `getattr`. The reader puts
+    empty stand-ins for both and drops the logs.
+
+    Args:
+        path: file that mmengine or `torch.save` wrote.
+
+    Returns:
+        Tensors by name, without the prefix of distributed training.
+
+    Raises:
+        ModelError: the file is not a checkpoint of mmsegmentation, or holds other objects than tensors, arrays and logs.
     """
     import torch
 
-    log = {"mmengine.logging.history_buffer.HistoryBuffer": _Log, "builtins.getattr": _no_attribute}
+    stand_ins = {"mmengine.logging.history_buffer.HistoryBuffer": _Log, "builtins.getattr": _no_attribute}
     try:
-        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in {**NUMPY, **log}.items()]):
+        with torch.serialization.safe_globals([(value, name) for name, value in {**NUMPY_GLOBALS, **stand_ins}.items()]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         state = loaded.get("state_dict", loaded)
         return {name.removeprefix("module."): value for name, value in state.items()}
@@ -135,8 +165,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 class _Log:
-    """Stands where a training log was."""
+    """Empty stand-in for mmengine's HistoryBuffer."""
 
 
 def _no_attribute(owner: Any, name: str) -> None:
-    """Stands where a training log names its methods."""
+    """Stand-in for `getattr`, which the pickle of a HistoryBuffer calls."""

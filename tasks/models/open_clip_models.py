@@ -1,4 +1,4 @@
-"""open_clip's dual encoders for image-text retrieval."""
+"""Dual encoders of open_clip for image-text retrieval."""
 
 from __future__ import annotations
 
@@ -22,12 +22,21 @@ PRECISION = {"float32": "fp32", "float16": "pure_fp16", "bfloat16": "pure_bf16"}
 class OpenClip:
     """Every dual encoder of open_clip: CLIP, SigLIP, CoCa, EVA, MobileCLIP and others.
 
-    `embed_images` gives float32 (n, d), `embed_texts` float32 (m, d), rows of unit length, by the model's own inference transform
-    and tokenizer.
+    Images and texts are prepared by the model's own preprocessing and tokenizer.
 
-    architecture: a name of `open_clip.list_models()` such as `ViT-B-32`, or `hf-hub:org/model`.
-    pretrained: one of its tags, see `open_clip.list_pretrained_tags_by_model`; not with `hf-hub:` or `path`.
-    path: a checkpoint file for that architecture, or a folder with open_clip_config.json (then without `architecture`).
+    Args:
+        architecture: name from `open_clip.list_models()` such as `ViT-B-32`, or `hf-hub:org/model`; leave out if `path` is a
+            folder.
+        pretrained: name of a weight set from `open_clip.list_pretrained_tags_by_model(architecture)`; leave out with `hf-hub:` or
+            `path`.
+        path: checkpoint file for that architecture, or a folder with open_clip_config.json.
+        device: where the network runs.
+        dtype: type of weights and activations; part of the fingerprint.
+        batch_size: largest number of images or texts in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: architecture or weights are named twice or not at all.
+        ModuleNotFoundError: torch or open_clip is not installed.
     """
 
     task: ClassVar[str] = "retrieval"
@@ -47,8 +56,8 @@ class OpenClip:
         is_folder = path is not None and path.is_dir()
         if (architecture is None) != is_folder:
             raise ModelError("give `architecture`, or a folder with open_clip_config.json as `path`")
-        whole = is_folder or (architecture or "").startswith("hf-hub:")
-        if whole + (pretrained is not None) + (path is not None and not is_folder) != 1:
+        has_weights = is_folder or (architecture or "").startswith("hf-hub:")
+        if has_weights + (pretrained is not None) + (path is not None and not is_folder) != 1:
             raise ModelError("name the weights once: `pretrained` (a tag), `path` (a checkpoint), or an `hf-hub:` architecture")
         self.name = f"local-dir:{path}" if is_folder else str(architecture)
         self.pretrained, self.path = pretrained, path
@@ -66,6 +75,7 @@ class OpenClip:
         )
 
     def _weights(self) -> Any:
+        """What identifies the weights: SHA-256 of local files, a commit of the hub, or the file name of the download."""
         if self.path is not None:
             return folder_sha256(self.path) if self.path.is_dir() else file_sha256(self.path)
         if self.name.startswith("hf-hub:"):
@@ -74,9 +84,9 @@ class OpenClip:
 
         source = open_clip.get_pretrained_cfg(self.name, self.pretrained)
         if not source:
-            known = ", ".join(open_clip.list_pretrained_tags_by_model(self.name)) or "none"
-            raise ModelError(f"pretrained: open_clip has no {self.pretrained!r} for {self.name!r}; known: {known}")
-        repository, _, file = source.get("hf_hub", "").rpartition("/")  # org/name/ or org/name/file
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(self.name)) or "none"
+            raise ModelError(f"pretrained: open_clip has no {self.pretrained!r} for {self.name!r}; known: {tags}")
+        repository, _, file = source.get("hf_hub", "").rpartition("/")  # Either org/name/ or org/name/file.
         return {f"{repository}/{file}": commit_of(repository)} if repository else source["url"].rsplit("/")[-1]
 
     @cached_property
@@ -92,22 +102,24 @@ class OpenClip:
             return network.eval(), transform, open_clip.get_tokenizer(self.name)
 
     def embed_images(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
+        """Embed images, uint8 (height, width, 3) each, as float32 (n, d) with rows of unit length."""
         import torch
 
         network, transform, _ = self._loaded
         rows = []
-        for some in chunks(images, self.batch_size):
-            inputs = torch.stack([transform(picture(image)) for image in some])
+        for batch in chunks(images, self.batch_size):
+            inputs = torch.stack([transform(picture(image)) for image in batch])
             with torch.inference_mode():
                 rows.append(unit_rows(network.encode_image(inputs.to(self.device, getattr(torch, self.dtype)))))
         return np.concatenate(rows)
 
     def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed texts as float32 (m, d) with rows of unit length."""
         import torch
 
         network, _, tokenizer = self._loaded
         rows = []
-        for some in chunks(texts, self.batch_size):
+        for batch in chunks(texts, self.batch_size):
             with torch.inference_mode():
-                rows.append(unit_rows(network.encode_text(tokenizer(list(some)).to(self.device))))
+                rows.append(unit_rows(network.encode_text(tokenizer(list(batch)).to(self.device))))
         return np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""A multimodal model served over HTTP in OpenAI's chat protocol: vLLM, SGLang, llama.cpp, hosted services."""
+"""Multimodal models that a server such as vLLM, SGLang, llama.cpp or a hosted service offers in OpenAI's chat protocol."""
 
 from __future__ import annotations
 
@@ -19,26 +19,44 @@ from icmbench.tasks.models.coordinates import BoxConvention, smart_resize
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import require
 
-BUSY = (408, 409, 429, 500, 502, 503, 504)  # worth another try
+RETRIED_STATUSES = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses of troubles that may pass.
 CONNECT_SECONDS = 10.0
-LONGEST_PAUSE = 60.0
-LARGEST_ANSWER = 2**22  # bytes
+MAX_PAUSE_SECONDS = 60.0
+MAX_ANSWER_BYTES = 2**22
 
 
 class OpenAIEndpoint:
     """Any multimodal model behind an OpenAI-compatible chat endpoint, asked with one image and one prompt at a time.
 
-    Images are sent as PNG, so that the server sees the pixels that the codec decoded. Refused and failed requests are repeated
-    with growing pauses, or as long as the server's Retry-After says; what still fails raises ModelError.
+    Images are sent as PNG, so that the server sees the pixels that the codec decoded. A request is repeated after a growing pause,
+    or after the pause in the answer's Retry-After, if the connection fails, the answer breaks off, or its status is one of
+    RETRIED_STATUSES.
 
-    url: up to the version, such as http://localhost:8000/v1. model_id: as the server lists it.
-    box_convention: how this model writes boxes, which `referring` must know; Qwen2.5-VL `absolute_resized`, Qwen2-VL and Qwen3-VL
-    `norm1000`.
-    factor, min_pixels, max_pixels: with `absolute_resized`, the server's resizing; the defaults are Qwen2.5-VL's own.
-    revision: what the server does not report but decides its answers, such as a commit or a quantisation.
-    parameters: more keys of the request, such as {top_p: 1, mm_processor_kwargs: {...}}.
-    api_key_variable: the environment variable that holds the key; none is sent where it is unset.
-    timeout: seconds for one answer. backoff: the first pause in seconds, which doubles.
+    Args:
+        url: address up to the version, such as http://localhost:8000/v1.
+        model_id: name of the model as the server lists it.
+        box_convention: how the model writes boxes, which the task `referring` must know: `absolute_resized` for Qwen2.5-VL,
+            `norm1000` for Qwen2-VL and Qwen3-VL.
+        factor: number of pixels that divides both sides of the resized image, with `absolute_resized`; Qwen2.5-VL's by default.
+        min_pixels: smallest area of the resized image in pixels, with `absolute_resized`; Qwen2.5-VL's by default.
+        max_pixels: largest area of the resized image in pixels, with `absolute_resized`; Qwen2.5-VL's by default.
+        revision: what else decides the answers but the server does not report, such as a commit or a quantisation. It is only
+            written to the fingerprint.
+        system: text of the system message; none by default.
+        temperature: temperature of sampling; 0, the default, asks for the likeliest tokens.
+        max_tokens: largest number of tokens in an answer.
+        seed: seed of sampling, for servers that support one; None sends none.
+        parameters: further keys of the request, such as {top_p: 1, mm_processor_kwargs: {...}}.
+        api_key_variable: environment variable that holds the key; if it is unset, no key is sent.
+        concurrency: number of requests in flight at a time.
+        timeout: longest wait for data from the server, in seconds.
+        retries: how often a failed request is repeated.
+        backoff: scale of the pauses between tries, in seconds. The first repetition follows at once, the next ones after 2, 4, 8
+            and so on times `backoff`, at most 60 s.
+
+    Raises:
+        ModelError: `url` is not an http or https address.
+        ModuleNotFoundError: urllib3 is not installed.
     """
 
     task: ClassVar[tuple[str, ...]] = ("referring", "openset_marked")
@@ -79,7 +97,7 @@ class OpenAIEndpoint:
 
     @property
     def fingerprint(self) -> str:
-        """The address is not in it: the same model may be served from elsewhere tomorrow."""
+        """Everything that decides an answer, but not the address, because the same model may move to another server."""
         return fingerprint(
             model="openai-endpoint",
             request=self.request,
@@ -90,35 +108,28 @@ class OpenAIEndpoint:
         )
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the image as the model sees it, where its boxes are `absolute_resized`."""
+        """Height and width in pixels to which the server resizes an image, for boxes that are `absolute_resized`."""
         return smart_resize(height, width, *self._resizing)
 
     def answer(self, images: Sequence[Image], prompts: Sequence[str]) -> list[str]:
-        """One text for each image and prompt, in order; several requests are in flight at a time."""
+        """Answer each prompt about its image.
+
+        Args:
+            images: uint8 (height, width, 3) each.
+            prompts: one per image.
+
+        Returns:
+            One text per pair, in order; empty if the model refused to answer.
+
+        Raises:
+            ModelError: every try failed, the server refused the request, or it answered in another protocol.
+        """
         with ThreadPoolExecutor(self.concurrency) as threads:
             return list(threads.map(self._ask, images, prompts))
 
     @cached_property
     def _client(self) -> Any:
-        import urllib3
-
-        retry = urllib3.Retry(
-            total=self._retries,
-            allowed_methods=None,  # asking twice does no harm
-            status_forcelist=BUSY,
-            raise_on_status=False,
-            backoff_factor=self._backoff,
-            backoff_max=LONGEST_PAUSE,
-            backoff_jitter=self._backoff / 4,
-        )
-        options: dict[str, Any] = {
-            "retries": retry,
-            "timeout": urllib3.Timeout(connect=CONNECT_SECONDS, read=self._timeout),
-            "maxsize": self.concurrency,
-        }
-        address = urlsplit(self.url)
-        proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
-        return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        return _http_client(self.url, self._retries, self._backoff, self._timeout, self.concurrency)
 
     def _ask(self, image: Image, prompt: str) -> str:
         import urllib3
@@ -128,39 +139,64 @@ class OpenAIEndpoint:
         messages.append({"role": "user", "content": content})
         key = os.environ.get(self._api_key_variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        for left in range(self._retries, -1, -1):  # answers that break off; the client itself tries the request again
+        # urllib3 repeats a request whose connection or status fails, but not one whose answer breaks off.
+        for retries_left in range(self._retries, -1, -1):
             try:
                 return self._read(*self._post({**self.request, "messages": messages}, headers))
             except urllib3.exceptions.HTTPError as error:
-                if left and not isinstance(error, urllib3.exceptions.MaxRetryError):
+                if retries_left and not isinstance(error, urllib3.exceptions.MaxRetryError):
                     continue
                 reason = getattr(error, "reason", None) or error
                 raise ModelError(f"{self.url} gave no answer in {self._retries + 1} tries ({reason}); is the server up?") from error
         raise AssertionError("unreachable")
 
     def _post(self, body: Any, headers: dict[str, str]) -> tuple[int, bytes]:
-        """Status and answer, of which no more is read than any model says."""
+        """Send a request; return the status and at most MAX_ANSWER_BYTES of the answer."""
         response = self._client.request("POST", self.url, json=body, headers=headers, preload_content=False)
         try:
-            return response.status, response.read(LARGEST_ANSWER, decode_content=True)
+            return response.status, response.read(MAX_ANSWER_BYTES, decode_content=True)
         finally:
             response.close()
 
     def _read(self, status: int, body: bytes) -> str:
-        """The text of an answer; a refusal to speak is an empty one."""
-        shown = body[:200].decode(errors="replace")
+        """The text of an answer; empty if the model refused to answer."""
+        excerpt = body[:200].decode(errors="replace")
         if status in (401, 403):
             raise ModelError(f"{self.url} wants a key ({status}); put it into the environment variable {self._api_key_variable}")
         if status != 200:
-            raise ModelError(f"{self.url} refused the request for {self.request['model']!r} ({status}): {shown}")
+            raise ModelError(f"{self.url} refused the request for {self.request['model']!r} ({status}): {excerpt}")
         try:
             text = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise ModelError(f"{self.url} does not speak OpenAI's chat protocol; it said: {shown}") from error
+            raise ModelError(f"{self.url} does not speak OpenAI's chat protocol; it said: {excerpt}") from error
         return text if isinstance(text, str) else ""
 
 
+def _http_client(url: str, retries: int, backoff: float, timeout: float, connections: int) -> Any:
+    """A urllib3 pool that repeats failed requests and goes through the proxy that the environment names for `url`."""
+    import urllib3
+
+    retry = urllib3.Retry(
+        total=retries,
+        allowed_methods=None,  # Repeats POST requests too, which is safe because an answer changes nothing on the server.
+        status_forcelist=RETRIED_STATUSES,
+        raise_on_status=False,
+        backoff_factor=backoff,
+        backoff_max=MAX_PAUSE_SECONDS,
+        backoff_jitter=backoff / 4,
+    )
+    options: dict[str, Any] = {
+        "retries": retry,
+        "timeout": urllib3.Timeout(connect=CONNECT_SECONDS, read=timeout),
+        "maxsize": connections,
+    }
+    address = urlsplit(url)
+    proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
+    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+
+
 def _data_url(image: Image) -> str:
+    """The image as a PNG in a data URL."""
     buffer = io.BytesIO()
     picture(image).save(buffer, "png", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

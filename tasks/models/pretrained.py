@@ -1,4 +1,4 @@
-"""What the adapters of transformers share: a checkpoint, its configuration, its preprocessing and its network."""
+"""The base class of the adapters for transformers: a checkpoint with its configuration, preprocessing and network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ from icmbench.tasks.models.hub import Checkpoint, require, versions
 
 
 class Pretrained:
-    """One of `checkpoint` (a hub name, at `revision`) and `path` (a folder as `save_pretrained` writes it).
+    """Base of the adapters for transformers: one checkpoint.
 
-    dtype: of weights and activations, whatever the checkpoint was stored in. Subclasses name the `auto` classes of
-    transformers that build their network; the first that knows the configuration is taken.
+    Args:
+        checkpoint: hub name such as `org/model`; leave out if `path` is given.
+        path: folder as `save_pretrained` writes it; leave out if `checkpoint` is given.
+        revision: branch, tag or commit of the hub repository; the main branch by default.
+        device: where the network runs.
+        dtype: type of weights and activations, to which the checkpoint is converted; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Attributes:
+        auto: names of the auto classes of transformers that can build the network; the first one that knows the checkpoint's
+            configuration is used.
+
+    Raises:
+        ModelError: both or neither of `checkpoint` and `path` are given, or the folder holds no config.json.
+        ModuleNotFoundError: torch, torchvision or transformers is not installed.
     """
 
     extra: ClassVar[str] = "transformers"
@@ -40,12 +53,14 @@ class Pretrained:
 
     @cached_property
     def config(self) -> Any:
+        """The checkpoint's configuration, a `PretrainedConfig` of transformers."""
         from transformers import AutoConfig
 
         return self.checkpoint.load(AutoConfig)
 
     @cached_property
     def processor(self) -> Any:
+        """The checkpoint's preprocessing, an image processor of transformers."""
         from transformers import AutoImageProcessor
 
         return self.checkpoint.load(AutoImageProcessor)
@@ -57,12 +72,16 @@ class Pretrained:
 
     @cached_property
     def network(self) -> Any:
-        """Built and loaded at the first call. Raises ModelError where a weight is missing, which transformers only warns of."""
+        """The network with its weights, loaded when first used.
+
+        Raises:
+            ModelError: the checkpoint cannot be loaded, is for another task, or lacks weights (transformers only warns of that).
+        """
         import torch
         import transformers
 
-        known = [getattr(transformers, name) for name in self.auto]
-        fitting = [auto for auto in known if type(self.config) in auto._model_mapping]
+        auto_classes = [getattr(transformers, name) for name in self.auto]
+        fitting = [auto for auto in auto_classes if type(self.config) in auto._model_mapping]
         if not fitting:
             raise ModelError(f"{self.checkpoint.source}: a {self.config.model_type!r} checkpoint is none for {type(self).__name__}")
         network, report = self.checkpoint.load(fitting[0], dtype=getattr(torch, self.dtype), output_loading_info=True)
@@ -75,11 +94,19 @@ class Pretrained:
         return network.eval().to(self.device)
 
     def inputs(self, images: Sequence[Image]) -> Any:
-        """The processor's tensors for images of one shape, which it therefore does not pad."""
+        """Preprocess images.
+
+        Args:
+            images: uint8 (height, width, 3) each, all of one shape, so that the processor pads none of them.
+
+        Returns:
+            The processor's output on the network's device, with floating-point tensors in the network's type.
+        """
         import torch
 
         batch = self.processor(images=[picture(image) for image in images], return_tensors="pt")
         return batch.to(self.device, getattr(torch, self.dtype))
 
     def facts(self) -> dict[str, Any]:
+        """Entries that all adapters share in their fingerprints: checkpoint, type and library versions."""
         return {**self.checkpoint.facts, "dtype": self.dtype, **versions("torch", "torchvision", "transformers")}

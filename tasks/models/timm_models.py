@@ -1,4 +1,4 @@
-"""timm's image classifiers with the preprocessing of their pretrained configuration."""
+"""Image classifiers of timm, with the preprocessing of their pretrained configuration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,20 @@ from icmbench.tasks.models.hub import commit_of, downloading, folder_sha256, req
 class TimmClassifier:
     """Every classifier of timm, by a name such as `resnet50.a1_in1k` or `convnext_tiny.fb_in1k`.
 
-    Images give logits float32 (n, classes), resized, cropped and normalised as the weights' `pretrained_cfg` says.
+    Called on images it returns logits, float32 (n, classes). Images are resized, cropped and normalised as the `pretrained_cfg` of
+    the weights says.
 
-    architecture: a name of `timm.list_models(pretrained=True)`, or `hf-hub:org/model`.
-    path: a checkpoint file for that architecture, or a folder as timm pushes it to the hub (then without `architecture`).
-    test_size: the larger test-time resolution of those models that declare one.
+    Args:
+        architecture: name from `timm.list_models(pretrained=True)`, or `hf-hub:org/model`; leave out if `path` is a folder.
+        path: checkpoint file for that architecture, or a folder as timm pushes it to the hub.
+        test_size: whether to use the larger resolution that some models declare for testing.
+        device: where the network runs.
+        dtype: type of weights and activations; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: `architecture` is missing, or given beside a folder.
+        ModuleNotFoundError: torch or timm is not installed.
     """
 
     task: ClassVar[str] = "classification"
@@ -59,6 +68,7 @@ class TimmClassifier:
         )
 
     def _weights(self) -> Any:
+        """What identifies the weights: SHA-256 of local files, a commit of the hub, or the file name of the download."""
         if self.path is not None:
             return folder_sha256(self.path) if self.path.is_dir() else file_sha256(self.path)
         name = str(self.architecture)
@@ -78,6 +88,11 @@ class TimmClassifier:
 
     @cached_property
     def network(self) -> Any:
+        """The network with its weights, loaded when first used.
+
+        Raises:
+            ModelError: the weights cannot be read or downloaded.
+        """
         import timm
         import torch
 
@@ -87,12 +102,13 @@ class TimmClassifier:
                 network = timm.create_model(name, pretrained=True)
             elif self.path.is_dir():
                 network = timm.create_model(f"local-dir:{self.path}", pretrained=True)
-            else:  # as a pretrained file rather than a checkpoint, so that timm converts foreign layouts
+            else:  # With `checkpoint_path` timm would not convert checkpoints in the layouts of other libraries.
                 network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(self.path)})
         return network.eval().to(self.device, getattr(torch, self.dtype))
 
     @cached_property
     def transform(self) -> Any:
+        """The preprocessing that the weights declare, from a Pillow picture to a float32 tensor (3, height, width)."""
         from timm.data import create_transform, resolve_model_data_config
 
         return create_transform(**resolve_model_data_config(self.network, use_test_size=self.test_size), is_training=False)
@@ -101,8 +117,8 @@ class TimmClassifier:
         import torch
 
         scores = [np.zeros((0, self.network.num_classes), np.float32)]
-        for some in chunks(images, self.batch_size):
-            inputs = torch.stack([self.transform(picture(image)) for image in some])
+        for batch in chunks(images, self.batch_size):
+            inputs = torch.stack([self.transform(picture(image)) for image in batch])
             with torch.inference_mode():
                 logits = self.network(inputs.to(self.device, getattr(torch, self.dtype)))
             scores.append(logits.float().cpu().numpy())

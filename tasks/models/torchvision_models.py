@@ -1,7 +1,7 @@
-"""torchvision's detectors, semantic segmenters and classifiers, with the preprocessing that belongs to their weights.
+"""Detectors, semantic segmenters and classifiers of torchvision, with the preprocessing that belongs to their weights.
 
-`architecture` is a name of `torchvision.models.list_models()`, `weights` one of its weight sets ("DEFAULT" is the newest).
-Weights come from torchvision's own download, or from `path`, a state dict of that weight set's layout.
+An architecture is a name from `torchvision.models.list_models()`. Each has one weight set or several; "DEFAULT" is the newest. The
+weights are downloaded by torchvision, or read from a file that holds a state dict in the layout of the weight set.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     import torch
     from torchvision.models import WeightsEnum
 
-SERVES = {"maskrcnn": ("detection", "instance_segmentation"), "keypointrcnn": ("keypoints",)}
+# Tasks of a detector, by the first word of the architecture's name; the others serve "detection" alone.
+DETECTOR_TASKS = {"maskrcnn": ("detection", "instance_segmentation"), "keypointrcnn": ("keypoints",)}
 
 
 class _Torchvision:
-    """What the three share: one architecture, one weight set, one file."""
+    """Base of the three adapters: an architecture with a weight set."""
 
     extra: ClassVar[str] = "torchvision"
     weights: ClassVar[str] = "torchvision's own (BSD-3 code; trained on COCO or ImageNet), downloaded by name, or `path` to a .pth"
-    module: ClassVar[str]  # where torchvision keeps this family
+    module: ClassVar[str]  # torchvision's module with the builders of this family.
 
     def __init__(
         self,
@@ -53,14 +54,20 @@ class _Torchvision:
 
     @cached_property
     def entry(self) -> WeightsEnum:
-        """The weight set: its file, its preprocessing, its categories."""
+        """The weight set, which carries the address of its file, its preprocessing and its categories.
+
+        Raises:
+            ModelError: torchvision has no such architecture or weight set.
+        """
         from importlib import import_module
 
         from torchvision.models import get_model_weights, list_models
 
-        known = list_models(module=import_module(self.module))
-        if self.architecture not in known:
-            raise ModelError(f"architecture: torchvision has no {self.architecture!r} in {self.module}; known: {', '.join(known)}")
+        architectures = list_models(module=import_module(self.module))
+        if self.architecture not in architectures:
+            raise ModelError(
+                f"architecture: torchvision has no {self.architecture!r} in {self.module}; known: {', '.join(architectures)}"
+            )
         sets = get_model_weights(self.architecture).__members__
         if self.weight_set not in sets:
             raise ModelError(f"weights: {self.architecture} has no {self.weight_set!r}; known: {', '.join(sets)}")
@@ -68,12 +75,16 @@ class _Torchvision:
 
     @property
     def categories(self) -> list[str]:
-        """Names by class index, with torchvision's own "__background__" and "N/A" entries."""
+        """Names by class index as torchvision lists them, including "__background__" and "N/A"."""
         return list(self.entry.meta["categories"])
 
     @cached_property
     def network(self) -> torch.nn.Module:
-        """Built and loaded at the first call."""
+        """The network with its weights, loaded when first used.
+
+        Raises:
+            ModelError: the weights cannot be read or downloaded, or do not fit the architecture.
+        """
         import torch
         from torchvision.models import get_model
 
@@ -82,10 +93,11 @@ class _Torchvision:
         return network.eval().to(self.device, getattr(torch, self.dtype))
 
     def facts(self) -> dict[str, Any]:
+        """Entries that all adapters share in their fingerprints: architecture, weights, type, settings and library versions."""
         return {
             "architecture": self.architecture,
-            "weights": self.entry.name,  # decides the preprocessing too
-            "file": file_sha256(self.path) if self.path else self.entry.url.rsplit("/")[-1],  # which ends in its hash
+            "weights": self.entry.name,  # The weight set decides the preprocessing, even if the weights come from `path`.
+            "file": file_sha256(self.path) if self.path else self.entry.url.rsplit("/")[-1],  # The name ends in the file's hash.
             "dtype": self.dtype,
             "settings": self.settings,
             **versions("torch", "torchvision"),
@@ -95,11 +107,24 @@ class _Torchvision:
 class TorchvisionDetector(_Torchvision):
     """Faster, Mask and Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDLite of torchvision.
 
-    Each image gives `boxes` float32 (n, 4) as x1, y1, x2, y2 in its pixels, `scores` float32 (n,), `classes` int64 (n,) into
-    `categories`; Mask R-CNN adds `masks` (COCO run lengths, probability over 0.5), Keypoint R-CNN `keypoints` float32 (n, 17, 3)
-    as x, y, score in COCO's order.
+    Called on images it returns one mapping per image: `boxes` float32 (n, 4) as x1, y1, x2, y2 in pixels of the image, `scores`
+    float32 (n,) and `classes` int64 (n,) as indices into `categories`. Mask R-CNN adds `masks` (n COCO run lengths of the pixels
+    with a probability over 0.5), Keypoint R-CNN `keypoints`, float32 (n, 17, 3) as x, y, score in COCO's order.
 
-    score_threshold: boxes at or below are dropped; None keeps the architecture's own. settings: the builder's arguments.
+    Args:
+        architecture: name of the architecture.
+        weights: name of the weight set; "DEFAULT" is the newest.
+        path: file with the weights, instead of a download.
+        score_threshold: boxes with this score or a lower one are dropped; from 0 to 1. The architecture's own by default.
+        settings: further keywords of torchvision's builder, such as {min_size: 600}.
+        device: where the network runs.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Attributes:
+        task: the tasks that the architecture serves.
+
+    Raises:
+        ModuleNotFoundError: torch or torchvision is not installed.
     """
 
     task: tuple[str, ...] = ("detection", "instance_segmentation", "keypoints")
@@ -117,7 +142,7 @@ class TorchvisionDetector(_Torchvision):
     ) -> None:
         super().__init__(architecture, weights, path, device, "float32", batch_size, settings)
         self.score_threshold = score_threshold
-        self.task = SERVES.get(architecture.split("_")[0], ("detection",))
+        self.task = DETECTOR_TASKS.get(architecture.split("_")[0], ("detection",))
 
     @property
     def fingerprint(self) -> str:
@@ -125,8 +150,13 @@ class TorchvisionDetector(_Torchvision):
 
     @cached_property
     def network(self) -> torch.nn.Module:
+        """The network with its weights and `score_threshold`, loaded when first used.
+
+        Raises:
+            ModelError: the weights cannot be read or downloaded, or do not fit the architecture.
+        """
         network = super().network
-        if self.score_threshold is not None:  # the two-stage detectors keep it in their heads
+        if self.score_threshold is not None:  # Two-stage detectors keep the threshold in `roi_heads`.
             getattr(network, "roi_heads", network).score_thresh = self.score_threshold
         return network
 
@@ -145,8 +175,19 @@ class TorchvisionDetector(_Torchvision):
 class TorchvisionSemantic(_Torchvision):
     """DeepLabV3, FCN and LR-ASPP of torchvision, by the 21 categories of Pascal VOC.
 
-    Each image gives a label map uint8 (height, width) into `categories`: logits are upsampled bilinearly to the image's size
-    (`align_corners=False`) before the argmax.
+    Called on images it returns one label map per image, uint8 (height, width), of indices into `categories`. Logits are upsampled
+    bilinearly to the image's size (`align_corners=False`) before the argmax.
+
+    Args:
+        architecture: name of the architecture.
+        weights: name of the weight set; "DEFAULT" is the newest.
+        path: file with the weights, instead of a download.
+        device: where the network runs.
+        dtype: type of weights and activations; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModuleNotFoundError: torch or torchvision is not installed.
     """
 
     task: ClassVar[str] = "semantic_segmentation"
@@ -185,8 +226,19 @@ class TorchvisionSemantic(_Torchvision):
 class TorchvisionClassifier(_Torchvision):
     """ImageNet classifiers of torchvision, such as resnet50 and convnext_tiny.
 
-    Images give logits float32 (n, classes) into `categories`. Weight sets differ in preprocessing: resnet50's IMAGENET1K_V1
-    resizes to 256, its IMAGENET1K_V2 to 232.
+    Called on images it returns logits, float32 (n, classes), by index into `categories`. Weight sets differ in preprocessing:
+    IMAGENET1K_V1 of resnet50 resizes to 256, IMAGENET1K_V2 to 232.
+
+    Args:
+        architecture: name of the architecture.
+        weights: name of the weight set; "DEFAULT" is the newest.
+        path: file with the weights, instead of a download.
+        device: where the network runs.
+        dtype: type of weights and activations; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModuleNotFoundError: torch or torchvision is not installed.
     """
 
     task: ClassVar[str] = "classification"
@@ -212,35 +264,43 @@ class TorchvisionClassifier(_Torchvision):
 
         transform = self.entry.transforms()
         scores = np.zeros((len(images), len(self.categories)), np.float32)
-        for start, some in zip(range(0, len(images), self.batch_size), chunks(images, self.batch_size)):
-            inputs = torch.stack([transform(picture(image)) for image in some]).to(self.device, getattr(torch, self.dtype))
+        for start, batch in zip(range(0, len(images), self.batch_size), chunks(images, self.batch_size)):
+            inputs = torch.stack([transform(picture(image)) for image in batch]).to(self.device, getattr(torch, self.dtype))
             with torch.inference_mode():
-                scores[start : start + len(some)] = self.network(inputs).float().cpu().numpy()
+                scores[start : start + len(batch)] = self.network(inputs).float().cpu().numpy()
         return scores
 
 
 def _instances(output: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """One image's detections in this project's names."""
-    found: dict[str, Any] = {
+    """Convert torchvision's detections on one image to the task's format."""
+    detections: dict[str, Any] = {
         "boxes": output["boxes"].astype(np.float32),
         "scores": output["scores"].astype(np.float32),
         "classes": output["labels"].astype(np.int64),
     }
     if "masks" in output:
-        found["masks"] = encode_masks(output["masks"][:, 0] > 0.5)
-    if "keypoints" in output:  # whose third column is a constant 1, the scores stand apart
-        found["keypoints"] = np.concatenate(
+        detections["masks"] = encode_masks(output["masks"][:, 0] > 0.5)
+    if "keypoints" in output:  # The third column of `keypoints` is always 1. The scores are a separate array.
+        detections["keypoints"] = np.concatenate(
             [output["keypoints"][..., :2], output["keypoints_scores"][..., None]], -1, dtype=np.float32
         )
-    return found
+    return detections
 
 
 @contextmanager
 def _state_dict_from(path: Path | None, entry: WeightsEnum) -> Iterator[None]:
-    """Lets torchvision's builder read a local file where it would download one.
+    """Let torchvision's builder take its weights from a local file, or from a download, without running code of a pickle.
 
-    The builder sets more than weights (COCO_V1 needs frozen norms with eps 0, segmenters an auxiliary head), so it must know
-    the weight set even where the file is ours. The method is shadowed on this one member, for as long as the builder runs.
+    The builder does more than load weights (with COCO_V1 it sets the eps of frozen norms to 0, for segmenters it adds an auxiliary
+    head), so it has to know the weight set even if the file is local. `get_state_dict` of this weight set is replaced while the
+    builder runs.
+
+    Args:
+        path: local file; None to download the weight set's own.
+        entry: the weight set.
+
+    Raises:
+        ModelError: the weights cannot be read or downloaded, or do not fit the architecture.
     """
     import torch
 
@@ -253,11 +313,11 @@ def _state_dict_from(path: Path | None, entry: WeightsEnum) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/")[-1]
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/")[-1]
         raise ModelError(
-            f"cannot load the weights of {entry} ({error}): put the file at {place} (TORCH_HOME), or give `path`"
+            f"cannot load the weights of {entry} ({error}): put the file at {cached} (TORCH_HOME), or give `path`"
         ) from error
-    except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:  # the last is what `weights_only` refuses with
+    except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:  # `weights_only` raises UnpicklingError for other objects.
         raise ModelError(f"{path or entry}: these are no weights of {entry} ({str(error).splitlines()[0]})") from error
     finally:
         del entry.get_state_dict

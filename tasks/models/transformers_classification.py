@@ -1,4 +1,4 @@
-"""Image classifiers from the hub: ResNet, ConvNeXt, ViT, Swin and others."""
+"""Image classifiers of transformers: ResNet, ConvNeXt, ViT, Swin and others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ from icmbench.tasks.models.pretrained import Pretrained
 class TransformersClassifier(Pretrained):
     """Every image classifier of transformers, such as ResNet-50 and ConvNeXt-T.
 
-    Images give logits float32 (n, classes) into `categories`, by the checkpoint's own preprocessing.
+    Called on images it returns logits, float32 (n, classes), by index into `categories`. The preprocessing is the checkpoint's own.
+
+    Args:
+        checkpoint: hub name such as `microsoft/resnet-50`; leave out if `path` is given.
+        path: folder as `save_pretrained` writes it; leave out if `checkpoint` is given.
+        revision: branch, tag or commit of the hub repository; the main branch by default.
+        device: where the network runs.
+        dtype: type of weights and activations, to which the checkpoint is converted; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: both or neither of `checkpoint` and `path` are given, or the folder holds no config.json.
+        ModuleNotFoundError: torch, torchvision or transformers is not installed.
     """
 
     task: ClassVar[str] = "classification"

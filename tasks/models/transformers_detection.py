@@ -1,4 +1,4 @@
-"""Detection transformers from the hub: DETR and its kin, RT-DETR, RT-DETRv2, D-FINE, YOLOS."""
+"""Object detectors of transformers: DETR and its successors, RT-DETR, RT-DETRv2, D-FINE, YOLOS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from icmbench.tasks.models.batches import by_shape
 from icmbench.tasks.models.devices import Device, Dtype
 from icmbench.tasks.models.pretrained import Pretrained
 
-# Checkpoints converted from Darknet-style label files call six COCO categories by their Pascal VOC names.
+# COCO's names of the six categories that some checkpoints call by their Pascal VOC names, as Darknet's label files do.
 COCO_NAMES = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -27,10 +27,23 @@ COCO_NAMES = {
 class TransformersDetector(Pretrained):
     """DETR, RT-DETR, RT-DETRv2, D-FINE and every other box detector of transformers.
 
-    Each image gives `boxes` float32 (n, 4) as x1, y1, x2, y2 in its pixels, `scores` float32 (n,), `classes` int64 (n,) into
-    `categories`, by the checkpoint's own preprocessing and `post_process_object_detection`.
+    Called on images it returns one mapping per image: `boxes` float32 (n, 4) as x1, y1, x2, y2 in pixels of the image, `scores`
+    float32 (n,) and `classes` int64 (n,) as indices into `categories`. The preprocessing and `post_process_object_detection` are
+    the checkpoint's own.
 
-    score_threshold: boxes at or below are dropped; 0 keeps every query, as COCO's AP of these networks is published.
+    Args:
+        checkpoint: hub name such as `PekingU/rtdetr_r50vd`; leave out if `path` is given.
+        path: folder as `save_pretrained` writes it; leave out if `checkpoint` is given.
+        revision: branch, tag or commit of the hub repository; the main branch by default.
+        score_threshold: boxes with this score or a lower one are dropped; from 0 to 1. 0, the default, keeps the box of every
+            query, as in the published AP of these networks.
+        device: where the network runs.
+        dtype: type of weights and activations, to which the checkpoint is converted; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: both or neither of `checkpoint` and `path` are given, or the folder holds no config.json.
+        ModuleNotFoundError: torch, torchvision or transformers is not installed.
     """
 
     task: ClassVar[str] = "detection"
@@ -51,6 +64,7 @@ class TransformersDetector(Pretrained):
 
     @property
     def categories(self) -> list[str]:
+        """Names by class index. If there are 80 as in COCO, names of Pascal VOC are replaced by COCO's."""
         names = super().categories
         return [COCO_NAMES.get(name, name) for name in names] if len(names) == 80 else names
 
@@ -67,12 +81,12 @@ class TransformersDetector(Pretrained):
         with torch.inference_mode():
             outputs = self.network(**self.inputs(images))
             sizes = [image.shape[:2] for image in images]
-            found = self.processor.post_process_object_detection(outputs, threshold=self.score_threshold, target_sizes=sizes)
+            detections = self.processor.post_process_object_detection(outputs, threshold=self.score_threshold, target_sizes=sizes)
         return [
             {
-                "boxes": one["boxes"].float().cpu().numpy(),
-                "scores": one["scores"].float().cpu().numpy(),
-                "classes": one["labels"].cpu().numpy().astype(np.int64),
+                "boxes": detection["boxes"].float().cpu().numpy(),
+                "scores": detection["scores"].float().cpu().numpy(),
+                "classes": detection["labels"].cpu().numpy().astype(np.int64),
             }
-            for one in found
+            for detection in detections
         ]

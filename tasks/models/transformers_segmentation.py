@@ -1,4 +1,7 @@
-"""Segmenters from the hub: Mask2Former and MaskFormer (instances, panoptic, semantic), SegFormer, UperNet and others (semantic)."""
+"""Segmenters of transformers.
+
+Mask2Former and MaskFormer serve semantic, instance and panoptic segmentation; SegFormer, UperNet and others only the semantic one.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,35 @@ from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.masks import encode_masks
 from icmbench.tasks.models.pretrained import Pretrained
 
-# What is stuff in the panoptic label sets that checkpoints are trained on, by their number of categories.
+# Class indices of the stuff categories in the panoptic label sets that checkpoints are trained on.
 # fmt: off
 ADE20K_STUFF = frozenset({
     0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61, 63, 68, 77, 79, 84, 91, 94,
     96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141, 145,
 })
 # fmt: on
-COCO_STUFF = frozenset(range(80, 133))  # things come first
-CITYSCAPES_STUFF = frozenset(range(11))  # things come last
-STUFF = {133: COCO_STUFF, 150: ADE20K_STUFF, 19: CITYSCAPES_STUFF}
+COCO_STUFF = frozenset(range(80, 133))  # COCO lists its things first.
+CITYSCAPES_STUFF = frozenset(range(11))  # Cityscapes lists its things last.
+STUFF_BY_SIZE = {133: COCO_STUFF, 150: ADE20K_STUFF, 19: CITYSCAPES_STUFF}  # By the number of categories in the label set.
 
 
 class TransformersSemantic(Pretrained):
     """SegFormer, UperNet, BEiT, DPT, Mask2Former and every other semantic segmenter of transformers.
 
-    Each image gives a label map int32 (height, width) into `categories`, by the checkpoint's own preprocessing and
-    `post_process_semantic_segmentation`, which upsamples logits to the image's size before the argmax.
+    Called on images it returns one label map per image, int32 (height, width), of indices into `categories`. The preprocessing and
+    `post_process_semantic_segmentation`, which upsamples logits to the image's size before the argmax, are the checkpoint's own.
+
+    Args:
+        checkpoint: hub name such as `nvidia/segformer-b0-finetuned-ade-512-512`; leave out if `path` is given.
+        path: folder as `save_pretrained` writes it; leave out if `checkpoint` is given.
+        revision: branch, tag or commit of the hub repository; the main branch by default.
+        device: where the network runs.
+        dtype: type of weights and activations, to which the checkpoint is converted; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: both or neither of `checkpoint` and `path` are given, or the folder holds no config.json.
+        ModuleNotFoundError: torch, torchvision or transformers is not installed.
     """
 
     task: ClassVar[str] = "semantic_segmentation"
@@ -58,10 +73,23 @@ class TransformersSemantic(Pretrained):
 class TransformersInstances(Pretrained):
     """Instance segmentation by Mask2Former, MaskFormer and others of transformers.
 
-    Each image gives `masks` (COCO run lengths), `boxes` float32 (n, 4) as x1, y1, x2, y2 around them, `scores` float32 (n,),
-    `classes` int64 (n,) into `categories`. Masks may overlap, as AP wants them.
+    Called on images it returns one mapping per image: `masks` (n COCO run lengths), the `boxes` around them, float32 (n, 4) as x1,
+    y1, x2, y2 in pixels of the image, `scores` float32 (n,) and `classes` int64 (n,) as indices into `categories`. Masks may
+    overlap.
 
-    score_threshold: instances below are dropped; 0 keeps all, as AP is published.
+    Args:
+        checkpoint: hub name such as `facebook/mask2former-swin-tiny-coco-instance`; leave out if `path` is given.
+        path: folder as `save_pretrained` writes it; leave out if `checkpoint` is given.
+        revision: branch, tag or commit of the hub repository; the main branch by default.
+        score_threshold: instances with a lower score are dropped; from 0 to 1. 0, the default, keeps all with a mask, as in the
+            published AP of these networks.
+        device: where the network runs.
+        dtype: type of weights and activations, to which the checkpoint is converted; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: both or neither of `checkpoint` and `path` are given, or the folder holds no config.json.
+        ModuleNotFoundError: torch, torchvision or transformers is not installed.
     """
 
     task: ClassVar[tuple[str, ...]] = ("instance_segmentation", "detection")
@@ -93,19 +121,36 @@ class TransformersInstances(Pretrained):
         sizes = [image.shape[:2] for image in images]
         with torch.inference_mode():
             outputs = self.network(**self.inputs(images))
-            finish = _step(self.processor, "post_process_instance_segmentation", "return_binary_maps")
-            found = finish(outputs, threshold=self.score_threshold, target_sizes=sizes, return_binary_maps=True)
-        return [_instances(one) for one in found]
+            post_process = _post_processing(self.processor, "post_process_instance_segmentation", "return_binary_maps")
+            results = post_process(outputs, threshold=self.score_threshold, target_sizes=sizes, return_binary_maps=True)
+        return [_instances(result) for result in results]
 
 
 class TransformersPanoptic(Pretrained):
     """Panoptic segmentation by Mask2Former, MaskFormer and others of transformers.
 
-    Each image gives `segments` int32 (height, width) with 0 for void, `segment_ids` int64 (n,), `classes` int64 (n,) into
-    `categories`. Things stay apart; stuff of one category is one segment.
+    Called on images it returns one mapping per image: `segments` int32 (height, width) with a segment id per pixel and 0 for void,
+    `segment_ids` int64 (n,) and `classes` int64 (n,) as indices into `categories`. Each thing is a segment of its own, all stuff of
+    one category is one segment.
 
-    score_threshold, mask_threshold, overlap_threshold: the post-processing's own; Mask2Former's authors use 0.8, 0.5, 0.8.
-    things: names of the categories that are things; known for the label sets of COCO, ADE20K and Cityscapes.
+    Args:
+        checkpoint: hub name such as `facebook/mask2former-swin-tiny-coco-panoptic`; leave out if `path` is given.
+        path: folder as `save_pretrained` writes it; leave out if `checkpoint` is given.
+        revision: branch, tag or commit of the hub repository; the main branch by default.
+        score_threshold: segments with this score or a lower one are dropped; from 0 to 1. 0.5 is the default of transformers,
+            Mask2Former's authors use 0.8.
+        mask_threshold: weighted probability from which a pixel counts into the full area of a mask; from 0 to 1. 0.5 as used by
+            Mask2Former's authors.
+        overlap_threshold: share of its full area that a mask must keep beside the other masks, or it is dropped; from 0 to 1. 0.8
+            as used by Mask2Former's authors.
+        things: names of the categories that are things; only needed for label sets other than COCO, ADE20K and Cityscapes.
+        device: where the network runs.
+        dtype: type of weights and activations, to which the checkpoint is converted; part of the fingerprint.
+        batch_size: largest number of images in a forward pass. It changes results by rounding only.
+
+    Raises:
+        ModelError: both or neither of `checkpoint` and `path` are given, or the folder holds no config.json.
+        ModuleNotFoundError: torch, torchvision or transformers is not installed.
     """
 
     task: ClassVar[str] = "panoptic"
@@ -138,16 +183,20 @@ class TransformersPanoptic(Pretrained):
 
     @property
     def is_thing(self) -> list[bool]:
-        """By category: countable things (True) or stuff."""
+        """For each category, whether it is a countable thing (True) or stuff (False).
+
+        Raises:
+            ModelError: `things` names a category that the checkpoint lacks, or is missing for an unknown label set.
+        """
         names = self.categories
         if self.things is not None:
             unknown = sorted(set(self.things) - set(names))
             if unknown:
                 raise ModelError(f"things: {self.checkpoint.source} has no category {unknown[0]!r}")
             return [name in self.things for name in names]
-        if len(names) not in STUFF:
+        if len(names) not in STUFF_BY_SIZE:
             raise ModelError(f"things: list those of the {len(names)} categories of {self.checkpoint.source} that are things")
-        return [index not in STUFF[len(names)] for index in range(len(names))]
+        return [index not in STUFF_BY_SIZE[len(names)] for index in range(len(names))]
 
     def __call__(self, images: Sequence[Image]) -> list[dict[str, Any]]:
         return by_shape(images, self.batch_size, self._segment)
@@ -158,48 +207,50 @@ class TransformersPanoptic(Pretrained):
         sizes = [image.shape[:2] for image in images]
         with torch.inference_mode():
             outputs = self.network(**self.inputs(images))
-            finish = _step(self.processor, "post_process_panoptic_segmentation", "label_ids_to_fuse")
-            # transformers' own fusing hands out ids twice, so that a thing can end up inside a piece of stuff
-            found = finish(outputs, label_ids_to_fuse=set(), target_sizes=sizes, **self.thresholds)
-        return [_fused(one, self.is_thing) for one in found]
+            post_process = _post_processing(self.processor, "post_process_panoptic_segmentation", "label_ids_to_fuse")
+            # `_fuse_stuff` fuses instead of transformers, which may give the next segment the id of another after it has fused.
+            results = post_process(outputs, label_ids_to_fuse=set(), target_sizes=sizes, **self.thresholds)
+        return [_fuse_stuff(result, self.is_thing) for result in results]
 
 
-def _step(processor: Any, name: str, option: str) -> Callable[..., Any]:
-    """A post-processing step that takes the option which gives what the task is scored on."""
-    step = getattr(processor, name, None)
-    if step is None or option not in inspect.signature(step).parameters:
+def _post_processing(processor: Any, name: str, option: str) -> Callable[..., Any]:
+    """A post-processing method of the processor, checked to take the option that the adapter depends on."""
+    method = getattr(processor, name, None)
+    if method is None or option not in inspect.signature(method).parameters:
         raise ModelError(f"{type(processor).__name__} has no {name} with {option}; take a Mask2Former or MaskFormer checkpoint")
-    return step
+    return method
 
 
-def _instances(found: dict[str, Any]) -> dict[str, Any]:
-    """Binary maps (n, height, width) and their descriptions in this project's names."""
+def _instances(result: dict[str, Any]) -> dict[str, Any]:
+    """Convert transformers' binary maps (n, height, width) and their descriptions to the task's format."""
     from pycocotools.mask import toBbox
 
-    about = found["segments_info"]
-    masks = encode_masks(found["segmentation"].cpu().numpy().astype(bool)) if about else []
+    descriptions = result["segments_info"]
+    masks = encode_masks(result["segmentation"].cpu().numpy().astype(bool)) if descriptions else []
     boxes = np.asarray(toBbox(masks), np.float32).reshape(-1, 4) if masks else np.zeros((0, 4), np.float32)
     boxes[:, 2:] += boxes[:, :2]
     return {
         "boxes": boxes,
-        "scores": np.array([one["score"] for one in about], np.float32),
-        "classes": np.array([one["label_id"] for one in about], np.int64),
+        "scores": np.array([description["score"] for description in descriptions], np.float32),
+        "classes": np.array([description["label_id"] for description in descriptions], np.int64),
         "masks": masks,
     }
 
 
-def _fused(found: dict[str, Any], is_thing: Sequence[bool]) -> dict[str, Any]:
-    """Segments in this project's names, those of one stuff category made one, which takes the id of the first."""
-    numbers = np.maximum(found["segmentation"].cpu().numpy().astype(np.int32), 0)  # where nothing is found all is -1
-    kept: dict[int, int] = {}  # segment id: class
-    stuff: dict[int, int] = {}  # class: segment id
-    renamed = np.arange(numbers.max() + 1, dtype=np.int32)
-    for one in found["segments_info"]:
-        first = one["id"] if is_thing[one["label_id"]] else stuff.setdefault(one["label_id"], one["id"])
-        renamed[one["id"]] = first
-        kept[first] = one["label_id"]
+def _fuse_stuff(result: dict[str, Any], is_thing: Sequence[bool]) -> dict[str, Any]:
+    """Convert transformers' segments to the task's format, with one segment per stuff category under the id of its first."""
+    # transformers fills the map with -1 if it detects no segment.
+    segment_map = np.maximum(result["segmentation"].cpu().numpy().astype(np.int32), 0)
+    classes: dict[int, int] = {}  # Class of each segment, by new segment id.
+    stuff_ids: dict[int, int] = {}  # New segment id of each stuff class.
+    new_ids = np.arange(segment_map.max() + 1, dtype=np.int32)
+    for segment in result["segments_info"]:
+        old_id, class_index = segment["id"], segment["label_id"]
+        new_id = old_id if is_thing[class_index] else stuff_ids.setdefault(class_index, old_id)
+        new_ids[old_id] = new_id
+        classes[new_id] = class_index
     return {
-        "segments": renamed[numbers],
-        "segment_ids": np.array(list(kept), np.int64),
-        "classes": np.array(list(kept.values()), np.int64),
+        "segments": new_ids[segment_map],
+        "segment_ids": np.array(list(classes), np.int64),
+        "classes": np.array(list(classes.values()), np.int64),
     }

@@ -1,9 +1,9 @@
 """YOLOX detectors exported to ONNX (Ge et al. 2021), COCO's 80 categories.
 
     image -> letterbox (bilinear, 114 at the right and bottom) -> BGR float 0..255 -> network
-          -> raw (cx, cy, w, h, objectness, 80 scores) a cell of strides 8, 16, 32 -> decoded boxes -> NMS a class
+          -> raw (cx, cy, w, h, objectness, 80 scores) per cell of strides 8, 16, 32 -> decoded boxes -> NMS per class
 
-Bilinear is Pillow's, which widens its kernel when it shrinks.
+The bilinear filter is Pillow's, whose kernel grows with the reduction when an image is made smaller.
 """
 
 from __future__ import annotations
@@ -28,15 +28,25 @@ if TYPE_CHECKING:
     import onnxruntime
 
 STRIDES = (8, 16, 32)
-PADDING = 114
+PADDING = 114  # Grey of the canvas around the image, as in training.
 
 
 class YoloxOnnx:
     """YOLOX detector (nano to x, COCO's 80 categories) from an ONNX file with raw outputs.
 
-    Each image gives `boxes` float32 (n, 4) as x1, y1, x2, y2 in its pixels, `scores` float32 (n,), `classes` int64 (n,) into
-    `categories`. A score is objectness times class score; every class of a cell above `score_threshold` is a candidate, as in
-    YOLOX's own evaluation. Boxes are not clipped to the image.
+    Called on images it returns one mapping per image: `boxes` float32 (n, 4) as x1, y1, x2, y2 in pixels of the image, not clipped
+    to it, `scores` float32 (n,) and `classes` int64 (n,) as indices into `categories`. A score is objectness times class score.
+    A cell gives one candidate for each class that scores above `score_threshold`, as in YOLOX's own evaluation.
+
+    Args:
+        path: ONNX file with raw outputs, exported at a fixed size whose sides are multiples of 32.
+        score_threshold: candidates with this score or a lower one are dropped; from 0 to 1. The default is low because AP counts
+            uncertain boxes too.
+        nms_threshold: intersection over union above which the weaker of two boxes of one class is dropped; from 0 to 1.
+        threads: CPU threads of onnxruntime; by default OMP_NUM_THREADS or all usable cores.
+
+    Raises:
+        ModelError: there is no such file.
     """
 
     task: ClassVar[str] = "detection"
@@ -63,14 +73,18 @@ class YoloxOnnx:
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
-        """Loaded at the first call; float32 on the CPU."""
+        """The network in float32 on the CPU, loaded when first used.
+
+        Raises:
+            ModelError: onnxruntime cannot load the file, or the shape of its input or output is not that of YOLOX.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cpu_threads(self.threads)
         try:
             session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own classes have no common base but RuntimeError
+        except Exception as error:  # onnxruntime's own exceptions have no narrower base class in common.
             raise ModelError(f"{self.path}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
         shape, outputs = session.get_inputs()[0].shape, session.get_outputs()
         if len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) and side % STRIDES[-1] == 0 for side in shape[2:]):
@@ -88,10 +102,10 @@ class YoloxOnnx:
         return [self._detect(image) for image in images]
 
     def _detect(self, image: Image) -> dict[str, npt.NDArray[Any]]:
-        entry = self.session.get_inputs()[0]
-        height, width = entry.shape[2:]
+        model_input = self.session.get_inputs()[0]
+        height, width = model_input.shape[2:]
         pixels, scale = letterbox(image, height, width)
-        raw = self.session.run(None, {entry.name: pixels})[0][0]
+        raw = self.session.run(None, {model_input.name: pixels})[0][0]
         corners, class_scores = decode(raw, height, width)
         cells, classes = np.nonzero(class_scores > self.score_threshold)
         boxes, scores = corners[cells] / np.float32(scale), class_scores[cells, classes]
@@ -100,7 +114,16 @@ class YoloxOnnx:
 
 
 def letterbox(image: Image, height: int, width: int) -> tuple[npt.NDArray[np.float32], float]:
-    """The network's input, float32 (1, 3, height, width) in BGR order, and the factor by which the image was resized."""
+    """Resize an image into the top left corner of the network's input.
+
+    Args:
+        image: uint8 (rows, columns, 3), RGB.
+        height: height of the network's input, in pixels.
+        width: width of the network's input, in pixels.
+
+    Returns:
+        The input, float32 (1, 3, height, width) in BGR order from 0 to 255, and the factor by which the image was resized.
+    """
     scale = min(height / image.shape[0], width / image.shape[1])
     inner = (max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale)))
     canvas = np.full((height, width, 3), PADDING, dtype=np.uint8)
@@ -109,7 +132,17 @@ def letterbox(image: Image, height: int, width: int) -> tuple[npt.NDArray[np.flo
 
 
 def decode(raw: npt.NDArray[np.float32], height: int, width: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Boxes float32 (cells, 4) as corners in input pixels and scores (cells, classes), from raw outputs (cells, 5 + classes)."""
+    """Turn raw outputs into boxes and scores (Ge et al. 2021, section 2.1).
+
+    Args:
+        raw: float32 (cells, 5 + classes), cells in row-major order from stride 8 to stride 32. The columns are the centre's offset
+            from the cell and the logarithm of the size, both in units of the stride, then objectness and class scores from 0 to 1.
+        height: height of the network's input, in pixels.
+        width: width of the network's input, in pixels.
+
+    Returns:
+        Boxes float32 (cells, 4) as x1, y1, x2, y2 in pixels of the network's input, and scores float32 (cells, classes).
+    """
     grids = [np.mgrid[: height // stride, : width // stride][::-1].reshape(2, -1).T for stride in STRIDES]
     strides = np.concatenate([np.full((len(grid), 1), stride, np.float32) for grid, stride in zip(grids, STRIDES)])
     centres = (raw[:, :2] + np.concatenate(grids).astype(np.float32)) * strides
@@ -120,17 +153,27 @@ def decode(raw: npt.NDArray[np.float32], height: int, width: int) -> tuple[npt.N
 def suppress(
     boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], classes: npt.NDArray[np.integer], threshold: float
 ) -> npt.NDArray[np.int64]:
-    """Indices of the boxes that remain, by falling score: none overlaps a better one of its class by more than `threshold`."""
+    """Non-maximum suppression within each class.
+
+    Args:
+        boxes: float32 (n, 4) as x1, y1, x2, y2.
+        scores: float32 (n,).
+        classes: integers (n,), class indices.
+        threshold: largest intersection over union that a box may have with a better kept box of its class.
+
+    Returns:
+        Indices of the kept boxes by falling score; of equal scores the earlier box comes first.
+    """
     order = np.argsort(-scores, kind="stable")
     x1, y1, x2, y2 = boxes[order].astype(np.float64).T
     areas = (x2 - x1) * (y2 - y1)
     labels = classes[order]
-    alive = np.ones(len(order), dtype=bool)
+    kept = np.ones(len(order), dtype=bool)
     for i in range(len(order)):
-        if alive[i]:
-            later = np.flatnonzero(alive[i + 1 :] & (labels[i + 1 :] == labels[i])) + i + 1
-            wide = np.minimum(x2[i], x2[later]) - np.maximum(x1[i], x1[later])
-            high = np.minimum(y2[i], y2[later]) - np.maximum(y1[i], y1[later])
-            shared = np.maximum(wide, 0) * np.maximum(high, 0)
-            alive[later[shared > threshold * (areas[i] + areas[later] - shared)]] = False
-    return order[alive]
+        if kept[i]:
+            later = np.flatnonzero(kept[i + 1 :] & (labels[i + 1 :] == labels[i])) + i + 1
+            overlap_width = np.minimum(x2[i], x2[later]) - np.maximum(x1[i], x1[later])
+            overlap_height = np.minimum(y2[i], y2[later]) - np.maximum(y1[i], y1[later])
+            intersection = np.maximum(overlap_width, 0) * np.maximum(overlap_height, 0)
+            kept[later[intersection > threshold * (areas[i] + areas[later] - intersection)]] = False
+    return order[kept]

@@ -1,8 +1,8 @@
-"""Seconds of 1,000 bootstrap replicates of box AP of one codec point: 5,000 images, 300,000 boxes, sizes as of COCO val2017.
+"""Time 1,000 bootstrap replicates of box AP at one rate point: 5,000 images and 300,000 boxes, as large as in COCO val2017.
 
     python tests/benchmarks/bench_bootstrap.py [--images 5000] [--boxes 300000] [--count 1000] [--workers 2]
 
-The goal is under 180 s on two cores. The interval of AP is printed beside its estimate.
+Prints seconds, and AP with its interval. The goal is under 180 s on two cores.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icmbench.results.bootstrap import Point, replicates, score_intervals
+from icmbench.results.bootstrap import Point, draw_replicates, score_intervals
 from icmbench.tasks.detection import Detection
 from icmbench.tasks.matching import ap_scores
 
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_coco_scoring import Labels, Model, detections
 
 
-def processor():
-    """Seconds of processor time of this process and of its children that have ended."""
+def cpu_seconds():
+    """Processor seconds of this process and of its ended children."""
     return sum(use.ru_utime + use.ru_stime for use in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
@@ -39,24 +39,24 @@ def main(words=None):
     task = Detection(dataset, Model())
     targets = task.targets(dataset.ids)
     matches = task.statistics(detections(targets, arguments.boxes), targets)
-    random = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     pixels = np.full(arguments.images, 640 * 480)
-    bits = pixels * random.lognormal(-1.5, 0.5, len(pixels))
+    bits = pixels * rng.lognormal(-1.5, 0.5, len(pixels))
     point = Point("synthetic", "1", functools.partial(ap_scores, matches), bits, pixels)
     names = [metric.name for metric in task.metrics]
 
-    start, busy = time.perf_counter(), processor()
+    start, cpu_start = time.perf_counter(), cpu_seconds()
     if arguments.workers > 1:
         with ProcessPoolExecutor(arguments.workers) as executor:
-            frame = replicates([point], arguments.images, names, arguments.count, executor=executor)
+            frame = draw_replicates([point], arguments.images, names, arguments.count, executor=executor)
     else:
-        frame = replicates([point], arguments.images, names, arguments.count)
-    seconds, busy = time.perf_counter() - start, processor() - busy
+        frame = draw_replicates([point], arguments.images, names, arguments.count)
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
     print(f"{arguments.count} replicates of {arguments.images} images, {arguments.boxes} boxes: {seconds:.1f} s")
-    print(f"{arguments.workers} workers; {busy:.1f} s of processor time in all")
-    found = score_intervals(frame)
-    found["mean_replicate"] = frame[frame["replicate"] > 0][names].mean().to_numpy()
-    print(found[["metric", "value", "low", "high", "undefined", "mean_replicate"]].to_string(index=False))
+    print(f"{arguments.workers} workers; {cpu:.1f} s of processor time in all")
+    intervals = score_intervals(frame)
+    intervals["mean_replicate"] = frame[frame["replicate"] > 0][names].mean().to_numpy()
+    print(intervals[["metric", "value", "low", "high", "undefined", "mean_replicate"]].to_string(index=False))
 
 
 def test_bootstrap():

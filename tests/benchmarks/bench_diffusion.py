@@ -1,23 +1,26 @@
-"""Diff-ICMH's decoder, part by part, against the arithmetic it cannot do without; ResULIC's and CADC's. Random weights serve.
+"""Time Diff-ICMH's decoder part by part against the arithmetic that it needs, and ResULIC's and CADC's decoders as a whole.
 
     python tests/benchmarks/bench_diffusion.py [--codecs diff-icmh resulic cadc] [--profile sd21] [--size 512x768] [--steps 50]
                                                [--batch 1 8] [--device cuda] [--dtype bfloat16] [--compile] [--repeats 3]
 
-For each batch: seconds of every part, its multiply-adds, the time they would take at the rate of one large matrix product on this
-device ("floor"), then seconds and images a second of the whole decoder, codec included. The authors' code takes 13.14 s for 768x512
-at 50 steps on an A100 (supplement, table 2); the goal on a GPU of the H200 class is 1.0 s for one image. --steps is Diff-ICMH's.
+Weights are random. For each batch size, this prints the seconds and multiply-adds of every part of Diff-ICMH's decoder, and the
+time that they would take at the rate of one large matrix product on this device ("floor"); then seconds, and images per second, of
+the whole decoder with entropy coding. The authors' code takes 13.14 s for 768x512 with 50 steps on an A100 (supplement, table 2);
+the goal on a GPU of the H200 class is 1.0 s for one image. --steps applies to Diff-ICMH only.
 
-ResULIC (3 steps, guided; 0.43 s on an RTX 4090 in its paper; the goal is 0.15 s) and CADC (goals: 0.10 s, with its caption 0.25 s)
-are timed as a whole and by entropy decoding, captioning and the rest. CADC's captioner is BLIP-base's architecture with random
-weights, which says as many tokens as it may: 20, more than real captions.
+ResULIC (3 steps, guided; 0.43 s on an RTX 4090 in its paper; the goal is 0.15 s) and CADC (goals: 0.10 s, or 0.25 s with a caption)
+are timed as a whole, and by entropy decoding, captioning and the remainder. CADC's captioner has BLIP-base's architecture with
+random weights and always writes 20 tokens, more than real captions have.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ from icmbench.codecs.resulic import Resulic
 
 
 class Clock:
-    """Best of some runs, waiting for the device."""
+    """Measures the shortest time of several runs, each including the work that it leaves to the device."""
 
     def __init__(self, device: str, repeats: int) -> None:
         self.cuda, self.repeats = device.startswith("cuda"), repeats
@@ -54,21 +57,22 @@ class Clock:
 
 
 def multiply_adds(run: Callable[[], Any]) -> float:
-    """Multiply-adds of convolutions, matrix products and attention."""
+    """Count the multiply-adds of convolutions, matrix products and attention."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 2
 
 
-def peak(clock: Clock, device: str, dtype: torch.dtype) -> float:
-    """Multiply-adds a second of one large matrix product."""
+def peak_rate(clock: Clock, device: str, dtype: torch.dtype) -> float:
+    """Measure the multiply-adds per second of one large matrix product."""
     side = 8192 if clock.cuda else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return side**3 / clock(lambda: a @ b, warm=3)
 
 
 @torch.no_grad()
-def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: float) -> None:
+def measure_parts(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: float) -> None:
+    """Print the seconds, the multiply-adds and the floor of each part of the decoder. rate: multiply-adds per second."""
     stream = codec.compress(image)
     request = codec._request(stream)
     model, decoding = request.model, request.decoding
@@ -77,7 +81,7 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
     hint = model.hint(y_hat, z_hat)
     prompts = ["a photograph of a red door"] * batch
     contexts = backbone.embed([*prompts, ""])
-    guided = samplers.Guided(backbone, model.control, hint, contexts[:batch], contexts[batch:], decoding.guidance)
+    guided = samplers.GuidedPredictor(backbone, model.control, hint, contexts[:batch], contexts[batch:], decoding.guidance)
     noise = samplers.draw_noise(range(batch), decoding.sampler.draws, *hint.shape[-2:])
     x = noise[:, 0].to(hint.device)
     steps = decoding.sampler.steps
@@ -89,22 +93,35 @@ def measure(codec: DiffIcmh, image: np.ndarray, batch: int, clock: Clock, rate: 
         ("noise", clock(lambda: samplers.draw_noise(range(batch), decoding.sampler.draws, *hint.shape[-2:])), 0.0),
         ("decoding pixels", clock(lambda: backbone.decode(x)), multiply_adds(lambda: backbone.decode(x))),
     ]
-    rest = whole - sum(seconds for _, seconds, _ in parts[1:])
-    parts.append((f"{steps} steps", rest, steps * multiply_adds(lambda: guided(x, 501))))
+    sampling = whole - sum(seconds for _, seconds, _ in parts[1:])
+    parts.append((f"{steps} steps", sampling, steps * multiply_adds(lambda: guided(x, 501))))
     parts.append(("one step, no graph", clock(lambda: guided(x, 501)), multiply_adds(lambda: guided(x, 501))))
     print(f"\nbatch {batch}, {image.shape[1]}x{image.shape[0]}, {len(stream)} bytes each")
     print(f"{'part':20} {'seconds':>9} {'GMAC':>10} {'floor s':>9} {'x floor':>8}")
-    for name, seconds, work in parts:
-        floor = work / rate
-        print(f"{name:20} {seconds:9.4f} {work / 1e9:10.1f} {floor:9.4f} {seconds / floor if floor else float('nan'):8.1f}")
+    for name, seconds, operations in parts:
+        floor = operations / rate
+        print(f"{name:20} {seconds:9.4f} {operations / 1e9:10.1f} {floor:9.4f} {seconds / floor if floor else float('nan'):8.1f}")
     total = clock(lambda: codec.decompress_batch([stream] * batch))
-    # Without tags the codec does not guide; with them each step costs what is measured above.
+    # Without tags, the codec evaluates the UNet once per step, without guidance; with tags, a step costs what is measured above.
     print(f"decoder, unguided: {total:.3f} s, {batch / total:.2f} images/s")
     print(f"decoder, guided:   {whole + parts[0][1]:.3f} s, {batch / (whole + parts[0][1]):.2f} images/s")
 
 
+@torch.no_grad()
+def measure_round_trip(codec: DiffIcmh, image: np.ndarray, clock: Clock) -> None:
+    """Print the time of a whole round trip, guided by tags, over that of the guided UNet evaluations that it cannot do without."""
+    request = codec._request(codec.compress(image))
+    model, decoding = request.model, request.decoding
+    hint = model.hint(*model.latents(request.container, request.data, request.check))
+    predict = model.predictor(hint, decoding, [request.prompt])
+    evaluation = clock(lambda: predict(hint, 501))
+    round_trip = clock(lambda: codec.decompress(codec.compress(image)))
+    steps = decoding.sampler.steps
+    print(f"round trip with tags: {round_trip / evaluation / steps:.2f} x the time of its {steps} evaluations of the UNet")
+
+
 class Blip:
-    """BLIP-base (247M parameters) with random weights: 384x384 pixels in, `tokens` tokens out, for their time, not their words."""
+    """A captioner for timing: BLIP-base (247M parameters) with random weights, from 384x384 pixels to exactly `tokens` tokens."""
 
     fingerprint = "random"
 
@@ -121,15 +138,15 @@ class Blip:
     def __call__(self, image: np.ndarray) -> str:
         pixels = torch.from_numpy(image).to(self._model.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         pixels = torch.nn.functional.interpolate(pixels, (self._size, self._size), mode="bicubic", antialias=True)
-        said = self._model.generate(
+        output = self._model.generate(
             pixel_values=pixels.to(self._model.dtype), min_new_tokens=self._tokens, max_new_tokens=self._tokens, do_sample=False
         )
-        return " ".join(str(token) for token in said[0].tolist())
+        return " ".join(str(token) for token in output[0].tolist())
 
 
 @torch.no_grad()
-def measure_whole(codec: DiffusionCodec, what: str, image: np.ndarray, batch: int, clock: Clock) -> None:
-    """Seconds of a whole decoder, and of its parts."""
+def measure_whole(codec: DiffusionCodec, name: str, image: np.ndarray, batch: int, clock: Clock) -> None:
+    """Print the seconds of a whole decoder, and of its parts."""
     stream = codec.compress(image)
     request = codec._request(stream)
     model, decoding = request.model, request.decoding
@@ -144,7 +161,7 @@ def measure_whole(codec: DiffusionCodec, what: str, image: np.ndarray, batch: in
     if captioner is not None:
         parts["  of it captions"] = batch * clock(lambda: captioner.caption(image))
     encode = clock(lambda: codec.compress(image))
-    print(f"{what}, batch {batch}: decoder {total:.4f} s, {batch / total:.2f} images/s; encoder {encode:.4f} s an image")
+    print(f"{name}, batch {batch}: decoder {total:.4f} s, {batch / total:.2f} images/s; encoder {encode:.4f} s an image")
     print("".join(f"    {name:20} {seconds:9.4f} s\n" for name, seconds in parts.items()), end="", flush=True)
 
 
@@ -172,27 +189,33 @@ def main(words: list[str] | None = None) -> None:
     }
     codec = DiffIcmh(2, steps=options.steps, **shared)
     clock = Clock(options.device, options.repeats)
-    rate = peak(clock, options.device, getattr(torch, codec._dtype))
+    rate = peak_rate(clock, options.device, getattr(torch, codec._dtype))
     name = torch.cuda.get_device_name(options.device) if clock.cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, {codec._dtype}, torch {torch.__version__}{', compiled' if options.compile else ''}")
     print(f"one large matrix product: {rate / 1e12:.2f} T multiply-adds a second")
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for batch in options.batch if "diff-icmh" in options.codecs else ():
-        measure(codec, image, batch, clock, rate)
-    others: dict[str, DiffusionCodec] = {}
+        measure_parts(codec, image, batch, clock, rate)
+    if "diff-icmh" in options.codecs:
+        with tempfile.TemporaryDirectory() as folder:
+            vocabulary = Path(folder) / "vocabulary.txt"
+            vocabulary.write_text("door\nhouse")
+            tagged = DiffIcmh(2, steps=options.steps, vocabulary=vocabulary, tags=["door", "house"], **shared)
+        measure_round_trip(tagged, image, clock)
+    codecs: dict[str, DiffusionCodec] = {}
     if "resulic" in options.codecs:
-        others["resulic, 3 steps"] = Resulic(steps=3, residuals="a photograph of a red door", **shared)
+        codecs["resulic, 3 steps"] = Resulic(steps=3, residuals="a photograph of a red door", **shared)
     if "cadc" in options.codecs:
         blip = Blip(options.device, getattr(torch, codec._dtype), small=options.profile == "tiny")
         print(f"captioner: {blip.parameters / 1e6:.1f}M parameters")
-        others |= {"cadc": Cadc(**shared), "cadc with captions": Cadc(captioner=blip, **shared)}
-    for what, other in others.items():
+        codecs |= {"cadc": Cadc(**shared), "cadc with captions": Cadc(captioner=blip, **shared)}
+    for label, whole_codec in codecs.items():
         for batch in options.batch:
-            measure_whole(other, what, image, batch, clock)
+            measure_whole(whole_codec, label, image, batch, clock)
 
 
 def test_diffusion() -> None:
-    """The tiny profile, on whatever device is here."""
+    """Run the benchmark with the tiny profile, on the GPU if there is one."""
     main(["--profile", "tiny", "--size", "128x192", "--steps", "4", "--batch", "1", "4"])
 
 

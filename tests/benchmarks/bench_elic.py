@@ -1,9 +1,9 @@
-"""ELIC against CompressAI on one photograph with the same weights: seconds, bytes, and how far the networks' outputs differ.
+"""ELIC against CompressAI's on one photograph with the same weights: seconds, bytes, and differences of the networks' outputs.
 
     python tests/benchmarks/bench_elic.py PHOTO [--variant official] [--threads 2] [--repeats 5] [--portable]
 
-Needs compressai 1.2.8. The two run in turns; the best of the repeats counts, so a busy machine disturbs both alike. CPU seconds are
-those of all threads; set OMP_WAIT_POLICY=passive, or waiting threads count as working ones.
+Needs compressai 1.2.8. The two run in turns, and the fastest repetition counts, so a busy machine disturbs both alike. CPU seconds
+are summed over all threads; without OMP_WAIT_POLICY=passive, waiting threads consume them too.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from icmbench.codecs.elic import Elic
 from icmbench.codecs.entropy.hyperprior import HyperpriorCoder
 
 
-def twin(variant: str, network: elic_model.ElicNetwork) -> Any:
-    """CompressAI's network of a variant with our weights."""
+def compressai_elic(variant: str, network: elic_model.ElicNetwork) -> Any:
+    """CompressAI's network of a variant, with the weights of ours."""
     from compressai.models.sensetime import Elic2022Chandelier, Elic2022Official
 
-    other = (Elic2022Official if variant == "official" else Elic2022Chandelier)(network.n, network.m, list(network.context.slices))
-    other = other.eval()
+    model_class = Elic2022Official if variant == "official" else Elic2022Chandelier
+    model = model_class(network.n, network.m, list(network.context.slices)).eval()
     ours = network.state_dict()
-    theirs = {key: other.state_dict()[key] for key in other.state_dict()}
-    for our_key, their_key in elic_model.renamed({key: key for key in theirs}).items():
+    theirs = {key: model.state_dict()[key] for key in model.state_dict()}
+    for our_key, their_key in elic_model.rename_keys({key: key for key in theirs}).items():
         if our_key in ours and ours[our_key].shape == theirs[their_key].shape:
             theirs[their_key].copy_(ours[our_key])
-    other.update(force=True)
-    return other
+    model.update(force=True)
+    return model
 
 
-def best(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Least wall and CPU seconds of each, taken in turns."""
+def least_seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Run each alternative in turns; return the least wall and CPU seconds of each."""
     seconds = {name: (float("inf"), float("inf")) for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -65,7 +65,7 @@ def main(words: list[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
 
-    theirs = twin(options.variant, elic_model.synthetic(elic_model.ElicNetwork(options.variant)))
+    theirs = compressai_elic(options.variant, elic_model.fill_synthetic(elic_model.ElicNetwork(options.variant)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "elic.pth"
         torch.save(theirs.state_dict(), path)
@@ -109,7 +109,7 @@ def main(words: list[str] | None = None) -> None:
         runs["ours encode portable"] = lambda: portable.compress(image)
         runs["ours decode portable"] = lambda: portable.decompress(portable_stream)
         print(f"portable {len(portable_stream)} bytes")
-    seconds = best(runs, options.repeats)
+    seconds = least_seconds(runs, options.repeats)
     print(f"{'':34}   wall          CPU")
     for name, (wall, cpu) in seconds.items():
         task = name.removeprefix("CompressAI").removeprefix("ours").removesuffix(" bf16").removesuffix(" portable")

@@ -1,4 +1,4 @@
-"""Start-up of the command line."""
+"""Start-up time of the command line."""
 
 import subprocess
 import sys
@@ -8,13 +8,13 @@ import pytest
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]])
 def test_start_up(in_turns, arguments):
-    """Against Python alone with numpy, which every codec and task imports."""
+    """Compare with Python that imports only numpy, which every codec and task needs."""
 
-    def started(*command):
+    def run_python(*command):
         subprocess.run([sys.executable, *command], check=True, capture_output=True)
 
     runs = {
-        "python -c 'import numpy'": lambda: started("-c", "import numpy"),
-        f"icmbench {arguments[0]}": lambda: started("-m", "icmbench.harness.cli", *arguments),
+        "python -c 'import numpy'": lambda: run_python("-c", "import numpy"),
+        f"icmbench {arguments[0]}": lambda: run_python("-m", "icmbench.harness.cli", *arguments),
     }
     in_turns("start-up (goal 1 s)", runs, repeats=5)

@@ -1,11 +1,12 @@
-"""The small trained weights on photographs that they were not trained on: rate, PSNR and LPIPS-like distance of all codecs,
-between the mean colour and the VAE's own reconstruction, with JPEG at no more than the same bytes beside them.
+"""The small trained weights on photographs that they were not trained on.
 
-Kodak from ICMBENCH_TEST_DATA, and photographs of scikit-image and scikit-learn; ICMBENCH_CURVE names a CSV file to write. The
-distance is ST-LPIPS on VGG-16; training saw the one on AlexNet.
+`test_curve` prints rate, PSNR and perceptual distance of all codecs. The mean colour and the VAE's reconstruction of the
+uncompressed latent serve as lower and upper bounds, and JPEG with at most as many bytes as a comparison. The photographs are
+Kodak's, from ICMBENCH_TEST_DATA, and those of scikit-image and scikit-learn. The distance is ST-LPIPS with VGG-16; training
+minimised the one with AlexNet. ICMBENCH_CURVE names a CSV file to write.
 
-And what each of the papers' mechanisms does at this scale, on against off: ICMBENCH_ABLATIONS names the folder that holds, for
-each, what its recipe exported (recipes/ beside the weights); ICMBENCH_ABLATIONS_CSV a file to write.
+`test_mechanisms` prints what each of the papers' mechanisms gains at this scale. ICMBENCH_ABLATIONS names a folder with what the
+recipes of the ablations exported (recipes/ beside the weights), and ICMBENCH_ABLATIONS_CSV a CSV file to write.
 """
 
 import io
@@ -30,7 +31,7 @@ from icmbench.tasks.datasets.packaged import PackagedPhotos
 
 FOLDER = Path(os.environ.get("ICMBENCH_WEIGHTS", PRETRAINED / "tiny"))
 KODAK = Path(os.environ.get("ICMBENCH_TEST_DATA", "absent")) / "data" / "kodak"
-OPTIONS = {  # of decoding; no words are sent
+OPTIONS = {  # Decoding options by codec; no text is sent.
     "elic": {},
     "diff-icmh": {"profile": "tiny", "sampler": "ddim", "steps": 4, "colour": "wavelet"},
     "resulic": {"profile": "tiny", "cfg": 1},
@@ -38,23 +39,23 @@ OPTIONS = {  # of decoding; no words are sent
     "cadc": {"profile": "tiny"},
 }
 ABLATIONS = Path(os.environ.get("ICMBENCH_ABLATIONS", "absent"))
-SIDE = 384  # pixels of the centre crops, which every codec pads alike
+SIDE = 384  # Side in pixels of the centre crops; all codecs pad this size alike.
 
 
 def photographs():
     packaged = PackagedPhotos()
-    found = {image_id: packaged.read(image_id) for image_id in packaged.ids if not image_id.startswith("foolbox/")}
-    found |= {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in sorted(KODAK.glob("*.png"))}
-    return {name: centre(image) for name, image in found.items() if min(image.shape[:2]) >= SIDE}
+    images = {image_id: packaged.read(image_id) for image_id in packaged.ids if not image_id.startswith("foolbox/")}
+    images |= {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in sorted(KODAK.glob("*.png"))}
+    return {name: centre_crop(image) for name, image in images.items() if min(image.shape[:2]) >= SIDE}
 
 
-def centre(image):
+def centre_crop(image):
     top, left = (image.shape[0] - SIDE) // 2, (image.shape[1] - SIDE) // 2
     return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])
 
 
-def trained():
-    """{codec: points} of the files at hand."""
+def trained_points():
+    """The rate points of each codec for which there are weights."""
     points = {}
     for path in FOLDER.glob("*-lambda*.safetensors"):
         name, point = re.fullmatch(r"(.+)-lambda(.+)\.safetensors", path.name).groups()
@@ -62,34 +63,40 @@ def trained():
     return {name: sorted(values) for name, values in sorted(points.items())}
 
 
-def build(name, point, weights=FOLDER, **options):
-    kind = next(iter(entry_points(group="icmbench.codecs", name=name))).load()
-    return kind(point, weights=weights, **(OPTIONS[name] | options))
+def build_codec(name, point, weights=FOLDER, **options):
+    codec_class = next(iter(entry_points(group="icmbench.codecs", name=name))).load()
+    return codec_class(point, weights=weights, **(OPTIONS[name] | options))
 
 
 def mechanisms(tags):
-    """{mechanism: ((codec, point, weights, options) with it, the same without it)}. tags: a file of colours that images show."""
-    words = {"tags": tags, "vocabulary": FOLDER / "vocabulary.txt"}
-    noise = {"cdm": False, "steps": 4}
+    """For each mechanism, (codec, point, weights, options) with it and without it. tags: JSON file of the colours in each image."""
+    with_tags = {"tags": tags, "vocabulary": FOLDER / "vocabulary.txt"}
+    plain_diffusion = {"cdm": False, "steps": 4}
     return {
-        "tags": (("diff-icmh", 4, FOLDER, words), ("diff-icmh", 4, FOLDER, {})),
+        "tags": (("diff-icmh", 4, FOLDER, with_tags), ("diff-icmh", 4, FOLDER, {})),
         "semantic consistency": (("diff-icmh", 4, ABLATIONS / "semantic-on", {}), ("diff-icmh", 4, ABLATIONS / "semantic-off", {})),
-        "compression-aware diffusion": (("resulic", 3, ABLATIONS / "cdm-on", {}), ("resulic", 3, ABLATIONS / "cdm-off", noise)),
+        "compression-aware diffusion": (
+            ("resulic", 3, ABLATIONS / "cdm-on", {}),
+            ("resulic", 3, ABLATIONS / "cdm-off", plain_diffusion),
+        ),
         "RoI masks": (("slim", 2, ABLATIONS / "roi-on", {}), ("slim", 2, ABLATIONS / "roi-off", {})),
         "UGAQ": (("cadc", 8, ABLATIONS / "ugaq-on", {}), ("cadc", 8, ABLATIONS / "ugaq-off", {"ugaq": False})),
     }
 
 
-def vae_alone(images):
-    base = stable_diffusion.load("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
+def vae_reconstructions(images):
+    base = stable_diffusion.load_backbone("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
     with torch.inference_mode():
         pixels = [torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in images]
-        decoded = [base.decode(base.encode(one))[0].permute(1, 2, 0).numpy() for one in pixels]
-    return [np.round(one * 255).astype(np.uint8) for one in decoded]
+        decoded = [base.decode(base.encode(image))[0].permute(1, 2, 0).numpy() for image in pixels]
+    return [np.round(image * 255).astype(np.uint8) for image in decoded]
 
 
 def jpeg_within(image, limit):
-    """The best JPEG of at most `limit` bytes: the highest quality at full size, else reduced by 2, 4 or 8."""
+    """The best JPEG of at most `limit` bytes: the highest quality that fits, at full size if possible, or reduced by 2, 4 or 8.
+
+    Returns the decoded image, and the size in bytes.
+    """
     full = Image.fromarray(image)
     for reduction in (1, 2, 4, 8):
         small = full.reduce(reduction)
@@ -101,8 +108,8 @@ def jpeg_within(image, limit):
     return np.asarray(small.resize(full.size)), len(buffer.getvalue())
 
 
-class Measure:
-    """bpp, PSNR and distance, means over images."""
+class Measurement:
+    """Measures bpp, PSNR and perceptual distance of reconstructions, as means over images, and collects the rows."""
 
     def __init__(self, originals):
         from icmbench.codecs.perceptual import perceptual_distance
@@ -131,17 +138,17 @@ class Measure:
         return row
 
 
-@pytest.mark.skipif(not (FOLDER / BACKBONE).is_file(), reason="no trained weights here")
+@pytest.mark.skipif(not (FOLDER / BACKBONE).is_file(), reason="there are no trained weights")
 def test_curve():
     warnings.simplefilter("ignore")
     images = list(photographs().values())
-    measure = Measure(images)
+    measure = Measurement(images)
     means = [np.broadcast_to(image.mean((0, 1)).round().astype(np.uint8), image.shape).copy() for image in images]
     worst = measure("mean colour", "", means)["stlpips_vgg"]
-    best = measure("VAE alone", "", vae_alone(images))["stlpips_vgg"]
-    for name, points in trained().items():
+    best = measure("VAE alone", "", vae_reconstructions(images))["stlpips_vgg"]
+    for name, points in trained_points().items():
         for point in points:
-            codec = build(name, point)
+            codec = build_codec(name, point)
             streams = compress_all(codec, images, [str(k) for k in range(len(images))])
             row = measure(name, point, decompress_all(codec, streams), [len(stream) for stream in streams])
             row["gap_closed"] = (worst - row["stlpips_vgg"]) / (worst - best)
@@ -156,14 +163,14 @@ def test_curve():
 @pytest.mark.skipif(not ABLATIONS.is_dir(), reason="ICMBENCH_ABLATIONS names no folder of weights")
 def test_mechanisms(tmp_path):
     warnings.simplefilter("ignore")
-    found = photographs()
-    images, measure = list(found.values()), Measure(list(found.values()))
+    named_images = photographs()
+    images, measure = list(named_images.values()), Measurement(list(named_images.values()))
     tags = tmp_path / "tags.json"
-    tags.write_text(json.dumps({name: colours(image) for name, image in found.items()}))
+    tags.write_text(json.dumps({name: colours(image) for name, image in named_images.items()}))
     for mechanism, pair in mechanisms(tags).items():
         for state, (name, point, weights, options) in zip(("on", "off"), pair):
-            codec = build(name, point, weights, **options)
-            streams = compress_all(codec, images, list(found))
+            codec = build_codec(name, point, weights, **options)
+            streams = compress_all(codec, images, list(named_images))
             row = measure(name, point, decompress_all(codec, streams), [len(stream) for stream in streams])
             row |= {"mechanism": mechanism, "state": state}
     table = pd.DataFrame(measure.rows)

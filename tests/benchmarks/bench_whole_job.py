@@ -1,13 +1,13 @@
-"""JPEG and VVC points on COCO photographs with one detector: this project against CompressAI-Vision's way of working.
+"""JPEG and VVC points on COCO photographs with one detector: this project against the way CompressAI-Vision works.
 
-Its remote inference, re-enacted step by step from its documentation (no code of it is here): one command line a rate point, and in
-it one image at a time,
+That way is re-enacted from its documentation of remote inference, without its code: each rate point is a command of its own, which
+processes one image at a time,
 
     JPEG    photograph -> JPEG file -> PNG file -> model
     VVC     photograph -> ffmpeg: YUV 4:2:0 10-bit file -> encoder: bitstream file -> decoder: YUV file -> ffmpeg: PNG file -> model
 
-with predictions gathered for pycocotools. Both sides use the same libvvenc, settings, detector, threshold and threads. The
-photograph's own conversion to 4:2:0 differs (swscale there), so bits agree roughly, not to the byte.
+and collects predictions for pycocotools. Both sides use the same libvvenc, settings, detector, threshold and threads. Only the
+conversion of photographs to 4:2:0 differs (CompressAI-Vision's is swscale's), so rates of VVC agree roughly, not to the byte.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ POINTS = {"jpeg": [10, 30], "vvenc": [37, 47]}
 PRESET = "faster"
 
 
-def their_way(codec, point, photographs, annotations, network, ids):
-    """One command line of theirs: bits per pixel and AP of one point."""
+def compressai_vision_point(codec, point, photographs, annotations, network, ids):
+    """Compute bits per pixel and AP of one rate point as a command of CompressAI-Vision does."""
     from imageio_ffmpeg import get_ffmpeg_exe
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -46,7 +46,7 @@ def their_way(codec, point, photographs, annotations, network, ids):
     entries = {entry["file_name"]: entry for entry in truth.dataset["images"]}
     model = YoloxOnnx(Path(network))
     numbers = sorted(truth.getCatIds())
-    found, bits, pixels = [], 0, 0
+    rows, bits, pixels = [], 0, 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for image_id in ids:
@@ -54,7 +54,7 @@ def their_way(codec, point, photographs, annotations, network, ids):
             entry = entries[image_id]
             if codec == "jpeg":
                 with Image.open(source) as photograph:
-                    Image.fromarray(np.asarray(photograph.convert("RGB"))).save(stream, "JPEG", quality=point)  # no metadata
+                    Image.fromarray(np.asarray(photograph.convert("RGB"))).save(stream, "JPEG", quality=point)  # Without metadata.
                 Image.open(stream, formats=["JPEG"]).save(picture)
             else:
                 raw, decoded = folder / "in.yuv", folder / "dec.yuv"
@@ -70,12 +70,11 @@ def their_way(codec, point, photographs, annotations, network, ids):
             [prediction] = model([np.asarray(Image.open(picture).convert("RGB"))])
             for (x1, y1, x2, y2), score, label in zip(prediction["boxes"], prediction["scores"], prediction["classes"]):
                 box = [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
-                row = {"image_id": entry["id"], "category_id": numbers[label], "bbox": box, "score": float(score)}
-                found.append(row)
+                rows.append({"image_id": entry["id"], "category_id": numbers[label], "bbox": box, "score": float(score)})
             bits += 8 * stream.stat().st_size
             pixels += entry["width"] * entry["height"]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
         evaluation.params.imgIds = [entries[image_id]["id"] for image_id in ids]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -84,19 +83,21 @@ def their_way(codec, point, photographs, annotations, network, ids):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_whole_job(coco, written, tmp_path, in_turns, monkeypatch, workers):
-    """With two workers, theirs takes two points at a time, as its job scripts do."""
+def test_whole_job(coco, write_experiment, tmp_path, in_turns, monkeypatch, workers):
+    """Compare the time of all points. With two workers, the other side runs two points at a time, as its job scripts do."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    keys = coco["dataset"]
-    ids = sorted(entry["file_name"] for entry in json.loads(Path(keys["instances"]).read_text())["images"])[:IMAGES]
+    dataset = coco["dataset"]
+    ids = sorted(entry["file_name"] for entry in json.loads(Path(dataset["instances"]).read_text())["images"])[:IMAGES]
     codecs = [{"name": "jpeg", "points": POINTS["jpeg"]}, {"name": "vvenc", "points": POINTS["vvenc"], "set": {"preset": PRESET}}]
     tasks = [{"name": "detection", "dataset": "coco", "model": coco["yolox"]}]
-    path = written("whole", datasets={"coco": keys | {"limit": IMAGES}}, codecs=codecs, tasks=tasks, shard_size=8, anchor="jpeg")
+    path = write_experiment(
+        "whole", datasets={"coco": dataset | {"limit": IMAGES}}, codecs=codecs, tasks=tasks, shard_size=8, anchor="jpeg"
+    )
     turn = itertools.count()
     points = [(codec, point) for codec, points in POINTS.items() for point in points]
     scores = {}
 
-    def ours():
+    def run_icmbench():
         out = tmp_path / f"run{next(turn)}"
         command = [sys.executable, "-m", "icmbench.harness.cli", "run", path, "--out", out, "--workers", str(workers)]
         subprocess.run(command, check=True, capture_output=True)
@@ -104,31 +105,35 @@ def test_whole_job(coco, written, tmp_path, in_turns, monkeypatch, workers):
         for _, row in table[(table.metric == "AP") & (table.codec != "uncompressed")].iterrows():
             scores[row.codec, int(row.point.split("=")[1])] = row.bpp, row.value
 
-    def theirs():
-        for some in (points[k : k + workers] for k in range(0, len(points), workers)):
+    def run_commands():
+        for batch in (points[k : k + workers] for k in range(0, len(points), workers)):
             jobs = [
                 subprocess.Popen(
-                    [sys.executable, __file__, json.dumps([*point, keys["images"], keys["instances"], coco["yolox"]["path"], ids])],
+                    [
+                        sys.executable,
+                        __file__,
+                        json.dumps([*point, dataset["images"], dataset["instances"], coco["yolox"]["path"], ids]),
+                    ],
                     stdout=subprocess.PIPE,
                     text=True,
                 )
-                for point in some
+                for point in batch
             ]
-            for point, process in zip(some, jobs, strict=True):
+            for point, process in zip(batch, jobs, strict=True):
                 answer = json.loads(process.communicate()[0])
                 bpp, value = scores[point]
-                sides = f"{bpp:.4f} bpp, AP {value:.2f}; its way {answer['bpp']:.4f} bpp, AP {answer['AP']:.2f}"
-                print(f"  {point[0]} {point[1]}: {sides}")
-                if point[0] == "jpeg":  # the same pixels through the same library: the same scores
+                ours_text, theirs_text = f"{bpp:.4f} bpp, AP {value:.2f}", f"{answer['bpp']:.4f} bpp, AP {answer['AP']:.2f}"
+                print(f"  {point[0]} {point[1]}: {ours_text}; its way {theirs_text}")
+                if point[0] == "jpeg":  # Both sides code the same pixels with the same library.
                     assert answer["AP"] == pytest.approx(value, abs=1e-6)
                     assert answer["bpp"] == pytest.approx(bpp, rel=1e-9)
                 else:
                     assert answer["bpp"] == pytest.approx(bpp, rel=0.1)
 
-    runs = {"icmbench": ours, "CompressAI-Vision's way": theirs}
+    runs = {"icmbench": run_icmbench, "CompressAI-Vision's way": run_commands}
     ratio = in_turns(f"whole job, {IMAGES} images, 4 points, {workers} at a time", runs, repeats=1)["CompressAI-Vision's way"]
     print(f"  its way takes {ratio.wall:.2f} times as long, {ratio.cpu:.2f} times the CPU")
 
 
 if __name__ == "__main__":
-    print(json.dumps(their_way(*json.loads(sys.argv[1]))))
+    print(json.dumps(compressai_vision_point(*json.loads(sys.argv[1]))))

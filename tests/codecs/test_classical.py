@@ -1,4 +1,4 @@
-"""JPEG, JPEG 2000, WebP and AVIF: rates of real photographs, and what every kind of bad stream raises."""
+"""JPEG, JPEG 2000, WebP and AVIF: rates of a real photograph, and what every kind of bad stream raises."""
 
 import io
 import json
@@ -13,36 +13,28 @@ from PIL import Image as Pillow
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.classical import Avif, Jpeg, Jpeg2000, WebP
 
+from .helpers import psnr
+
 CODECS = [Jpeg, Jpeg2000, WebP, Avif]
 each_codec = pytest.mark.parametrize("codec_class", CODECS, ids=lambda codec: codec.name)
 
 
-@pytest.fixture(scope="module")
-def photograph(shared):
-    """kodim03, 768x512."""
-    with Pillow.open(shared / "data/kodak/kodim03.png") as picture:
-        return np.array(picture.convert("RGB"))
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    """A photograph-like image that needs no file: two gradients, an edge and a little noise."""
+def noisy_image(height: int, width: int) -> np.ndarray:
+    """An image that resembles a photograph: gradients, an edge and a little noise."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(0).normal(0, 4, (height, width))
     image = np.stack([y * 3 + noise, x * 2 + noise, 128 + 60 * (x > y) + noise], axis=-1)
     return image.clip(0, 255).astype(np.uint8)
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
-
-
 def middle(codec_class):
+    """The codec at a rate in the middle of its curve."""
     return codec_class(codec_class.default_points[2])
 
 
 @pytest.mark.parametrize(
     ("codec", "bpp", "decibel"),
-    [  # specified rates and PSNR of kodim03
+    [  # rates and PSNR of kodim03 that the baselines are specified to have
         (Jpeg(1, optimize=True, progressive=True), 0.079, 22.8),
         (Jpeg2000(10000), 0.0036, 13.2),
         (Jpeg2000(2400), 0.010, 23.4),
@@ -101,12 +93,12 @@ def test_a_setting_changes_bytes_and_fingerprint(photograph, plain, other):
 @each_codec
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2), (3, 5), (33, 47), (65, 64)], ids=str)
 def test_every_size_keeps_its_shape(codec_class, shape):
-    image = smooth(*shape)
+    image = noisy_image(*shape)
     for point in codec_class.default_points:
         codec = codec_class(point)
         reconstruction = codec.decompress(codec.compress(image))
         assert (reconstruction.shape, reconstruction.dtype) == (image.shape, np.uint8)
-    assert psnr(image, reconstruction) > 12  # JPEG 2000 keeps its ratio: 37 bytes for 1x300
+    assert psnr(image, reconstruction) > 12  # JPEG 2000 keeps its ratio even here, 37 bytes for 1x300.
 
 
 @each_codec
@@ -173,7 +165,7 @@ def test_an_image_beyond_the_format_is_a_codec_error():
 @each_codec
 def test_every_truncation_is_refused(codec_class):
     codec = middle(codec_class)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(noisy_image(33, 47))
     for length in range(len(stream)):
         with pytest.raises(BitstreamError, match=codec.name):
             codec.decompress(stream[:length])
@@ -190,7 +182,7 @@ def test_truncations_of_a_photograph_are_refused(photograph, codec_class):
 
 def test_truncations_of_a_progressive_jpeg_are_refused():
     codec = Jpeg(20, progressive=True)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(noisy_image(33, 47))
     for length in range(len(stream)):
         with pytest.raises(BitstreamError):
             codec.decompress(stream[:length])
@@ -199,7 +191,7 @@ def test_truncations_of_a_progressive_jpeg_are_refused():
 @each_codec
 def test_trailing_bytes_are_refused(codec_class):
     codec = middle(codec_class)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(noisy_image(33, 47))
     for junk in [b"\0", b"\xff\xd9", b"\0\0\0\x08free", stream]:
         with pytest.raises(BitstreamError):
             codec.decompress(stream + junk)
@@ -208,9 +200,9 @@ def test_trailing_bytes_are_refused(codec_class):
 @each_codec
 def test_foreign_bytes_are_refused(codec_class):
     codec = middle(codec_class)
-    foreign = [middle(other).compress(smooth(33, 47)) for other in CODECS if other is not codec_class]
+    foreign = [middle(other).compress(noisy_image(33, 47)) for other in CODECS if other is not codec_class]
     png = io.BytesIO()
-    Pillow.fromarray(smooth(33, 47)).save(png, "PNG")
+    Pillow.fromarray(noisy_image(33, 47)).save(png, "PNG")
     for stream in [*foreign, png.getvalue(), b"", b"\0", b"\xff\xd8\xff\xd9", bytes(1000), random.Random(0).randbytes(1000)]:
         with pytest.raises(BitstreamError, match=codec.format):
             codec.decompress(stream)
@@ -219,7 +211,7 @@ def test_foreign_bytes_are_refused(codec_class):
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_streams_of_other_colours_are_refused(mode):
     buffer = io.BytesIO()
-    Pillow.fromarray(smooth(33, 47)).convert(mode).save(buffer, "JPEG")
+    Pillow.fromarray(noisy_image(33, 47)).convert(mode).save(buffer, "JPEG")
     with pytest.raises(BitstreamError, match=mode):
         Jpeg(20).decompress(buffer.getvalue())
 
@@ -230,8 +222,8 @@ def set_size(codec_class, stream: bytes, side: int) -> bytes:
     if codec_class is Jpeg:
         struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, side, side)
     elif codec_class is Jpeg2000:
-        struct.pack_into(">II", data, 8, side, side)  # SIZ: Xsiz, Ysiz
-        struct.pack_into(">II", data, 24, side, side)  # XTsiz, YTsiz
+        struct.pack_into(">II", data, 8, side, side)  # Xsiz and Ysiz of the marker SIZ
+        struct.pack_into(">II", data, 24, side, side)  # XTsiz and YTsiz
     elif codec_class is WebP:
         struct.pack_into("<HH", data, 26, side, side)
     else:
@@ -242,7 +234,7 @@ def set_size(codec_class, stream: bytes, side: int) -> bytes:
 @each_codec
 def test_a_decompression_bomb_is_refused(monkeypatch, codec_class):
     codec = middle(codec_class)
-    stream = set_size(codec_class, codec.compress(smooth(33, 47)), 12000)
+    stream = set_size(codec_class, codec.compress(noisy_image(33, 47)), 12000)
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 10_000_000)
     with pytest.raises(BitstreamError, match="bomb"):
         codec.decompress(stream)
@@ -252,20 +244,20 @@ def test_a_decompression_bomb_is_refused(monkeypatch, codec_class):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_one_pixel_limit_holds_both_ways(monkeypatch, codec_class):
     codec = middle(codec_class)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(noisy_image(33, 47))
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 33 * 47 - 1)
     with pytest.raises(BitstreamError, match="MAX_IMAGE_PIXELS"):
         codec.decompress(stream)
     with pytest.raises(CodecError, match="MAX_IMAGE_PIXELS"):
-        codec.compress(smooth(33, 47))
+        codec.compress(noisy_image(33, 47))
 
 
 @each_codec
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_altered_streams_give_an_image_or_a_bitstream_error(monkeypatch, codec_class):
-    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 4_000_000)  # altered sizes need not cost gigabytes
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 4_000_000)  # Otherwise an altered size may cost gigabytes.
     codec = middle(codec_class)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(noisy_image(33, 47))
     generator = random.Random(zlib.crc32(codec.name.encode()))
     refused = 0
     for _ in range(1500):
@@ -285,7 +277,7 @@ def test_no_codec_depends_on_pillow_accepting_truncated_files(monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     for codec_class in CODECS:
         codec = middle(codec_class)
-        stream = codec.compress(smooth(64, 64))
+        stream = codec.compress(noisy_image(64, 64))
         for length in range(len(stream)):
             with pytest.raises(BitstreamError):
                 codec.decompress(stream[:length])

@@ -11,6 +11,8 @@ from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import codec_name
 from icmbench.codecs.compressai_zoo import QUALITIES, CompressAiZoo
 
+from .helpers import smooth_image
+
 torch = pytest.importorskip("torch")
 compressai = pytest.importorskip("compressai", reason="needs the extra compressai")
 
@@ -18,7 +20,7 @@ FAST = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "bmshj20
 
 
 def network(model: str, seed: int = 0, quality: int = 2) -> Any:
-    """Weights whose latents are not all zero, as those of fresh networks are."""
+    """A network whose latents are not all zero, as they would be with fresh weights."""
     torch.manual_seed(seed)
     variable_z = {"vr_entbttlnck": True} if model in ("bmshj2018-hyperprior-vbr", "mbt2018-mean-vbr") else {}
     net = compressai.zoo.image_models[model](quality=quality, pretrained=False, **variable_z).eval()
@@ -26,38 +28,33 @@ def network(model: str, seed: int = 0, quality: int = 2) -> Any:
     layer = last if isinstance(last, torch.nn.Conv2d) else list(last.modules())[-1]
     with torch.no_grad():
         layer.weight *= 60
-    if not variable_z:  # CompressAI makes those tables for each level, and loads no others
+    if not variable_z:  # CompressAI makes tables of variable-rate models for each level, and cannot load them.
         net.update(force=True)
     return net
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A network by the name of its model, and the path of its state dict with the quality left open."""
-    folder, known = tmp_path_factory.mktemp("weights"), {}
+def make_network(tmp_path_factory):
+    """Makes the network of a model once. Returns it and the path of its state dict, in which {point} stands for the quality."""
+    folder, networks = tmp_path_factory.mktemp("weights"), {}
 
     def make(model: str):
-        if model not in known:
-            known[model] = network(model)
-            torch.save(known[model].state_dict(), folder / f"{model}-2.pth.tar")
-            known[model].update()
-        return known[model], folder / f"{model}-{{point}}.pth.tar"
+        if model not in networks:
+            networks[model] = network(model)
+            torch.save(networks[model].state_dict(), folder / f"{model}-2.pth.tar")
+            networks[model].update()
+        return networks[model], folder / f"{model}-{{point}}.pth.tar"
 
     return make
 
 
 @pytest.fixture
-def codec(made):
-    return CompressAiZoo(2, model="bmshj2018-hyperprior", weights=made("bmshj2018-hyperprior")[1])
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([128 + 100 * np.sin(x / 9), 128 + 90 * np.cos(y / 7), 128 + 60 * np.sin((x + y) / 11)], -1).astype(np.uint8)
+def codec(make_network):
+    return CompressAiZoo(2, model="bmshj2018-hyperprior", weights=make_network("bmshj2018-hyperprior")[1])
 
 
 def forward(net: Any, image: np.ndarray, **level: int) -> np.ndarray:
-    """What CompressAI's evaluation sees, without any stream. The image's sides are multiples of 64."""
+    """The reconstruction of CompressAI's forward pass, without a stream. The image's sides are multiples of 64."""
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         x_hat = net(x, **level)["x_hat"]
@@ -65,9 +62,9 @@ def forward(net: Any, image: np.ndarray, **level: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", FAST)
-def test_reconstructions_are_those_of_the_forward_pass(made, model):
-    net, weights = made(model)
-    image = picture(128, 192)
+def test_reconstructions_are_those_of_the_forward_pass(make_network, model):
+    net, weights = make_network(model)
+    image = smooth_image(128, 192)
     codec = CompressAiZoo(2, model=model, weights=weights)
     stream = codec.compress(image)
     level = {"s": 1} if model.endswith("-vbr") else {}
@@ -83,11 +80,11 @@ def test_reconstructions_are_those_of_the_forward_pass(made, model):
 
 @pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 @pytest.mark.parametrize("model", list(QUALITIES))
-def test_every_model_codes_sizes_that_are_no_multiples(made, model):
-    codec = CompressAiZoo(2, model=model, weights=made(model)[1])
+def test_every_model_codes_sizes_that_are_no_multiples(make_network, model):
+    codec = CompressAiZoo(2, model=model, weights=make_network(model)[1])
     for shape in [(1, 1), (65, 70)] if model in FAST else [(33, 47)]:
-        image = picture(*shape)
-        image.flags.writeable = False  # as the harness hands it over
+        image = smooth_image(*shape)
+        image.flags.writeable = False  # as in the images that the harness passes
         stream = codec.compress(image)
         assert stream == codec.compress(image) and codec_name(stream) == "compressai"
         reconstruction = codec.decompress(stream)
@@ -95,19 +92,19 @@ def test_every_model_codes_sizes_that_are_no_multiples(made, model):
         assert reconstruction.flags.c_contiguous and np.array_equal(reconstruction, codec.decompress(stream))
 
 
-def test_padding_is_centred_and_black(made, codec):
-    net, _ = made("bmshj2018-hyperprior")
-    image = picture(50, 61)
+def test_padding_is_centred_and_black(make_network, codec):
+    net, _ = make_network("bmshj2018-hyperprior")
+    image = smooth_image(50, 61)
     padded = torch.nn.functional.pad(torch.from_numpy(image), (0, 0, 1, 2, 7, 7)).numpy()
     difference = codec.decompress(codec.compress(image)).astype(int) - forward(net, padded)[7:57, 1:62]
     assert np.abs(difference).max() <= 1
 
 
-def test_levels_of_a_variable_rate_model_differ(made):
-    _, weights = made("mbt2018-mean-vbr")
+def test_levels_of_a_variable_rate_model_differ(make_network):
+    _, weights = make_network("mbt2018-mean-vbr")
     path = str(weights).replace("{point}", "2")
     low, high = (CompressAiZoo(quality, model="mbt2018-mean-vbr", weights=path) for quality in (1, 8))
-    image = picture(64, 64)
+    image = smooth_image(64, 64)
     assert len(low.compress(image)) < len(high.compress(image))
     assert low.fingerprint != high.fingerprint
 
@@ -116,34 +113,35 @@ def test_the_callers_threads_do_not_matter(codec):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        stream = codec.compress(picture(128, 192))
+        stream = codec.compress(smooth_image(128, 192))
         torch.set_num_threads(1)
         image = codec.decompress(stream)
         torch.set_num_threads(3)
-        assert np.array_equal(codec.decompress(stream), image) and codec.compress(picture(128, 192)) == stream
+        assert np.array_equal(codec.decompress(stream), image) and codec.compress(smooth_image(128, 192)) == stream
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_training_checkpoint_is_read(made, tmp_path):
-    net, weights = made("bmshj2018-hyperprior")
+def test_a_training_checkpoint_is_read(make_network, tmp_path):
+    net, weights = make_network("bmshj2018-hyperprior")
     path = tmp_path / "checkpoint.pth.tar"
-    state = {f"module.{key}": value for key, value in net.state_dict().items()}  # of a DataParallel model
+    state = {f"module.{key}": value for key, value in net.state_dict().items()}  # as saved from a DataParallel model
     torch.save({"epoch": 3, "state_dict": state, "loss": torch.tensor(0.5)}, path)
     trained, plain = CompressAiZoo(2, weights=path), CompressAiZoo(2, weights=weights)
     assert trained.fingerprint == plain.fingerprint
-    assert np.array_equal(trained.decompress(plain.compress(picture(64, 64))), plain.decompress(plain.compress(picture(64, 64))))
+    stream = plain.compress(smooth_image(64, 64))
+    assert np.array_equal(trained.decompress(stream), plain.decompress(stream))
 
 
-def test_tables_that_a_checkpoint_lacks_are_made(made, tmp_path):
-    net, weights = made("bmshj2018-hyperprior")
+def test_tables_that_a_checkpoint_lacks_are_made(make_network, tmp_path):
+    net, weights = make_network("bmshj2018-hyperprior")
     state = dict(net.state_dict())
     for key in list(state):
         if key.rpartition(".")[2] in ("_quantized_cdf", "_cdf_length", "_offset"):
             state[key] = torch.empty(0, dtype=torch.int32)
     torch.save(state, tmp_path / "early.pth")
     codec = CompressAiZoo(2, weights=tmp_path / "early.pth")
-    image = picture(64, 64)
+    image = smooth_image(64, 64)
     assert np.array_equal(
         codec.decompress(codec.compress(image)), CompressAiZoo(2, weights=weights).decompress(codec.compress(image))
     )
@@ -153,12 +151,12 @@ def test_streams_of_other_weights_are_refused(codec, tmp_path):
     torch.save(network("bmshj2018-hyperprior", seed=1).state_dict(), tmp_path / "other.pth")
     other = CompressAiZoo(2, weights=tmp_path / "other.pth")
     with pytest.raises(BitstreamError, match="made with other weights"):
-        other.decompress(codec.compress(picture(64, 64)))
+        other.decompress(codec.compress(smooth_image(64, 64)))
     assert other.fingerprint != codec.fingerprint
 
 
 def test_bad_bytes_are_refused(codec):
-    stream = codec.compress(picture(33, 47))
+    stream = codec.compress(smooth_image(33, 47))
     generator = random.Random(0)
     cuts = [stream[:length] for length in range(len(stream))]
     altered = []
@@ -194,11 +192,12 @@ def test_bad_settings_are_refused(point, options, message):
         CompressAiZoo(point, **options)
 
 
-def test_what_is_no_checkpoint_is_refused(made, tmp_path):
+def test_what_is_no_checkpoint_is_refused(make_network, tmp_path):
     (tmp_path / "text.pth").write_text("not a checkpoint")
     torch.save({"state_dict": {"g_a.0.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    torch.save(made("bmshj2018-hyperprior")[0], tmp_path / "pickled.pth")  # a whole module: code, not tensors
+    whole_module = make_network("bmshj2018-hyperprior")[0]  # Loading it would need code, not only tensors.
+    torch.save(whole_module, tmp_path / "pickled.pth")
     for name, message in {
         "text": "no checkpoint of tensors alone",
         "other": "no state dict of bmshj2018-hyperprior",
@@ -208,13 +207,13 @@ def test_what_is_no_checkpoint_is_refused(made, tmp_path):
         with pytest.raises(CodecError, match=message):
             CompressAiZoo(1, weights=tmp_path / f"{name}.pth")
     with pytest.raises(CodecError, match="no state dict of cheng2020-anchor"):
-        CompressAiZoo(2, model="cheng2020-anchor", weights=made("bmshj2018-hyperprior")[1])
+        CompressAiZoo(2, model="cheng2020-anchor", weights=make_network("bmshj2018-hyperprior")[1])
 
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nothing answers there
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # Nothing answers at this address.
     monkeypatch.delenv("no_proxy", raising=False)
     with pytest.raises(
         CodecError, match=r"^compressai: the weights of mbt2018 \(mse, quality 3\) are not in torch's cache and cannot"

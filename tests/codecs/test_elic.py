@@ -1,4 +1,4 @@
-"""ELIC as a codec: any size, exact decoding, honest sizes, clear refusals. Narrow networks; the wide ones are benchmarked."""
+"""ELIC as a codec: any size, exact decoding, sizes as predicted, clear errors. Networks are narrow; benchmarks take wide ones."""
 
 import hashlib
 import json
@@ -31,10 +31,10 @@ GOLDEN_LATENTS = 1817352198
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Weight files of both variants, with tables."""
+    """A folder with weight files of both variants, with tables."""
     folder = tmp_path_factory.mktemp("elic")
     for variant in ("official", "chandelier"):
-        elic_model.save(elic_model.synthetic(ElicNetwork(variant, **NARROW)), folder / f"{variant}.safetensors")
+        elic_model.save_network(elic_model.fill_synthetic(ElicNetwork(variant, **NARROW)), folder / f"{variant}.safetensors")
     return folder
 
 
@@ -49,7 +49,7 @@ def portable(weights):
 
 
 def picture(height, width, seed=0):
-    """Structure and noise, the same on every machine."""
+    """An image of structure and noise that is the same on every machine."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     smooth = 60 * np.stack([(x + y) % 97 > 48, (x * y) % 89 > 40, y % 61 > 30], -1)
@@ -72,7 +72,7 @@ def test_any_size_round_trips(weights, variant, size):
 
 
 def test_the_reconstruction_is_what_the_network_computes(codec, weights):
-    network = elic_model.load(weights / "official.safetensors")
+    network = elic_model.load_network(weights / "official.safetensors")
     image = picture(128, 192)
     with torch.no_grad():
         expected = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)["x_hat"][0].permute(1, 2, 0).clamp(0, 1) * 255
@@ -81,7 +81,7 @@ def test_the_reconstruction_is_what_the_network_computes(codec, weights):
 
 
 def test_the_size_is_what_the_likelihoods_say(codec, weights):
-    network = elic_model.load(weights / "official.safetensors")
+    network = elic_model.load_network(weights / "official.safetensors")
     image = picture(256, 320)
     with torch.no_grad():
         likelihoods = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)["likelihoods"]
@@ -97,16 +97,16 @@ def test_threads_do_not_matter(codec):
         torch.set_num_threads(2)
         data = codec.compress(image)
         torch.set_num_threads(1)
-        one = codec._coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
+        one_thread = codec._coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
         codec.decompress(data)
         torch.set_num_threads(2)
-        two = codec._coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
-        assert torch.equal(one.y_hat, two.y_hat)
+        two_threads = codec._coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
+        assert torch.equal(one_thread.y_hat, two_threads.y_hat)
     finally:
         torch.set_num_threads(threads)
 
 
-FRESH = """
+FRESH_PROCESS = """
 import sys, json, hashlib
 from icmbench.codecs.elic import Elic
 weights, *paths = sys.argv[1:]
@@ -123,7 +123,7 @@ def test_fresh_processes_decode_from_bytes_alone(codec, portable, weights, tmp_p
             paths.append(tmp_path / f"{len(paths)}.bin")
             paths[-1].write_bytes(data)
             expected.append(hashlib.sha256(codec.decompress(data).tobytes()).hexdigest())
-    command = [sys.executable, "-c", FRESH, str(weights / "official.safetensors"), *map(str, paths)]
+    command = [sys.executable, "-c", FRESH_PROCESS, str(weights / "official.safetensors"), *map(str, paths)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(run.stdout) == expected
@@ -157,15 +157,15 @@ def test_other_weights_never_decode_a_stream(codec, weights, tmp_path):
     data = codec.compress(picture(64, 64))
     with pytest.raises(BitstreamError):
         Elic(0.016, weights=weights / "chandelier.safetensors").decompress(data)
-    network = elic_model.load(weights / "official.safetensors")
-    network.g_s[-1].bias.data += 0.1  # the symbols would still decode
-    elic_model.save(network, tmp_path / "other.safetensors")
+    network = elic_model.load_network(weights / "official.safetensors")
+    network.g_s[-1].bias.data += 0.1  # Symbols do not depend on g_s, so they would still decode.
+    elic_model.save_network(network, tmp_path / "other.safetensors")
     with pytest.raises(BitstreamError, match="other weights"):
         Elic(0.016, weights=tmp_path / "other.safetensors").decompress(data)
 
 
 def test_the_same_weights_in_another_file_decode_a_stream(codec, weights, tmp_path):
-    state = elic_model.load(weights / "official.safetensors").state_dict()
+    state = elic_model.load_network(weights / "official.safetensors").state_dict()
     torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "w.pth.tar")
     data = codec.compress(picture(64, 70))
     np.testing.assert_array_equal(Elic(0.016, weights=tmp_path / "w.pth.tar").decompress(data), codec.decompress(data))
@@ -193,11 +193,11 @@ def test_a_container_finds_its_codec(codec):
 
 
 def test_large_plain_images_code_to_a_few_bytes_more_than_the_floor(weights):
-    network = elic_model.synthetic(ElicNetwork("official", **NARROW))
+    network = elic_model.fill_synthetic(ElicNetwork("official", **NARROW))
     for name, parameter in network.named_parameters():
         if name.startswith(("g_a", "h_a")):
             parameter.data.zero_()
-    elic_model.save(network, weights / "flat.safetensors")
+    elic_model.save_network(network, weights / "flat.safetensors")
     flat = Elic("flat", weights=weights / "flat.safetensors")
     image = np.zeros((1088, 1024, 3), np.uint8)
     data = flat.compress(image)
@@ -207,7 +207,7 @@ def test_large_plain_images_code_to_a_few_bytes_more_than_the_floor(weights):
 
 @pytest.mark.parametrize("shape, dtype", [((4, 4), "u1"), ((0, 4, 3), "u1"), ((4, 4, 3), "f4"), ((4, 4, 4), "u1")])
 def test_what_is_no_image_is_refused(codec, shape, dtype):
-    with pytest.raises(CodecError, match="uint8 RGB"):
+    with pytest.raises(CodecError, match="uint8 array of shape"):
         codec.compress(np.zeros(shape, dtype))
 
 
@@ -215,7 +215,7 @@ def test_missing_damaged_and_foreign_weights_are_named(weights, tmp_path):
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     torch.save({"g_a.0.weight": torch.zeros(4, 3, 5, 5)}, tmp_path / "foreign.pth")
-    state = elic_model.load(weights / "official.safetensors").state_dict()
+    state = elic_model.load_network(weights / "official.safetensors").state_dict()
     torch.save({**state, "g_a.0.bias": torch.zeros(3)}, tmp_path / "misfit.pth")
     for path, message in (
         (None, "needs weights"),
@@ -255,10 +255,10 @@ def test_importing_the_codec_imports_no_network():
 
 def test_strips_compute_what_the_whole_map_does(monkeypatch):
     torch.manual_seed(0)
-    bottleneck = elic_model.Bottleneck(8).eval()
+    bottleneck = elic_model.ResidualBottleneck(8).eval()
     attention = elic_model.Attention(8).eval()
     x = torch.randn(1, 8, 45, 20).contiguous(memory_format=torch.channels_last)
-    expected = bottleneck(x), attention(x)  # with gradients: whole maps
+    expected = bottleneck(x), attention(x)  # With gradients, whole maps are computed.
     monkeypatch.setattr(elic_model, "_STRIP_BYTES", 1)
     with torch.no_grad():
         torch.testing.assert_close(attention(x.clone()), expected[1])
@@ -273,31 +273,31 @@ def test_the_last_layer_equals_its_transposed_convolution():
 
 
 def test_chandelier_checkpoints_load(weights):
-    """The authors' key names, and the older names of their entropy bottleneck."""
-    network = elic_model.load(weights / "chandelier.safetensors")
+    """State dicts with Chandelier's key names, and CompressAI's older names of the entropy bottleneck, load."""
+    network = elic_model.load_network(weights / "chandelier.safetensors")
     state = {}
     for key, value in network.state_dict().items():
-        for ours, theirs in (
+        for own, chandelier in (
             ("context.spatial_context.", "context_prediction."),
             ("context.parameters_nonanchor.", "ParamAggregation."),
             ("entropy_bottleneck.matrices.", "entropy_bottleneck._matrix"),
             ("entropy_bottleneck.biases.", "entropy_bottleneck._bias"),
             ("entropy_bottleneck.factors.", "entropy_bottleneck._factor"),
         ):
-            key = key.replace(ours, theirs)
+            key = key.replace(own, chandelier)
         if key.startswith("context.channel_context."):
-            k, rest = key.removeprefix("context.channel_context.").split(".", 1)
-            key = f"cc_transforms.{int(k) - 1}.{rest}"
+            k, name = key.removeprefix("context.channel_context.").split(".", 1)
+            key = f"cc_transforms.{int(k) - 1}.{name}"
         state[key] = value
         if key.startswith("context_prediction") and key.endswith("weight"):
             state[key.replace("weight", "mask")] = torch.ones_like(value)
     assert "cc_transforms.0.0.weight" in state and "ParamAggregation.4.4.bias" in state
     loaded = ElicNetwork.from_state_dict(state)
-    assert loaded.variant == "chandelier" and elic_model.digest(loaded) == elic_model.digest(network)
+    assert loaded.variant == "chandelier" and elic_model.weights_checksum(loaded) == elic_model.weights_checksum(network)
 
 
 def test_golden_stream(portable):
-    """A stream that every later version must decode, on any processor, to these latents: its own symbol check says so too."""
+    """Every later version must decode this stream to these latents, on any processor. The stream's own symbol check demands it."""
     data = bytes.fromhex(GOLDEN)
     latents = portable._coder("portable").decompress(Container.from_bytes(data).payload, 1, 1)
     assert zlib.crc32(latents.y_hat.contiguous().numpy().tobytes()) == GOLDEN_LATENTS
@@ -322,6 +322,6 @@ def test_portable_streams_decode_to_the_same_bits_with_the_kernels_of_an_older_p
     (tmp_path / "stream").write_bytes(data)
     expected = portable._coder("portable").decompress(Container.from_bytes(data).payload, 3, 4).y_hat
     command = [sys.executable, "-c", OTHER_KERNELS, str(weights / "official.safetensors"), str(tmp_path / "stream")]
-    older = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
-    run = subprocess.run(command, env={**os.environ, **older}, capture_output=True, text=True, check=True)
+    older_processor = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    run = subprocess.run(command, env={**os.environ, **older_processor}, capture_output=True, text=True, check=True)
     assert int(run.stdout) == zlib.crc32(expected.contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Conformance with CompressAI 1.2.8, where it is installed (it needs numpy < 2): same weights, same numbers."""
+"""Conformance with CompressAI 1.2.8: equal weights give equal numbers. Skips if it is not installed (it needs numpy < 2)."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressai", reason="compressai==1.2.8 is not installed; it needs an environment of its own with numpy<2")
 
-from compressai.entropy_models import EntropyBottleneck as TheirBottleneck  # noqa: E402
-from compressai.entropy_models import GaussianConditional as TheirGaussian  # noqa: E402
+from compressai.entropy_models import EntropyBottleneck as CompressAiBottleneck  # noqa: E402
+from compressai.entropy_models import GaussianConditional as CompressAiGaussian  # noqa: E402
 from compressai.models.sensetime import Elic2022Chandelier, Elic2022Official  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -22,15 +22,15 @@ NETWORKS = {"official": Elic2022Official, "chandelier": Elic2022Chandelier}
 
 @pytest.fixture(params=NETWORKS)
 def theirs(request):
-    """Their network, 32 main and 160 latent channels wide, with weights that spread latents and scales."""
-    network = elic_model.synthetic(ElicNetwork(request.param, n=32, m=160))
-    other = NETWORKS[request.param](32, 160).eval()
-    mine, state = network.state_dict(), other.state_dict()
-    for our_key, their_key in elic_model.renamed({key: key for key in state}).items():
-        if our_key in mine and mine[our_key].shape == state[their_key].shape:
-            state[their_key].copy_(mine[our_key])
-    other.update(force=True)
-    return other
+    """CompressAI's network with n = 32 and m = 160, and with weights that spread latents and scales."""
+    network = elic_model.fill_synthetic(ElicNetwork(request.param, n=32, m=160))
+    twin = NETWORKS[request.param](32, 160).eval()
+    our_state, their_state = network.state_dict(), twin.state_dict()
+    for our_key, their_key in elic_model.rename_keys({key: key for key in their_state}).items():
+        if our_key in our_state and our_state[our_key].shape == their_state[their_key].shape:
+            their_state[their_key].copy_(our_state[our_key])
+    twin.update(force=True)
+    return twin
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def photo(shared):
 
 
 def distance(a, b):
+    """The largest difference, relative to the largest value."""
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
@@ -50,11 +51,11 @@ def test_forward_is_equal(theirs, photo):
         assert distance(ours.g_a(photo), theirs.g_a(photo)) < 1e-5
     ties = sum(int(((a["likelihoods"][p] - b["likelihoods"][p]).abs() > 1e-3).sum()) for p in "yz")
     print(f"{ties} rounding ties")
-    assert b["likelihoods"]["y"].std() > 0.1  # the weights do code something
+    assert b["likelihoods"]["y"].std() > 0.1  # The latents are not all zero.
     assert ties or distance(a["x_hat"], b["x_hat"]) < 1e-5
     for part in "yz":
-        off = (a["likelihoods"][part] - b["likelihoods"][part]).abs() > 1e-5
-        assert off.float().mean() < 1e-3
+        differs = (a["likelihoods"][part] - b["likelihoods"][part]).abs() > 1e-5
+        assert differs.float().mean() < 1e-3
 
 
 def test_gradients_are_equal(theirs):
@@ -100,15 +101,15 @@ def test_their_checkpoints_without_tables_load(theirs):
 
 
 def test_models_start_and_compute_like_theirs():
-    mine, other = EntropyBottleneck(7), TheirBottleneck(7)
-    assert all(torch.equal(a, b) for a, b in zip(mine.matrices, other.matrices)) and torch.equal(mine.quantiles, other.quantiles)
-    mine.load_state_dict(other.state_dict())
+    ours, theirs = EntropyBottleneck(7), CompressAiBottleneck(7)
+    assert all(torch.equal(a, b) for a, b in zip(ours.matrices, theirs.matrices)) and torch.equal(ours.quantiles, theirs.quantiles)
+    ours.load_state_dict(theirs.state_dict())
     z = 5 * torch.randn(2, 7, 4, 6)
-    for a, b in zip(mine.eval()(z), other.eval()(z)):
+    for a, b in zip(ours.eval()(z), theirs.eval()(z)):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(mine.auxiliary_loss(), other.loss())
+    torch.testing.assert_close(ours.auxiliary_loss(), theirs.loss())
     y, scales, means = torch.randn(3, 2, 8, 5, 5) * 3
-    other = TheirGaussian([float(s) for s in GaussianConditional().scale_table]).eval()
-    for a, b in zip(GaussianConditional().eval()(y, scales.abs(), means), other(y, scales.abs(), means)):
+    their_gaussian = CompressAiGaussian([float(s) for s in GaussianConditional().scale_table]).eval()
+    for a, b in zip(GaussianConditional().eval()(y, scales.abs(), means), their_gaussian(y, scales.abs(), means)):
         torch.testing.assert_close(a, b)
-    assert GaussianConditional().rows(scales).tolist() == other.build_indexes(scales).flatten().tolist()
+    assert GaussianConditional().table_rows(scales).tolist() == their_gaussian.build_indexes(scales).flatten().tolist()

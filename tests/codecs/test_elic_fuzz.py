@@ -1,4 +1,4 @@
-"""Mutated ELIC streams: each raises BitstreamError or decodes to an image of the size it declares, quickly and in little memory."""
+"""Mutated ELIC streams raise BitstreamError or decode to an image of the size they declare, quickly and in little memory."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from icmbench.codecs.elic import Elic  # noqa: E402
 def codec(tmp_path_factory):
     path = tmp_path_factory.mktemp("elic") / "narrow.safetensors"
     network = elic_model.ElicNetwork("official", n=16, m=24, slices=(2, 2, 4, 8, 8), context_widths=(20, 12))
-    elic_model.save(elic_model.synthetic(network), path)
+    elic_model.save_network(elic_model.fill_synthetic(network), path)
     return Elic(0.016, weights=path)
 
 

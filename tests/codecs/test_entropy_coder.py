@@ -1,4 +1,4 @@
-"""Frequency tables and the one stream: no torch in here."""
+"""Frequency tables and the symbol stream, without torch."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ GOLDEN = "8effffb7c701df2f4f8bf4841a"
 
 
 def coded(parts):
-    """Stream and checksum of [(symbols, rows)]."""
+    """The stream and checksum of calls (symbols, rows) of the writer."""
     writer = SymbolWriter()
     for symbols, rows in parts:
         writer.write(symbols, rows, GAUSSIAN)
@@ -25,6 +25,7 @@ def coded(parts):
 
 
 def decoded(data, all_rows):
+    """The symbols of calls of the reader, and the checksum."""
     reader = SymbolReader(data)
     symbols = [reader.read(rows, GAUSSIAN) for rows in all_rows]
     reader.finish()
@@ -41,7 +42,7 @@ def test_counts_are_positive_and_exact():
     rng = np.random.default_rng(0)
     for size in (1, 2, 17, 3000):
         pmf = rng.random(size) ** 20
-        cdf = tables.quantise(pmf, precision=16)
+        cdf = tables.cumulative_counts(pmf, precision=16)
         assert cdf[0] == 0 and cdf[-1] == 1 << 16 and (np.diff(cdf) >= 1).all()
         expected = pmf / pmf.sum() * ((1 << 16) - size) + 1
         assert np.abs(np.diff(cdf) - expected).max() <= 1
@@ -56,13 +57,13 @@ def test_gaussian_tables_hold_the_gaussian():
         assert counts[-1] < 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 300), max_size=5), st.sampled_from([0.1, 1, 30, 1e3]))
 def test_symbols_come_back_in_any_number_of_parts(seed, counts, spread):
     parts = [draw([seed, i], count, spread) for i, count in enumerate(counts)]
     data, checksum = coded(parts)
-    symbols, seen = decoded(data, [rows for _, rows in parts])
-    assert seen == checksum
+    symbols, decoded_checksum = decoded(data, [rows for _, rows in parts])
+    assert decoded_checksum == checksum
     for (expected, _), got in zip(parts, symbols):
         assert got.dtype == np.int32
         np.testing.assert_array_equal(got, expected)
@@ -100,8 +101,8 @@ def test_size_is_within_half_a_percent_of_the_ideal(scales):
 def test_three_million_symbols_round_trip():
     parts = [draw(i, 600_000) for i in range(5)]
     data, checksum = coded(parts)
-    symbols, seen = decoded(data, [rows for _, rows in parts])
-    assert seen == checksum and all((got == expected).all() for (expected, _), got in zip(parts, symbols))
+    symbols, decoded_checksum = decoded(data, [rows for _, rows in parts])
+    assert decoded_checksum == checksum and all((got == expected).all() for (expected, _), got in zip(parts, symbols))
 
 
 def test_the_parts_of_a_stream_share_its_bits():
@@ -139,10 +140,10 @@ def test_an_exhausted_stream_is_noticed_at_once():
 def test_another_model_is_noticed():
     symbols, rows = draw(7, 4000)
     data, _ = coded([(symbols, rows)])
-    other = rows.copy()
-    other[17] = (rows[17] + 1) % 64
+    wrong_rows = rows.copy()
+    wrong_rows[17] = (rows[17] + 1) % 64
     with pytest.raises(BitstreamError):
-        decoded(data, [other])
+        decoded(data, [wrong_rows])
 
 
 def test_zero_bytes_after_a_stream_are_nothing():
@@ -153,7 +154,7 @@ def test_zero_bytes_after_a_stream_are_nothing():
 
 
 def test_golden_stream():
-    """Bytes that must never change: they pin constriction, its rounding of tables, and the order of symbols."""
+    """These bytes must never change. They depend on constriction, on its rounding of tables and on the order of symbols."""
     symbols = np.array([0, 1, -1, 5, -300, 40, 0, 0, 2, -2, 100000], np.int32)
     rows = np.array([0, 10, 10, 30, 63, 50, 0, 5, 20, 20, 40], np.uint8)
     data, checksum = coded([(symbols[:6], rows[:6]), (symbols[6:], rows[6:])])

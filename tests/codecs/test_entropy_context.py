@@ -1,4 +1,4 @@
-"""Context models and the hyperprior stream: coding agrees with `forward`, streams decode exactly, damage is noticed."""
+"""Context models and the hyperprior stream: coding agrees with `forward`, streams decode exactly, and damage is noticed."""
 
 import itertools
 import os
@@ -20,11 +20,11 @@ from icmbench.codecs.entropy.integer import Product  # noqa: E402
 from icmbench.codecs.entropy.models import EntropyBottleneck, GaussianConditional  # noqa: E402
 from icmbench.codecs.entropy.quadtree import PASSES, Quadtree4  # noqa: E402
 
-SIZES = [(1, 1), (1, 2), (3, 1), (2, 5)]  # of z; y is four times as large
+SIZES = [(1, 1), (1, 2), (3, 1), (2, 5)]  # height and width of z; those of y are four times as large
 
 
 def spread(module, seed=0):
-    """Weights under which latents, scales and means are far from constant."""
+    """The module with random weights under which latents, scales and means vary widely."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
@@ -42,7 +42,7 @@ def scctx(**options):
     return SCCTX((4, 3, 33), 24, **widths)
 
 
-class _Block(nn.Module):
+class _GatedBlock(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.norm, self.fc = nn.LayerNorm(channels), nn.Conv2d(channels, 2 * channels, 1)
@@ -58,7 +58,7 @@ def quadtree(residual):
     def adapters(inputs, outputs):
         return [nn.Conv2d(inputs, outputs, 1) for _ in range(4)]
 
-    return Quadtree4(24, adapters(24, 36), _Block(36), adapters(36, 48), adapters(48, 24) if residual else None)
+    return Quadtree4(24, adapters(24, 36), _GatedBlock(36), adapters(36, 48), adapters(48, 24) if residual else None)
 
 
 MODELS = {
@@ -71,7 +71,7 @@ MODELS = {
 
 
 def codec(name, mode="default"):
-    """Coder, parts and y's channels."""
+    """The coder of a context model, the modules that it is made of, and the number of y's channels."""
     context = widen(spread(MODELS[name](), 1))
     channels = context.channels if isinstance(context, Quadtree4) else context.starts[-1]
     h_s = spread(hyper_synthesis(6, 24), 2)
@@ -83,7 +83,7 @@ def codec(name, mode="default"):
 
 
 def widen(context):
-    """Scales around 6, so that latents lie where the probability floor plays no part."""
+    """The context model with scales around 6, so that no latent's probability reaches the floor."""
     quad = isinstance(context, Quadtree4)
     for net in context.adapters_out if quad else [*context.parameters_anchor, *context.parameters_nonanchor]:
         bias = (net if quad else net[-1]).bias.data
@@ -128,7 +128,7 @@ def test_coding_agrees_with_forward_and_costs_its_likelihoods(name):
 
 @pytest.mark.parametrize("parity, first", [("even", (0, 0)), ("odd", (0, 1))])
 def test_anchors_see_no_neighbours_and_the_others_see_only_anchors(parity, first):
-    """Changing one latent moves the parameters of those positions alone that are coded after it and may see it."""
+    """A changed latent changes the parameters only of positions that are coded after it and may see it."""
     context = spread(scctx(parity=parity), 3)
     gaussian, hyper = GaussianConditional().eval(), torch.randn(1, 24, 8, 8)
     y = 3 * torch.randn(1, 40, 8, 8)
@@ -140,10 +140,10 @@ def test_anchors_see_no_neighbours_and_the_others_see_only_anchors(parity, first
             changed[0, 0, 4 + position[0], 4 + position[1]] += 7
             difference = (context(changed, hyper, gaussian)[0] - changed - before)[0, :4].abs().amax(0) > 1e-4
             moved[position] = {(int(r) - 4, int(c) - 4) for r, c in difference.nonzero()}
-    anchor, other = first, (first[0], 1 - first[1])
+    anchor, nonanchor = first, (first[0], 1 - first[1])
     offsets = {(r - anchor[0], c - anchor[1]) for r, c in moved[anchor]}
     assert offsets and all(abs(r) <= 2 and abs(c) <= 2 and (r + c) % 2 for r, c in offsets)
-    assert not moved[other]
+    assert not moved[nonanchor]
 
 
 def test_the_first_and_previous_slice_are_what_chandelier_sees():
@@ -164,7 +164,7 @@ def test_each_quadtree_pass_codes_a_quarter_and_all_code_everything():
 
     y = torch.randn(1, 24, 5, 7)
     prepared = model.prepare(exact.Float32())
-    got = exact.run(lambda: prepared.code(torch.zeros(1, 24, 5, 7), Coder(), y))
+    got = exact.run_exactly(lambda: prepared.code(torch.zeros(1, 24, 5, 7), Coder(), y))
     assert calls == [(35, 6)] * 4 and torch.equal(got, y)
     assert sorted(sum(PASSES, ())) == sorted([0, 1, 2, 3] * 4) and all(len(set(group)) == 4 for group in zip(*PASSES))
 
@@ -288,7 +288,7 @@ def test_streams_of_different_sizes_in_any_order():
 
 
 def test_counting_symbols(monkeypatch):
-    """Every latent is coded once: z in one call, then two passes a slice."""
+    """Every latent is coded once: z in one call, then each slice of y in two passes."""
     counts, write = [], SymbolWriter.write
     monkeypatch.setattr(SymbolWriter, "write", lambda self, s, r, t: (counts.append(len(s)), write(self, s, r, t))[1])
     coder, _, channels = codec("official")

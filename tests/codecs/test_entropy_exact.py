@@ -1,4 +1,4 @@
-"""Bit-exact networks: whatever the caller's threads and flags, in fresh processes, and nothing of the caller's is changed."""
+"""Networks are bit-exact whatever the caller's threads and flags, also in fresh processes, and change none of these."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from icmbench.codecs.entropy import exact, winograd  # noqa: E402
 from icmbench.codecs.entropy.exact import Float32, HalvedConv  # noqa: E402
 
-WORK = """
+FRESH_PROCESS = """
 import sys, zlib, torch
 from torch import nn
 from icmbench.codecs.entropy import exact
@@ -23,20 +23,20 @@ net = nn.Sequential(
 )
 x = torch.randn(1, 40, 18, 22)
 prepared = exact.Float32().prepare(net)
-print(zlib.crc32(exact.run(lambda: prepared(x)).contiguous().numpy().tobytes()))
+print(zlib.crc32(exact.run_exactly(lambda: prepared(x)).contiguous().numpy().tobytes()))
 """
 
 
-def a_net():
+def make_network():
     torch.manual_seed(3)
     up = nn.ConvTranspose2d(40, 96, 5, 2, 2, 1)
     return nn.Sequential(up, nn.GELU(), nn.Conv2d(96, 80, 5, padding=2), nn.ReLU(), nn.Conv2d(80, 64, 1)).eval()
 
 
 def in_a_fresh_process(**environment):
-    command, variables = [sys.executable, "-c", WORK], {**os.environ, **environment}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    command, variables = [sys.executable, "-c", FRESH_PROCESS], {**os.environ, **environment}
+    process = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    return int(process.stdout)
 
 
 def test_fresh_processes_agree_at_any_thread_count():
@@ -44,9 +44,9 @@ def test_fresh_processes_agree_at_any_thread_count():
 
 
 def test_nothing_that_the_caller_set_matters_or_changes():
-    prepared, x = Float32().prepare(a_net()), torch.randn(1, 40, 18, 22)
+    prepared, x = Float32().prepare(make_network()), torch.randn(1, 40, 18, 22)
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    expected = exact.run(lambda: prepared(x))
+    expected = exact.run_exactly(lambda: prepared(x))
     try:
         for count in (1, 2, 3, 4):
             torch.set_num_threads(count)
@@ -55,7 +55,7 @@ def test_nothing_that_the_caller_set_matters_or_changes():
             torch.set_default_dtype(torch.float64)
             torch.backends.mkldnn.enabled = False
             with torch.autocast("cpu", torch.bfloat16):
-                got = exact.run(lambda: prepared(x))
+                got = exact.run_exactly(lambda: prepared(x))
                 assert torch.is_autocast_enabled("cpu") and not torch.backends.mkldnn.enabled
             assert torch.equal(got, expected)
             assert torch.get_num_threads() == count
@@ -74,24 +74,24 @@ def test_nothing_that_the_caller_set_matters_or_changes():
 
 
 def test_one_thread_computes_what_two_do(monkeypatch):
-    prepared, x = Float32().prepare(a_net()), torch.randn(1, 40, 18, 22)
+    prepared, x = Float32().prepare(make_network()), torch.randn(1, 40, 18, 22)
     results = []
     for cores in (1, 2):
-        exact.run(int)
+        exact.run_exactly(int)
         monkeypatch.setattr(exact._threads, "cores", cores)
-        results.append(exact.run(lambda: prepared(x)))
+        results.append(exact.run_exactly(lambda: prepared(x)))
     assert torch.equal(*results)
 
 
 def test_callers_on_many_threads_do_not_disturb_each_other():
-    prepared = Float32().prepare(a_net())
+    prepared = Float32().prepare(make_network())
     inputs = [torch.randn(1, 40, 10, 12 + i) for i in range(6)]
-    expected = [exact.run(lambda x=x: prepared(x)) for x in inputs]
+    expected = [exact.run_exactly(lambda x=x: prepared(x)) for x in inputs]
     results = [None] * len(inputs)
 
     def call(i):
         torch.set_num_threads(1 + i % 3)
-        results[i] = exact.run(lambda: prepared(inputs[i]))
+        results[i] = exact.run_exactly(lambda: prepared(inputs[i]))
 
     callers = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
     for caller in callers:
@@ -102,10 +102,10 @@ def test_callers_on_many_threads_do_not_disturb_each_other():
 
 
 def test_it_computes_what_the_network_computes():
-    net, x = a_net(), torch.randn(1, 40, 18, 22)
+    net, x = make_network(), torch.randn(1, 40, 18, 22)
     prepared = Float32().prepare(net)
     with torch.no_grad():
-        torch.testing.assert_close(exact.run(lambda: prepared(x)), net(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(exact.run_exactly(lambda: prepared(x)), net(x), atol=1e-4, rtol=1e-4)
 
 
 def test_errors_reach_the_caller_and_the_next_call_works():
@@ -113,16 +113,16 @@ def test_errors_reach_the_caller_and_the_next_call_works():
         raise KeyError("lost")
 
     with pytest.raises(KeyError, match="lost"):
-        exact.run(fail)
-    assert exact.run(lambda: exact.run(lambda: 5)) == 5
+        exact.run_exactly(fail)
+    assert exact.run_exactly(lambda: exact.run_exactly(lambda: 5)) == 5
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_gets_threads_of_its_own():
-    exact.run(int)
+    exact.run_exactly(int)
     child = os.fork()
     if child == 0:
-        os._exit(0 if exact.run(lambda: 7) == 7 else 1)
+        os._exit(0 if exact.run_exactly(lambda: 7) == 7 else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -136,7 +136,7 @@ def test_winograd_equals_the_direct_convolution(shape):
     prepared = Float32().prepare(conv)
     with torch.no_grad():
         expected = conv.double()(x.double())
-    assert (exact.run(lambda: prepared(x)) - expected).abs().max() < 2e-4
+    assert (exact.run_exactly(lambda: prepared(x)) - expected).abs().max() < 2e-4
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_halved_convolutions_equal_whole_ones(conv):
     x = torch.randn(1, 40, 9, 13)
     halved = HalvedConv(conv)
     with torch.no_grad():
-        torch.testing.assert_close(exact.run(lambda: halved(x)), conv(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(exact.run_exactly(lambda: halved(x)), conv(x), atol=1e-5, rtol=1e-5)
 
 
 def test_padding_that_is_not_zeros_is_refused():
@@ -177,7 +177,7 @@ def test_padding_that_is_not_zeros_is_refused():
 
 
 class _Residual(nn.Module):
-    """A composite with its own forward, a list of children and no weights of its own."""
+    """A composite module with its own forward and a list of children, but no weights of its own."""
 
     def __init__(self):
         super().__init__()
@@ -194,5 +194,5 @@ def test_composites_run_their_own_forward_and_stay_as_they_were():
     net, x = _Residual().train(), torch.randn(1, 8, 5, 6)
     prepared = Float32().prepare(net)
     with torch.no_grad():
-        torch.testing.assert_close(exact.run(lambda: prepared(x)), net(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(exact.run_exactly(lambda: prepared(x)), net(x), atol=1e-5, rtol=1e-5)
     assert isinstance(net.layers[0], nn.Conv2d) and net.training

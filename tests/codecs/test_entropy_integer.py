@@ -1,4 +1,4 @@
-"""Networks on the grid: exact in any order, close to the networks they stand for, and never silently off the grid."""
+"""Networks on the grid are exact in any order, close to the float networks, and never silently off the grid."""
 
 import copy
 import zlib
@@ -14,7 +14,7 @@ from icmbench.codecs.base import CodecError  # noqa: E402
 from icmbench.codecs.entropy import exact  # noqa: E402
 from icmbench.codecs.entropy.integer import GRID, FixedPoint, Product, to_grid  # noqa: E402
 
-# CRC-32 of each table's integers: an elementary function that rounds otherwise here would show
+# CRC-32 of each table's integers, which changes if an elementary function rounds differently on some machine.
 TABLES = {nn.GELU: 683866690, nn.SiLU: 324274977, nn.Sigmoid: 2998351602, nn.Tanh: 3324123047}
 
 
@@ -24,7 +24,7 @@ def on_grid(x):
 
 def run(net, x):
     prepared = FixedPoint().prepare(net)
-    return exact.run(lambda: prepared(to_grid(x)))
+    return exact.run_exactly(lambda: prepared(to_grid(x)))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_layer_is_integer_arithmetic_in_any_order(layer, forward):
     got = run(layer, x)
     weight = (layer.weight.detach().double() * 2**16).round().long()
     bias = ((layer.bias.detach().double() * 2**GRID).round() * 2**16).long()
-    exact_sum = forward((x * 2**GRID).long(), weight, bias)  # int64 throughout
+    exact_sum = forward((x * 2**GRID).long(), weight, bias)  # This sum is int64 throughout.
     torch.testing.assert_close(got, to_grid(exact_sum.double() * 2.0 ** -(16 + GRID)), atol=0, rtol=0)
     order = torch.randperm(48)
     shuffled = copy.deepcopy(layer)
@@ -59,7 +59,7 @@ def test_thread_counts_change_nothing(threads):
     try:
         torch.set_num_threads(threads)
         with torch.no_grad():
-            assert torch.equal(prepared(to_grid(x)), expected)  # here on the caller's threads
+            assert torch.equal(prepared(to_grid(x)), expected)  # computed on the caller's threads
     finally:
         torch.set_num_threads(before)
 
@@ -93,14 +93,14 @@ def test_the_grid_form_is_close_to_the_network(net):
     assert on_grid(got) and (got - expected).abs().max() < 0.01 and (got - expected).abs().mean() < 1e-3
 
 
-@pytest.mark.parametrize("kind", TABLES)
-def test_tables_are_the_function_and_the_same_everywhere(kind):
+@pytest.mark.parametrize("activation", TABLES)
+def test_tables_hold_the_function_and_are_equal_on_every_machine(activation):
     x = torch.cat([torch.linspace(-30, 30, 4001, dtype=torch.float64), torch.tensor([-4096.0, 4096.0], dtype=torch.float64)])
-    prepared = FixedPoint().prepare(kind())
+    prepared = FixedPoint().prepare(activation())
     x = to_grid(x)
-    assert on_grid(prepared(x)) and (prepared(x) - kind()(x)).abs().max() <= 2.0**-GRID
+    assert on_grid(prepared(x)) and (prepared(x) - activation()(x)).abs().max() <= 2.0**-GRID
     integers = (prepared.values * 2**GRID).to(torch.int32).numpy().astype("<i4")
-    assert zlib.crc32(integers.tobytes()) == TABLES[kind]
+    assert zlib.crc32(integers.tobytes()) == TABLES[activation]
 
 
 def test_large_weights_take_a_coarser_grid_and_damaged_ones_are_refused():

@@ -36,11 +36,11 @@ def test_bottleneck_probabilities_sum_to_one_and_its_tables_hold_them(bottleneck
     torch.testing.assert_close(rounded, z)
     torch.testing.assert_close(likelihood.sum(2).flatten(), torch.ones(5), atol=1e-3, rtol=0)
     bottleneck.update()
-    made = bottleneck.tables
+    stored = bottleneck.tables
     for channel in range(5):
-        counts = np.diff(made.cdf[channel, : made.length[channel]]) / (1 << tables.PRECISION)
-        first = 400 + made.offset[channel]
-        expected = likelihood[0, channel, first : first + made.escape[channel], 0].detach().numpy()
+        counts = np.diff(stored.cdf[channel, : stored.length[channel]]) / (1 << tables.PRECISION)
+        first = 400 + stored.offset[channel]
+        expected = likelihood[0, channel, first : first + stored.escape[channel], 0].detach().numpy()
         np.testing.assert_allclose(counts[:-1], expected, atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_tables_travel_with_the_weights(bottleneck, monkeypatch):
         with pytest.raises(CodecError, match=r"update\(\)"):
             _ = model.tables
         model.update()
-        monkeypatch.setattr(tables, "build", None)  # nothing may be made again
+        monkeypatch.setattr(tables, "build", None)  # Loading must not make the tables again.
         blank.load_state_dict(model.state_dict())
         for name in ("cdf", "length", "offset"):
             np.testing.assert_array_equal(getattr(blank.tables, name), getattr(model.tables, name))
@@ -124,7 +124,7 @@ def test_gaussian_rows_are_the_least_scale_that_is_no_smaller():
     assert len(table) == 64 and table[0] == torch.tensor(0.11) and table[-1] == torch.tensor(256.0)
     scales = torch.cat([table, table * 1.001, table * 0.999, torch.tensor([-1.0, 0.0, 1e9])])
     expected = [min(sum(bool(s > edge) for edge in table[:-1]), 63) for s in scales]
-    assert gaussian.rows(scales).tolist() == gaussian.rows(scales.double()).tolist() == expected
+    assert gaussian.table_rows(scales).tolist() == gaussian.table_rows(scales.double()).tolist() == expected
 
 
 def test_gaussian_likelihood_is_the_integral_over_the_bin():

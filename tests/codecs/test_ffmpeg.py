@@ -8,10 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image as Pillow
 
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.ffmpeg import X265, Av1, Vvenc
+
+from .helpers import psnr, smooth_image
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
@@ -19,35 +20,20 @@ FASTEST = {Vvenc: {"preset": "faster"}, X265: {"preset": "ultrafast"}, Av1: {"sp
 
 
 def skip_unusable(codec_class):
-    trouble = codec_class.usable()
-    return pytest.param(codec_class, id=codec_class.name, marks=pytest.mark.skipif(bool(trouble), reason=str(trouble)))
+    reason = codec_class.usable()
+    return pytest.param(codec_class, id=codec_class.name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
 
 
 each_codec = pytest.mark.parametrize("codec_class", [skip_unusable(codec_class) for codec_class in FASTEST])
 
 
-@pytest.fixture(scope="module")
-def photograph(shared):
-    """kodim03, 768x512."""
-    with Pillow.open(shared / "data/kodak/kodim03.png") as picture:
-        return np.array(picture.convert("RGB"))
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([128 + 100 * np.sin(x / 9), 128 + 90 * np.cos(y / 7), 128 + 60 * np.sin((x + y) / 11)], -1).astype(np.uint8)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9)))
-
-
 def fast(codec_class):
+    """The codec at its fastest setting and a rate in the middle of its curve."""
     return codec_class(codec_class.default_points[2], **FASTEST[codec_class])
 
 
 def stand_in(monkeypatch, tmp_path, source: str) -> None:
-    """A script in place of ffmpeg, with all its encoders."""
+    """Replaces ffmpeg by a script that claims to have all its encoders."""
     program = tmp_path / "ffmpeg"
     names = " ".join(f"print(' V. {name}')" + ";" for name in ("libvvenc", "libx265", "libaom-av1"))
     head = f"#!{sys.executable}\nimport sys\nif '-encoders' in sys.argv or '-version' in sys.argv:\n    {names} sys.exit()\n"
@@ -58,7 +44,7 @@ def stand_in(monkeypatch, tmp_path, source: str) -> None:
 
 @pytest.mark.parametrize(
     ("codec_class", "point", "bpp", "decibel"),
-    [  # specified rates and PSNR of kodim03, which counted HEVC's wavefronts and AV1's default speed
+    [  # rates and PSNR of kodim03 that the baselines are specified to have, with HEVC's wavefronts and AV1's default speed
         (Vvenc, 22, 0.878, 42.68),
         (X265, 51, 0.0231, 26.9),
         (Av1, 63, 0.0127, 25.3),
@@ -87,8 +73,8 @@ def test_default_points_order_a_rate_curve(photograph, codec_class):
 @each_codec
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2), (15, 31), (32, 33), (33, 47), (65, 64)], ids=str)
 def test_every_size_keeps_its_shape(codec_class, shape):
-    codec, image = codec_class(10, **FASTEST[codec_class]), smooth(*shape)
-    image.flags.writeable = False  # as the harness hands it over
+    codec, image = codec_class(10, **FASTEST[codec_class]), smooth_image(*shape)
+    image.flags.writeable = False  # as in the images that the harness passes
     stream = codec.compress(image)
     reconstruction = codec.decompress(stream)
     assert (reconstruction.shape, reconstruction.dtype) == (image.shape, np.uint8)
@@ -96,35 +82,19 @@ def test_every_size_keeps_its_shape(codec_class, shape):
     assert psnr(image, reconstruction) > 34
     parts = codec.rate_breakdown(stream)
     assert sum(parts.values()) == 8 * len(stream)
-    least, even = codec_class.least_side, codec_class is Vvenc
-    padded = sum(side < least or (even and side % 2 == 1) for side in shape)
+    only_even = codec_class is Vvenc
+    padded = sum(side < codec_class.min_side or (only_even and side % 2 == 1) for side in shape)
     assert parts["header"] == 8 * (codec_class.check_bytes + padded)
 
 
 @each_codec
 def test_without_its_trailer_a_stream_is_a_plain_one(codec_class, tmp_path):
-    codec, image = fast(codec_class), smooth(64, 96)
+    codec, image = fast(codec_class), smooth_image(64, 96)
     (tmp_path / "in.bin").write_bytes(unsealed(codec, codec.compress(image)))
-    said = subprocess.run(
-        [
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            "-nostdin",
-            "-v",
-            "error",
-            "-i",
-            "in.bin",
-            "-pix_fmt",
-            "yuv444p10le",
-            "-f",
-            "rawvideo",
-            "-",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        check=True,
-        timeout=60,
-    ).stdout
-    assert len(said) == 64 * 96 * 3 * 2
+    arguments = ["-nostdin", "-v", "error", "-i", "in.bin", "-pix_fmt", "yuv444p10le", "-f", "rawvideo", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *arguments]
+    decoded = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=60).stdout
+    assert len(decoded) == 64 * 96 * 3 * 2
 
 
 @each_codec
@@ -153,7 +123,7 @@ def test_bad_settings_are_refused(codec_class, options):
 @each_codec
 def test_every_truncation_is_refused(codec_class):
     codec = fast(codec_class)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(smooth_image(33, 47))
     for length in range(len(stream)):
         with pytest.raises(BitstreamError, match=codec.name):
             codec.decompress(stream[:length])
@@ -169,6 +139,7 @@ def test_truncations_of_a_photograph_are_refused(photograph, codec_class):
 
 
 def sealed(codec, body: bytes, padded: int = 0) -> bytes:
+    """The body with a trailer whose check is right. `padded`: the two bits for padding at the right and at the bottom."""
     length = 4 if codec.name == "x265" else 2
     return body + ((zlib.crc32(body) << 2 & (1 << 8 * length) - 1) | padded).to_bytes(length, "little")
 
@@ -180,19 +151,20 @@ def unsealed(codec, stream: bytes) -> bytes:
 @each_codec
 def test_foreign_bytes_are_refused(codec_class):
     codec = fast(codec_class)
-    others = [fast(other).compress(smooth(33, 47)) for other in FASTEST if other is not codec_class and other.usable() is None]
+    usable = [other for other in FASTEST if other is not codec_class and other.usable() is None]
+    foreign = [fast(other).compress(smooth_image(33, 47)) for other in usable]
     noise = random.Random(0).randbytes(1000)
-    for data in [b"", b"\0", b"\0\0", b"\0\0\0", bytes(1000), noise, *others]:
+    for data in [b"", b"\0", b"\0\0", b"\0\0\0", bytes(1000), noise, *foreign]:
         with pytest.raises(BitstreamError, match=codec.name):
             codec.decompress(data)
-        with pytest.raises(BitstreamError, match=codec.name):  # also where the check is right and ffmpeg has to notice
+        with pytest.raises(BitstreamError, match=codec.name):  # The check is right here, so ffmpeg has to notice.
             codec.decompress(sealed(codec, data))
 
 
 @each_codec
 def test_bytes_that_follow_are_refused(codec_class):
     codec = fast(codec_class)
-    stream = codec.compress(smooth(34, 48))
+    stream = codec.compress(smooth_image(34, 48))
     for junk in [b"\0", b"\0\0\1", stream]:
         with pytest.raises(BitstreamError):
             codec.decompress(stream + junk)
@@ -203,7 +175,7 @@ def test_bytes_that_follow_are_refused(codec_class):
 @each_codec
 def test_padding_beyond_the_picture_is_refused(codec_class):
     codec = fast(codec_class)
-    stream = unsealed(codec, codec.compress(smooth(34, 48)))
+    stream = unsealed(codec, codec.compress(smooth_image(34, 48)))
     assert codec.decompress(sealed(codec, stream + bytes([47, 33]), 3)).shape == (1, 1, 3)
     for sides in [(48, 1), (1, 34), (255, 255)]:
         with pytest.raises(BitstreamError, match="picture of 48x34 with padding"):
@@ -213,7 +185,7 @@ def test_padding_beyond_the_picture_is_refused(codec_class):
 @each_codec
 def test_altered_streams_are_refused(codec_class):
     codec, generator = fast(codec_class), random.Random(1)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(smooth_image(33, 47))
     for _ in range(2000):
         data = bytearray(stream)
         data[generator.randrange(len(data))] ^= generator.randrange(1, 256)
@@ -224,7 +196,7 @@ def test_altered_streams_are_refused(codec_class):
 @each_codec
 def test_altered_streams_with_a_right_check_give_an_image_or_a_bitstream_error(codec_class):
     codec, generator, shapes = fast(codec_class), random.Random(2), set()
-    body = unsealed(codec, codec.compress(smooth(34, 48)))
+    body = unsealed(codec, codec.compress(smooth_image(34, 48)))
     for _ in range(30):
         data = bytearray(body)
         data[generator.randrange(len(data) // 2, len(data))] ^= 1 << generator.randrange(8)
@@ -249,37 +221,43 @@ def test_an_ffmpeg_without_the_encoder_is_named(codec_class, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "seconds", "message"),
     [
-        ("sys.exit('no such preset')", r"ended with code 1, for an image of 47x33:\nno such preset"),
-        ("import time; time.sleep(600)", "did not end within 2 s"),
-        ("", "wrote no stream"),
+        ("sys.exit('no such preset')", 300, r"ended with code 1, for an image of 47x33:\nno such preset"),
+        ("import time; time.sleep(600)", 2, "did not end within 2 s"),
+        ("", 300, "wrote no stream"),
     ],
     ids=["fails", "hangs", "writes nothing"],
 )
-def test_a_failing_encoder_is_a_codec_error(monkeypatch, tmp_path, source, message):
+def test_a_failing_encoder_is_a_codec_error(monkeypatch, tmp_path, source, seconds, message):
     stand_in(monkeypatch, tmp_path, source)
-    codec = Vvenc(32, timeout_seconds=2, timeout_seconds_per_megapixel=0)
+    codec = Vvenc(32, timeout_seconds=seconds, timeout_seconds_per_megapixel=0)
     with pytest.raises(CodecError, match=message):
-        codec.compress(smooth(33, 47))
+        codec.compress(smooth_image(33, 47))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("sys.exit('broken')", "broken"),
-        ("import time; time.sleep(600)", "raise decode_timeout_seconds"),
         ("", "gave no picture"),
         ("open('out.y4m', 'wb').write(b'YUV4MPEG2 W32 H32 F1:1 C420jpeg\\nFRAME\\n' + bytes(1536))", "C420p10 is expected"),
         ("open('out.y4m', 'wb').write(b'YUV4MPEG2 W32 H32 F1:1 C420p10\\nFRAME\\n' + bytes(3070))", "1535 samples"),
         ("open('out.y4m', 'wb').write(b'YUV4MPEG2 W32 H32 F1:1 C420p10\\nFRAME\\n' + bytes(3071))", "gave no picture"),
     ],
-    ids=["fails", "hangs", "writes nothing", "8 bit", "a sample short", "a byte short"],
+    ids=["fails", "writes nothing", "8 bit", "a sample short", "a byte short"],
 )
 def test_a_failing_decoder_is_a_bitstream_error(monkeypatch, tmp_path, source, message):
     stand_in(monkeypatch, tmp_path, source)
-    codec = Vvenc(32, decode_timeout_seconds=2)
+    codec = Vvenc(32)
     with pytest.raises(BitstreamError, match=message):
+        codec.decompress(sealed(codec, b"stream"))
+
+
+def test_a_hanging_decoder_is_a_bitstream_error(monkeypatch, tmp_path):
+    stand_in(monkeypatch, tmp_path, "import time; time.sleep(600)")
+    codec = Vvenc(32, decode_timeout_seconds=2)
+    with pytest.raises(BitstreamError, match="raise decode_timeout_seconds"):
         codec.decompress(sealed(codec, b"stream"))
 
 

@@ -1,4 +1,4 @@
-"""The `folder` codec: finding files and rows, and every way in which a folder or a CSV can be wrong."""
+"""The `folder` codec: how it finds files and rows, and every way in which a folder or a CSV can be wrong."""
 
 import json
 import os
@@ -25,31 +25,32 @@ def save(path, image: np.ndarray, **settings) -> None:
 
 
 @pytest.fixture
-def made(tmp_path):
-    """Two points of three images each. Gives the folder, its CSV and the reconstructions of point 32."""
+def files(tmp_path):
+    """Two points of three images each. Returns the folder, its CSV and the reconstructions of point 32."""
     images = [picture(seed) for seed in range(3)]
     rows = ["image,point,bytes"]
     for point in [32, 37]:
         for number, (image_id, image) in enumerate(zip(IDS, images, strict=True)):
-            shown = image if point == 32 else 255 - image
-            save(tmp_path / str(point) / f"{image_id.rpartition('.')[0]}.png", shown)
+            reconstruction = image if point == 32 else 255 - image
+            save(tmp_path / str(point) / f"{image_id.rpartition('.')[0]}.png", reconstruction)
             rows.append(f"{image_id},{point},{100 * point - number}")
     (tmp_path / "sizes.csv").write_text("\n".join(rows) + "\n")
     return tmp_path, tmp_path / "sizes.csv", images
 
 
 @pytest.fixture
-def codec(made):
-    return Folder(32, path=made[0], sizes=made[1])
+def codec(files):
+    return Folder(32, path=files[0], sizes=files[1])
 
 
 def forge(**fields) -> bytes:
+    """A token with these fields and a right checksum."""
     body = json.dumps(fields).encode()
     return b"%08x" % zlib.crc32(body) + body
 
 
-def test_reconstructions_and_sizes_come_back(made, codec):
-    path, sizes, images = made
+def test_reconstructions_and_sizes_come_back(files, codec):
+    path, sizes, images = files
     streams = compress_all(codec, images, IDS)
     assert all(np.array_equal(a, b) for a, b in zip(decompress_all(codec, streams), images, strict=True))
     assert [codec.stream_bytes(stream) for stream in streams] == [3200, 3199, 3198]
@@ -57,7 +58,7 @@ def test_reconstructions_and_sizes_come_back(made, codec):
     other = Folder(37, path=path, sizes=sizes)
     assert np.array_equal(other.decompress(other.compress_batch(images[:1], IDS[:1])[0]), 255 - images[0])
     assert (codec.point.label, codec.point.parameters) == ("32", {"point": 32})
-    assert codec.point.order == 3199 < other.point.order  # mean bytes: sorted by rate whatever the number means
+    assert codec.point.order == 3199 < other.point.order  # Points are sorted by their mean bytes, whatever the label means.
 
 
 def test_photographs_made_by_another_codec(shared, tmp_path):
@@ -150,46 +151,46 @@ def test_ways_to_write_the_csv(tmp_path, text, size):
     ],
     ids=range(15),
 )
-def test_a_wrong_csv_is_refused_by_row(made, text, message):
-    made[1].write_text(text)
+def test_a_wrong_csv_is_refused_by_row(files, text, message):
+    files[1].write_text(text)
     with pytest.raises(CodecError, match=message):
-        Folder(32, path=made[0], sizes=made[1])
+        Folder(32, path=files[0], sizes=files[1])
 
 
-def test_a_csv_that_cannot_be_read(made):
-    made[1].write_bytes(b"\xff\xfe\x00bad")
+def test_a_csv_that_cannot_be_read(files):
+    files[1].write_bytes(b"\xff\xfe\x00bad")
     with pytest.raises(CodecError, match=r"sizes\.csv cannot be read"):
-        Folder(32, path=made[0], sizes=made[1])
+        Folder(32, path=files[0], sizes=files[1])
     with pytest.raises(CodecError, match=r"missing\.csv cannot be read"):
-        Folder(32, path=made[0], sizes=made[0] / "missing.csv")
+        Folder(32, path=files[0], sizes=files[0] / "missing.csv")
 
 
-def test_a_missing_folder_names_those_that_are_there(made):
+def test_a_missing_folder_names_those_that_are_there(files):
     with pytest.raises(CodecError, match=r"no folder .*42 .* there are: 32, 37"):
-        Folder(42, path=made[0], sizes=made[1])
-    (made[0] / "42").mkdir()
+        Folder(42, path=files[0], sizes=files[1])
+    (files[0] / "42").mkdir()
     with pytest.raises(CodecError, match=r"holds no \.png"):
-        Folder(42, path=made[0], sizes=made[1])
+        Folder(42, path=files[0], sizes=files[1])
 
 
 @pytest.mark.parametrize("point", ["..", ".", "", "a/b", "/etc", "..\\x", True], ids=str)
-def test_a_point_is_the_name_of_a_folder(made, point):
+def test_a_point_is_the_name_of_a_folder(files, point):
     with pytest.raises(CodecError, match="a point names a folder"):
-        Folder(point, path=made[0], sizes=made[1])
+        Folder(point, path=files[0], sizes=files[1])
 
 
-def test_a_missing_file_or_row_is_named_with_its_remedy(made, codec):
+def test_a_missing_file_or_row_is_named_with_its_remedy(files, codec):
     with pytest.raises(CodecError, match=r"no reconstruction of 'new/a\.jpg' at point '32': put it at .*32/new/a\.png"):
         codec.compress_batch([picture(0)], ["new/a.jpg"])
-    save(made[0] / "32/new/a.png", picture(0))
+    save(files[0] / "32/new/a.png", picture(0))
     with pytest.raises(CodecError, match=r"sizes\.csv has no row of image 'new/a\.jpg' at point '32': add its size"):
-        Folder(32, path=made[0], sizes=made[1]).compress_batch([picture(0)], ["new/a.jpg"])
-    with pytest.raises(CodecError, match=r"no reconstruction of 'x\.JPEG'"):  # the class folder is part of the id
+        Folder(32, path=files[0], sizes=files[1]).compress_batch([picture(0)], ["new/a.jpg"])
+    with pytest.raises(CodecError, match=r"no reconstruction of 'x\.JPEG'"):  # The class folder is part of the id.
         codec.compress_batch([picture(0)], ["x.JPEG"])
 
 
-def test_two_files_or_rows_for_one_image(made):
-    path, sizes, images = made
+def test_two_files_or_rows_for_one_image(files):
+    path, sizes, images = files
     save(path / "32/000000000139.bmp", images[0])
     with pytest.raises(CodecError, match=r"000000000139\.bmp and 000000000139\.png .* both fit"):
         Folder(32, path=path, sizes=sizes).compress_batch(images[:1], IDS[:1])
@@ -232,10 +233,10 @@ def test_an_image_without_an_id_is_refused(codec):
         codec.compress(picture(0))
 
 
-def test_every_altered_token_is_a_bitstream_error(made, codec):
-    (token,) = codec.compress_batch(made[2][:1], IDS[:1])
+def test_every_altered_token_is_a_bitstream_error(files, codec):
+    (token,) = codec.compress_batch(files[2][:1], IDS[:1])
     altered = [token[:length] for length in range(len(token))]
-    altered += [token + b"\0", token + token, b"\0" * 100, Jpeg(10).compress(made[2][0])]
+    altered += [token + b"\0", token + token, b"\0" * 100, Jpeg(10).compress(files[2][0])]
     altered += [token[:k] + bytes([token[k] ^ 1 << bit]) + token[k + 1 :] for k in range(len(token)) for bit in range(8)]
     for data in altered:
         with pytest.raises(BitstreamError):
@@ -261,8 +262,8 @@ def test_every_altered_token_is_a_bitstream_error(made, codec):
     ],
     ids=str,
 )
-def test_no_forged_token_leads_elsewhere(made, codec, fields):
-    save(made[0].parent / "secret.png", picture(9))
+def test_no_forged_token_leads_elsewhere(files, codec, fields):
+    save(files[0].parent / "secret.png", picture(9))
     with pytest.raises(BitstreamError):
         codec.decompress(forge(**fields))
 
@@ -273,8 +274,8 @@ def test_a_forged_token_of_no_object(codec):
             codec.decompress(b"%08x" % zlib.crc32(body) + body)
 
 
-def test_a_damaged_or_deleted_reconstruction_is_a_bitstream_error(made, codec):
-    path, _, images = made
+def test_a_damaged_or_deleted_reconstruction_is_a_bitstream_error(files, codec):
+    path, _, images = files
     first, second, _ = codec.compress_batch(images, IDS)
     file = path / "32/000000000139.png"
     file.write_bytes(file.read_bytes()[:-40])
@@ -285,23 +286,23 @@ def test_a_damaged_or_deleted_reconstruction_is_a_bitstream_error(made, codec):
         codec.decompress(second)
 
 
-def test_the_fingerprint_follows_this_points_files_and_rows(made):
-    path, sizes, _ = made
+def test_the_fingerprint_follows_this_points_files_and_rows(files):
+    path, sizes, _ = files
 
-    def of(point=32):
+    def fingerprint_of(point=32):
         return Folder(point, path=path, sizes=sizes).fingerprint
 
-    before, other = of(), of(37)
+    before, other = fingerprint_of(), fingerprint_of(37)
     assert before != other
     (path / "32/notes.txt").write_text("not an image")
     os.utime(path / "37/000000000139.png", ns=(1, 1))
-    assert of() == before and of(37) != other
+    assert fingerprint_of() == before and fingerprint_of(37) != other
     stat = (path / "32/000000000139.png").stat()
     save(path / "32/000000000139.png", picture(8))
-    assert of() != before
+    assert fingerprint_of() != before
     os.utime(path / "32/000000000139.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    changed = of()
+    changed = fingerprint_of()
     sizes.write_text(sizes.read_text().replace("000000000139.jpg,32,3200", "000000000139.jpg,32,3201"))
-    assert of() != changed
+    assert fingerprint_of() != changed
     save(path / "32/more.png", picture(9))
-    assert json.loads(of())["files"] != json.loads(changed)["files"]
+    assert json.loads(fingerprint_of())["files"] != json.loads(changed)["files"]

@@ -8,25 +8,11 @@ import pytest
 from PIL import Image as Pillow
 
 from icmbench.codecs.base import BitstreamError, CodecError
-from icmbench.codecs.jpegxl import JpegXl, picture_size
+from icmbench.codecs.jpegxl import JpegXl, read_jpegxl_size
+
+from .helpers import psnr, smooth_image
 
 imagecodecs = pytest.importorskip("imagecodecs")
-
-
-@pytest.fixture(scope="module")
-def photograph(shared):
-    """kodim03, 768x512."""
-    with Pillow.open(shared / "data/kodak/kodim03.png") as picture:
-        return np.array(picture.convert("RGB"))
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([128 + 100 * np.sin(x / 9), 128 + 90 * np.cos(y / 7), 128 + 60 * np.sin((x + y) / 11)], -1).astype(np.uint8)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
 def test_lowest_rate_of_a_photograph(photograph):
@@ -47,15 +33,15 @@ def test_default_points_order_a_rate_curve(photograph):
 
 
 @pytest.mark.parametrize(
-    "shape",  # among them the ratios and multiples of eight that the size header abbreviates
+    "shape",  # These include the ratios and the multiples of eight that the size header abbreviates.
     [(1, 1), (1, 300), (300, 1), (33, 47), (8, 8), (64, 96), (300, 400), (180, 320), (80, 96), (128, 160), (256, 512), (2000, 3)],
     ids=str,
 )
 def test_every_size_keeps_its_shape(shape):
-    codec, image = JpegXl(1, effort=3), smooth(*shape)
-    image.flags.writeable = False  # as the harness hands it over
+    codec, image = JpegXl(1, effort=3), smooth_image(*shape)
+    image.flags.writeable = False  # as in the images that the harness passes
     stream = codec.compress(image)
-    assert picture_size(stream) == shape[::-1]
+    assert read_jpegxl_size(stream) == shape[::-1]
     reconstruction = codec.decompress(stream)
     assert (reconstruction.shape, reconstruction.dtype) == (image.shape, np.uint8)
     assert psnr(image, reconstruction) > 35
@@ -79,7 +65,7 @@ def test_points_and_settings():
 
 def test_every_truncation_is_refused():
     codec = JpegXl(4)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(smooth_image(33, 47))
     for length in range(len(stream)):
         with pytest.raises(BitstreamError, match="jpegxl"):
             codec.decompress(stream[:length])
@@ -95,7 +81,7 @@ def test_truncations_of_a_photograph_are_refused(photograph):
 
 def test_bytes_that_follow_are_refused(photograph):
     codec = JpegXl(8)
-    for image in (smooth(33, 47), photograph):
+    for image in (smooth_image(33, 47), photograph):
         stream = codec.compress(image)
         for junk in [b"\0", b"\xff\x0a", stream]:
             with pytest.raises(BitstreamError, match="bytes follow its end"):
@@ -103,7 +89,7 @@ def test_bytes_that_follow_are_refused(photograph):
 
 
 def test_foreign_bytes_are_refused():
-    image = smooth(33, 47)
+    image = smooth_image(33, 47)
     container = imagecodecs.jpegxl_encode(image, distance=4, usecontainer=True)
     for data in [b"", b"\0", b"\xff\x0a", bytes(1000), b"\xff\x0a" + bytes(100), random.Random(0).randbytes(1000), container]:
         with pytest.raises(BitstreamError, match="not a whole JPEG XL codestream"):
@@ -111,30 +97,35 @@ def test_foreign_bytes_are_refused():
 
 
 @pytest.mark.parametrize(
-    "other",
-    [smooth(33, 47)[..., 0], smooth(33, 47).astype(np.uint16) * 257, np.concatenate([smooth(33, 47), smooth(33, 47)[..., :1]], -1)],
+    "change",
+    [
+        lambda image: image[..., 0],
+        lambda image: image.astype(np.uint16) * 257,
+        lambda image: np.concatenate([image, image[..., :1]], -1),
+    ],
     ids=["grey", "16 bit", "alpha"],
 )
-def test_other_pictures_are_refused(other):
+def test_other_pictures_are_refused(change):
+    picture = np.ascontiguousarray(change(smooth_image(33, 47)))
     with pytest.raises(BitstreamError, match="not one of 8-bit RGB"):
-        JpegXl(4).decompress(imagecodecs.jpegxl_encode(np.ascontiguousarray(other), distance=4, usecontainer=False))
+        JpegXl(4).decompress(imagecodecs.jpegxl_encode(picture, distance=4, usecontainer=False))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_one_pixel_limit_holds_both_ways(monkeypatch):
     codec = JpegXl(4)
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(smooth_image(33, 47))
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 33 * 47 - 1)
     with pytest.raises(BitstreamError, match="MAX_IMAGE_PIXELS"):
         codec.decompress(stream)
     with pytest.raises(CodecError, match="MAX_IMAGE_PIXELS"):
-        codec.compress(smooth(33, 47))
+        codec.compress(smooth_image(33, 47))
 
 
 def test_altered_streams_give_an_image_or_a_bitstream_error(monkeypatch):
-    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 1_000_000)  # altered sizes need not cost gigabytes
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 1_000_000)  # Otherwise an altered size may cost gigabytes.
     codec, generator, refused = JpegXl(4), random.Random(0), 0
-    stream = codec.compress(smooth(33, 47))
+    stream = codec.compress(smooth_image(33, 47))
     for _ in range(1000):
         data = bytearray(stream)
         for _ in range(generator.choice([1, 1, 2, 8])):
@@ -144,7 +135,7 @@ def test_altered_streams_give_an_image_or_a_bitstream_error(monkeypatch):
         except BitstreamError:
             refused += 1
         else:
-            assert image.dtype == np.uint8 and image.shape == (*picture_size(bytes(data))[::-1], 3)
+            assert image.dtype == np.uint8 and image.shape == (*read_jpegxl_size(bytes(data))[::-1], 3)
     assert 0 < refused < 1000
 
 

@@ -1,4 +1,4 @@
-"""VVC through VTM. What needs its programs skips unless ICMBENCH_VTM names their folder; scripts stand in for misbehaving ones."""
+"""VVC through VTM. Tests that need its programs skip unless ICMBENCH_VTM names their folder; scripts stand in for failing ones."""
 
 import json
 import os
@@ -6,19 +6,19 @@ import random
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image as Pillow
 
 from icmbench.codecs.base import BitstreamError, CodecError
-from icmbench.codecs.vtm import FOLDER_VARIABLE, Vtm, picture_size
+from icmbench.codecs.vtm import FOLDER_VARIABLE, Vtm, read_vvc_size
 from icmbench.codecs.yuv import from_samples
 
-# What VTM-18.2 made of `picture(33, 47)` at QP 52: 47x33 pixels, coded as 48x40 and cropped by a conformance window.
+from .helpers import is_gone, psnr
+
+# VTM-18.2's stream of `picture(33, 47)` at QP 52: 47x33 pixels, coded as 48x40 and cropped by a conformance window.
 STREAM = bytes.fromhex(
     "000000010079001d4266800040c414ea20d407d11bc8522214991bf5e1571fc1f440800000000100"
     "810000c4148a4200347b2145945945880000010041c4009f0d241e04c50df3871d677ca57d40"
@@ -28,6 +28,7 @@ HANG = """
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     pathlib.Path({pid!r}).write_text(str(child.pid))
     time.sleep(600)
+    pathlib.Path({pid!r}).with_name("slept").touch()
 """
 
 
@@ -42,13 +43,13 @@ def vtm():
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """Scripts in place of VTM's programs, which say that they are. Gives the options that name them."""
+    """Writes scripts that claim to be VTM's programs, and returns the options that name them."""
 
     def write(encoder: str = "", decoder: str = "") -> dict[str, Path]:
-        for kind, source in {"Encoder": encoder, "Decoder": decoder}.items():
-            path = tmp_path / kind.lower()
+        for role, source in {"Encoder": encoder, "Decoder": decoder}.items():
+            path = tmp_path / role.lower()
             head = (
-                f"#!{sys.executable}\nimport sys\nif '--help' in sys.argv: sys.exit('' if print('VTM {kind} Version 0.1') else 0)\n"
+                f"#!{sys.executable}\nimport sys\nif '--help' in sys.argv: sys.exit('' if print('VTM {role} Version 0.1') else 0)\n"
             )
             path.write_text(head + textwrap.dedent(source))
             path.chmod(0o755)
@@ -61,19 +62,6 @@ def stand_in(tmp_path):
 def picture(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 3, x * 2, 128 + 60 * (x > y)], axis=-1).clip(0, 255).astype(np.uint8)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
-
-
-def is_gone(pid: int, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.parametrize(("qp", "bpp", "decibel"), [(52, 0.0137, 26.84), (42, 0.0506, 31.06), (32, 0.2256, 36.79)])
@@ -90,7 +78,7 @@ def test_rates_of_a_photograph(vtm, shared, qp, bpp, decibel):
 def test_every_size_keeps_its_shape(vtm, shape):
     codec, image = vtm(22), picture(*shape)
     stream = codec.compress(image)
-    assert picture_size(stream) == shape[::-1]
+    assert read_vvc_size(stream) == shape[::-1]
     reconstruction = codec.decompress(stream)
     assert (reconstruction.shape, reconstruction.dtype) == (image.shape, np.uint8)
     assert psnr(image, reconstruction) > 30
@@ -108,7 +96,7 @@ def test_another_decoder_sees_the_same_picture(tmp_path):
     (tmp_path / "in.bin").write_bytes(STREAM)
     words = ["-nostdin", "-v", "error", "-f", "vvc", "-i", "in.bin", "-f", "rawvideo", "out.yuv"]
     subprocess.run([ffmpeg, *words], cwd=tmp_path, check=True, timeout=60)
-    image = from_samples(np.fromfile(tmp_path / "out.yuv", "<u2"), *picture_size(STREAM))
+    image = from_samples(np.fromfile(tmp_path / "out.yuv", "<u2"), *read_vvc_size(STREAM))
     assert psnr(picture(33, 47), image) == pytest.approx(26.098, abs=0.001)
 
 
@@ -128,7 +116,7 @@ def test_altered_streams_give_an_image_or_a_bitstream_error(vtm):
         except BitstreamError:
             refused += 1
         else:
-            assert image.shape == (*picture_size(bytes(data))[::-1], 3)
+            assert image.shape == (*read_vvc_size(bytes(data))[::-1], 3)
     assert 0 < refused < 60
 
 
@@ -139,10 +127,10 @@ def test_bytes_that_follow_are_refused(vtm, junk):
 
 
 def test_sizes_come_from_the_sequence_parameter_set():
-    assert picture_size(STREAM) == (47, 33)
+    assert read_vvc_size(STREAM) == (47, 33)
 
 
-def unit_of(bits: str) -> bytes:
+def parameter_set(bits: str) -> bytes:
     """A sequence parameter set as a byte stream, with its stop bit and emulation prevention."""
     bits += "1"
     bits += "0" * (-len(bits) % 8)
@@ -155,6 +143,7 @@ def unit_of(bits: str) -> bytes:
 
 
 def ue(value: int) -> str:
+    """A number in Exp-Golomb code."""
     code = f"{value + 1:b}"
     return "0" * (len(code) - 1) + code
 
@@ -170,20 +159,21 @@ def test_optional_fields_before_the_size_are_skipped(constraints, sublayers, win
     bits += "00000001" + "1" * 32  # one sub-profile
     bits += "011" + ue(1928) + ue(1080)
     bits += "1" + ue(1) + ue(7) + ue(0) + ue(3) if window else "0"
-    assert picture_size(unit_of(bits)) == ((1920, 1077) if window else (1928, 1080))
+    assert read_vvc_size(parameter_set(bits)) == ((1920, 1077) if window else (1928, 1080))
 
 
-def size_bits(width: int, height: int, chroma: str = "11") -> str:
+def size_fields(width: int, height: int, chroma: str = "11") -> str:
+    """The bits of a sequence parameter set up to its size."""
     return "00000000000" + chroma + "01000" + ue(width) + ue(height)
 
 
 def test_a_picture_too_large_is_refused_before_it_is_decoded(stand_in, monkeypatch):
     decoder = Vtm(32, **stand_in(decoder="raise SystemExit('started')"))
     with pytest.raises(BitstreamError, match="MAX_IMAGE_PIXELS"):
-        decoder.decompress(unit_of(size_bits(60000, 60000) + "0"))
+        decoder.decompress(parameter_set(size_fields(60000, 60000) + "0"))
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 4096)
     with pytest.raises(BitstreamError, match="started"):
-        decoder.decompress(unit_of(size_bits(64, 64) + "0"))
+        decoder.decompress(parameter_set(size_fields(64, 64) + "0"))
 
 
 @pytest.mark.parametrize(
@@ -197,9 +187,9 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(stand_in, monkeypat
         (b"x" + STREAM, "not those of one picture"),
         (STREAM + STREAM, "not those of one picture"),
         (STREAM[:14], "parameter set is cut"),
-        (unit_of(size_bits(64, 64, chroma="01") + "0"), "not 4:4:4"),
-        (unit_of(size_bits(8, 8) + "1" + ue(8) + ue(0) + ue(0) + ue(0)), "a picture of 0x8"),
-        (unit_of("000000000001101000" + "0" * 80), "malformed number"),
+        (parameter_set(size_fields(64, 64, chroma="01") + "0"), "not 4:4:4"),
+        (parameter_set(size_fields(8, 8) + "1" + ue(8) + ue(0) + ue(0) + ue(0)), "a picture of 0x8"),
+        (parameter_set("000000000001101000" + "0" * 80), "malformed number"),
     ],
     ids=["empty", "JPEG", "start code", "zeros", "noise", "byte before", "twice", "cut", "4:2:0", "no width", "no number"],
 )
@@ -285,19 +275,19 @@ def test_a_failing_decoder_is_a_bitstream_error(stand_in, source, message):
 
 
 @pytest.mark.parametrize("program", ["encoder", "decoder"])
-def test_a_hanging_program_and_its_child_are_killed(stand_in, tmp_path, program):
+def test_a_hanging_program_and_its_child_are_killed(stand_in, tmp_path, limit_time_from, program):
     pid = tmp_path / "pid"
     options = stand_in(**{program: HANG.format(pid=str(pid))})
     limits = {"timeout_seconds": 2, "timeout_seconds_per_megapixel": 0, "decode_timeout_seconds": 2}
     codec = Vtm(32, **options, **limits, decode_timeout_seconds_per_megapixel=0)
-    start = time.monotonic()
+    limit_time_from(pid)
     if program == "encoder":
         with pytest.raises(CodecError, match=r"did not end within 2 s \(raise timeout_seconds"):
             codec.compress(picture(4, 5))
     else:
         with pytest.raises(BitstreamError, match="raise decode_timeout_seconds"):
             codec.decompress(STREAM)
-    assert time.monotonic() - start < 15
+    assert not (tmp_path / "slept").exists()
     assert is_gone(int(pid.read_text()))
 
 

@@ -5,15 +5,12 @@ import pytest
 
 from icmbench.codecs.yuv import from_samples, to_samples
 
-
-def smooth(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([128 + 100 * np.sin(x / 9), 128 + 90 * np.cos(y / 7), 128 + 60 * np.sin((x + y) / 11)], -1).astype(np.uint8)
+from .helpers import smooth_image
 
 
 @pytest.mark.parametrize(
     ("rgb", "samples"),
-    [  # by hand from BT.709's Kr = 0.2126 and Kb = 0.0722, full range, 511.5 rounded to the even 512
+    [  # computed by hand from BT.709's Kr = 0.2126 and Kb = 0.0722, full range; 511.5 rounds to the even 512
         ((0, 0, 0), (0, 512, 512)),
         ((255, 255, 255), (1023, 512, 512)),
         ((255, 0, 0), (217, 394, 1023)),
@@ -41,12 +38,12 @@ def test_samples_are_little_endian_words_of_ten_bits():
     samples = to_samples(np.full((1, 1, 3), 255, np.uint8))
     assert samples.tobytes() == b"\xff\x03\x00\x02\x00\x02"
     noise = to_samples(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "4:2:0")
-    assert noise.dtype == np.dtype("<u2") and noise.max() <= 1023  # Lanczos overshoots
+    assert noise.dtype == np.dtype("<u2") and noise.max() <= 1023  # although Lanczos' kernel overshoots
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 64), (64, 2), (34, 48)], ids=str)
 def test_halved_chroma_keeps_smooth_images(shape):
-    image = smooth(*shape)
+    image = smooth_image(*shape)
     samples = to_samples(image, "4:2:0")
     assert samples.size == image.size // 2
     again = from_samples(samples, shape[1], shape[0], "4:2:0")
@@ -57,7 +54,7 @@ def test_halved_chroma_keeps_smooth_images(shape):
 
 
 def test_halved_chroma_is_not_shifted():
-    image = smooth(40, 60)
+    image = smooth_image(40, 60)
     mirrored = from_samples(to_samples(image[::-1, ::-1], "4:2:0"), 60, 40, "4:2:0")[::-1, ::-1]
     assert np.abs(mirrored.astype(int) - from_samples(to_samples(image, "4:2:0"), 60, 40, "4:2:0")).max() <= 1
 

@@ -1,4 +1,4 @@
-"""Small experiments over synthetic photographs, with plug-ins found by entry point."""
+"""Fixtures for small experiments over synthetic photographs, with plug-ins of another package."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 
 @pytest.fixture(autouse=True)
 def plugin_package(monkeypatch):
-    """The package of small plug-ins, importable here and in every process that is started."""
+    """Makes the package of small plug-ins importable in this process and in every process that a test starts."""
     monkeypatch.syspath_prepend(str(PLUGINS))
     monkeypatch.setenv("PYTHONPATH", str(PLUGINS))
     plugins.available.cache_clear()
@@ -26,7 +26,7 @@ def plugin_package(monkeypatch):
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """Counts calls of codecs, models and contexts in all processes since the last count."""
+    """A function that counts the calls of codecs, models and contexts in all processes since it was last called."""
     log = tmp_path / "calls.log"
     monkeypatch.setenv("ICMBENCH_CALLS", str(log))
 
@@ -40,7 +40,7 @@ def calls(tmp_path, monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Ten smooth pictures of three sizes, the third of them dark."""
+    """A folder of ten smooth pictures of three sizes; the third picture is dark."""
     folder = tmp_path / "photos"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -53,12 +53,12 @@ def photos(tmp_path):
 
 @pytest.fixture
 def experiment(tmp_path, photos):
-    """Writes an experiment file, its blocks replaced by those given."""
+    """A function that writes an experiment file and returns its path; keyword arguments replace sections of the file."""
 
     def write(**changes):
         import yaml
 
-        blocks = {
+        sections = {
             "name": "small",
             "shard_size": 4,
             "batch_size": 3,
@@ -71,7 +71,7 @@ def experiment(tmp_path, photos):
             "anchor": "shift",
         }
         path = tmp_path / "experiment.yaml"
-        path.write_text(yaml.safe_dump(blocks | changes))
+        path.write_text(yaml.safe_dump(sections | changes))
         return path
 
     return write
@@ -79,7 +79,7 @@ def experiment(tmp_path, photos):
 
 @pytest.fixture
 def icmbench():
-    """Runs the command line in a process of its own."""
+    """A function that runs the command line in a process of its own."""
 
     def call(*arguments, **options):
         command = [sys.executable, "-m", "icmbench.harness.cli", *map(str, arguments)]

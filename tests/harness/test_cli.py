@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,12 @@ from PIL import Image
 
 from icmbench.codecs.diffusion.backbone.weights import read_state
 from icmbench.harness.cli import main
+
+
+def test_version_is_that_of_the_installed_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"icmbench {version('icmbench')}\n" == "icmbench 0.1.0\n"
 
 
 def test_list_names_everything_and_loads_nothing_heavy():
@@ -90,8 +97,8 @@ def test_doctor_says_what_is_usable(icmbench):
     assert "ok  jpeg" in done.stdout and "free disk" in done.stdout
 
 
-class _Code:
-    """A pickle that writes a file when it is read."""
+class _PickledCode:
+    """An object whose pickle creates a file when it is read."""
 
     def __init__(self, path):
         self.path = path
@@ -109,15 +116,15 @@ def test_convert_runs_a_pickles_code_only_where_it_is_trusted(tmp_path, capsys, 
     source, target, ran = tmp_path / "old.pth", tmp_path / f"new{suffix}", tmp_path / "ran"
     weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
     weights["view"] = weights["a"].T
-    torch.save({"state_dict": weights, "extra": _Code(ran)}, source)
+    torch.save({"state_dict": weights, "extra": _PickledCode(ran)}, source)
     code, _, errors = convert(source, target)
     assert code == 2 and "icmbench convert --trust" in errors and errors.count("\n") == 1
     assert not ran.exists() and not target.exists()
     code, printed, errors = convert("--trust", source, target)
     assert code == 0 and "3 tensors" in printed, errors
     assert ran.exists()
-    found = read_state(target)
-    assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
+    state = read_state(target)
+    assert state.keys() == weights.keys() and all(torch.equal(state[key], weights[key]) for key in weights)
     code, _, errors = convert("--trust", source, target)
     assert code == 2 and "is there already" in errors
     source.write_bytes(b"junk")

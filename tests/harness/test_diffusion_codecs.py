@@ -1,4 +1,4 @@
-"""The four diffusion codecs in one experiment, at their tiny profiles."""
+"""The four diffusion codecs in one experiment, with their tiny profiles."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ pytest.importorskip("open_clip")
 
 @pytest.mark.filterwarnings("ignore:.*random")
 def test_four_codecs_stand_in_one_table(tmp_path, photos):
-    """Random weights: the run is whole, every codec has its row and its real bits, and captions are paid for."""
+    """With random weights the run is complete, every codec has scores and a rate of real bits, and captions cost bits."""
     tiny = {"profile": "tiny", "weights": "random", "device": "cpu"}
     short = {"steps": 2}
     experiment = {

@@ -1,4 +1,4 @@
-"""Bad experiment files say in one sentence which key, and what to write instead."""
+"""The error for a bad experiment file names in one sentence the key and what to write instead."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def load(tmp_path: Path, text: str):
 
 def test_labels_default_to_names_and_paths_start_at_the_file(tmp_path):
     experiment = load(tmp_path, GOOD)
-    assert [block.label for block in experiment.codecs] == ["jpeg"]
-    assert [block.label for block in experiment.tasks] == ["fidelity"]
+    assert [section.label for section in experiment.codecs] == ["jpeg"]
+    assert [section.label for section in experiment.tasks] == ["fidelity"]
     assert experiment.folder == tmp_path
     assert experiment.shard_size == 32
 
@@ -76,7 +76,7 @@ class Plugin:
 
 def test_options_are_checked_against_the_signature(tmp_path):
     (tmp_path / "here").mkdir()
-    bound = bind(Plugin, {"images": "here", "strength": "3"}, "datasets.x", tmp_path, given=("point",))
+    bound = bind(Plugin, {"images": "here", "strength": "3"}, "datasets.x", tmp_path, reserved=("point",))
     assert bound == {"images": tmp_path / "here", "strength": 3}
     for options, words in [
         ({"images": "here", "strenght": 1}, ["datasets.x", "'strenght'", "did you mean 'strength'?"]),
@@ -86,21 +86,21 @@ def test_options_are_checked_against_the_signature(tmp_path):
         ({}, ["datasets.x.images", "required"]),
     ]:
         with pytest.raises(UserError) as error:
-            bind(Plugin, options, "datasets.x", tmp_path, given=("point",))
+            bind(Plugin, options, "datasets.x", tmp_path, reserved=("point",))
         for word in words:
             assert word in str(error.value)
 
 
 def test_an_option_that_is_a_name_or_a_path(tmp_path):
     (tmp_path / "w.pth").touch()
-    for given, bound in [
+    for value, expected in [
         ("w.pth", tmp_path / "w.pth"),
         ("some/model", "some/model"),
         ("w-{point}.pth", str(tmp_path / "w-{point}.pth")),
         (None, None),
     ]:
-        options = {"images": ".", "weights": given}
-        assert bind(Plugin, options, "x", tmp_path, given=("point",))["weights"] == bound
+        options = {"images": ".", "weights": value}
+        assert bind(Plugin, options, "x", tmp_path, reserved=("point",))["weights"] == expected
 
 
 @pytest.mark.parametrize(

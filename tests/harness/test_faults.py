@@ -1,4 +1,4 @@
-"""Codecs, models and images that misbehave: what is lost, and what the tables say of it."""
+"""Codecs, models and images that misbehave: what is lost, and what the tables report."""
 
 import errno
 import os
@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from icmbench.codecs.base import CodecError
 from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
-from icmbench.harness.work.attempt import attempt
+from icmbench.harness.work.attempt import ModelError, attempt
 
 
 def test_a_tolerated_failure_leaves_every_codec_s_score(tmp_path, experiment, photos, calls, monkeypatch):
@@ -25,7 +26,7 @@ def test_a_tolerated_failure_leaves_every_codec_s_score(tmp_path, experiment, ph
     result = run(load_experiment(path), tmp_path / "run")
     assert not result.missing, result.outcome.failures
     assert set(result.scores.failed) == {2} and set(result.scores.scored) == {8} and set(result.scores.expected) == {10}
-    # codec by codec the same images: equal bytes give equal rates
+    # All codecs are scored on the same images, so equal bytes give equal rates.
     rates = result.scores[result.scores.metric == "distance"].set_index("codec").bpp
     assert rates["shift"] == rates["picky"]
     assert any("2.png" in failure.cell and "too dark" in failure.reason for failure in result.outcome.failures)
@@ -55,22 +56,30 @@ def test_a_stricter_policy_tries_again(tmp_path, experiment, calls, monkeypatch)
 
 
 def test_batches_are_halved_to_what_fits_and_to_what_fails():
-    seen = []
+    sizes = []
 
     def call(indices):
-        seen.append(len(indices))
+        sizes.append(len(indices))
         if len(indices) > 2:
             raise MemoryError
         if 5 in indices:
             raise ValueError("five")
         return [10 * k for k in indices]
 
-    results = attempt(call, range(8), tolerant=True)
+    results = attempt(call, range(8), tolerant=True, callee="model")
     assert isinstance(results.pop(5), ValueError)
     assert results == {k: 10 * k for k in range(8) if k != 5}
-    assert max(seen[1:]) < 8
+    assert max(sizes[1:]) < 8
     with pytest.raises(ValueError, match="five"):
-        attempt(call, range(8), tolerant=False)
+        attempt(call, range(8), tolerant=False, callee="model")
+
+
+@pytest.mark.parametrize(("callee", "error"), [("codec", CodecError), ("model", ModelError)])
+def test_a_broken_contract_names_the_codec_or_the_model(callee, error):
+    with pytest.raises(error, match=f"the {callee} gave 0 results for 3 images"):
+        attempt(lambda indices: [], range(3), tolerant=False, callee=callee)
+    with pytest.raises(error, match=rf"the {callee} wanted to end the process \(sys.exit, 0\)"):
+        attempt(lambda indices: sys.exit(0), range(3), tolerant=False, callee=callee)
 
 
 def test_two_runs_on_one_folder_at_once(tmp_path, experiment):
@@ -85,7 +94,7 @@ def test_two_runs_on_one_folder_at_once(tmp_path, experiment):
     assert final.scores[final.scores.codec == "shaky"].realisation.nunique() == 1
 
 
-def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path, experiment, calls):
+def test_a_full_disk_is_reported_and_what_was_written_is_kept(tmp_path, experiment, calls):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", str(disk)], capture_output=True)
@@ -135,14 +144,14 @@ def test_a_flipped_byte_is_noticed(tmp_path, experiment):
     run(load_experiment(path), tmp_path / "run")
     shard = next((tmp_path / "run" / "predictions").rglob("*.parquet"))
     whole = shard.read_bytes()
-    for place in range(4, len(whole) - 8, 97):
-        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    for position in range(4, len(whole) - 8, 97):
+        shard.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
         try:
             scores = run(load_experiment(path), tmp_path / "run").scores
         except UserError as error:
             assert "damaged" in str(error)
         else:
-            assert set(scores.codec) == {"uncompressed", "shift"}  # a byte that no value depends on
+            assert set(scores.codec) == {"uncompressed", "shift"}  # No value depends on this byte.
 
 
 def test_workers_do_not_outlive_their_parent(tmp_path, experiment):
@@ -154,7 +163,7 @@ def test_workers_do_not_outlive_their_parent(tmp_path, experiment):
     deadline = time.monotonic() + 60
     while len(children := psutil.Process(parent.pid).children(recursive=True)) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(2)  # until the workers have started watching
+    time.sleep(2)  # The workers need this time to start watching their parent.
     parent.kill()
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
@@ -174,8 +183,8 @@ HABITS = {
 }
 
 
-def test_what_is_no_stream_or_no_picture_is_named(tmp_path, experiment, photos):
-    for name in ("1.png", "2.png"):  # three of one shape, which are coded together
+def test_a_result_that_is_no_stream_or_no_picture_is_named(tmp_path, experiment, photos):
+    for name in ("1.png", "2.png"):  # Images of one shape are coded in one batch.
         (photos / name).write_bytes((photos / "0.png").read_bytes())
     codecs = [{"name": "odd", "label": habit, "points": [4], "set": {"habit": habit}} for habit in HABITS]
     tasks = [{"name": "distance", "dataset": "photos"}]
@@ -188,31 +197,31 @@ def test_what_is_no_stream_or_no_picture_is_named(tmp_path, experiment, photos):
     assert set(result.scores.codec) == {"shift"}
 
 
-class Filling(MemoryFileSystem):
-    """An object store that takes so many files and no more."""
+class FullAfter(MemoryFileSystem):
+    """An object store that is full after a number of files."""
 
     protocol = "filling"
     store: ClassVar[dict] = {}
-    room = 8
+    capacity = 8
 
     def pipe_file(self, path, value, mode="overwrite", **options):
-        if len(self.store) >= Filling.room:
+        if len(self.store) >= FullAfter.capacity:
             raise OSError(errno.ENOSPC, "No space left on device")
         super().pipe_file(path, value, mode=mode, **options)
 
 
-def test_a_full_object_store_is_said_and_what_was_written_is_kept(experiment, calls, monkeypatch):
-    fsspec.register_implementation("filling", Filling, clobber=True)
+def test_a_full_object_store_is_reported_and_what_was_written_is_kept(experiment, calls, monkeypatch):
+    fsspec.register_implementation("filling", FullAfter, clobber=True)
     path = experiment(codecs=[{"name": "shift", "points": [6, 4]}])
     with pytest.raises(UserError, match=r"cannot write .*No space left on device.*: free some disk space"):
         run(load_experiment(path), "filling://run")
     calls()
-    monkeypatch.setattr(Filling, "room", 1000)
+    monkeypatch.setattr(FullAfter, "capacity", 1000)
     result = run(load_experiment(path), "filling://run")
     assert not result.missing and calls()["compress shift"] < 20
 
 
-def test_a_read_only_store_is_said_and_can_still_be_read(tmp_path, experiment, icmbench):
+def test_a_read_only_store_is_reported_and_can_still_be_read(tmp_path, experiment, icmbench):
     disk = tmp_path / "disk"
     disk.mkdir()
     path = experiment(codecs=[{"name": "shift", "points": [4]}], anchor=None)

@@ -1,4 +1,4 @@
-"""Hostile names, pictures and labels: nothing is written outside the run folder, nothing reaches terminal or report as code."""
+"""Hostile names, pictures and labels: nothing is written outside the run folder or reaches terminal or report as code."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ LABEL = "../../<img src=x onerror=alert(1)>\x7f" + "x" * 4000
 DISTANCE = [{"name": "distance", "dataset": "photos"}]
 
 
-def outside(tmp_path):
+def files_outside_run(tmp_path):
     return {path for path in tmp_path.parent.rglob("*") if tmp_path / "run" not in [path, *path.parents]}
 
 
@@ -46,11 +46,11 @@ def test_hostile_file_names_stay_names(tmp_path, experiment, photos, calls, icmb
     for path, name in zip(sorted(photos.iterdir()), NAMES):
         path.rename(photos / name)
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None)
-    before = outside(tmp_path)
+    before = files_outside_run(tmp_path)
     first = run(load_experiment(path), tmp_path / "run", RunOptions(keep=True))
     assert not first.missing, first.outcome.failures
     assert len(list((tmp_path / "run" / "reconstructions").rglob("*.png"))) == 10
-    assert outside(tmp_path) - {tmp_path / "calls.log"} == before
+    assert files_outside_run(tmp_path) - {tmp_path / "calls.log"} == before
     calls()
     assert not run(load_experiment(path), tmp_path / "run", RunOptions(keep=True)).missing and calls() == {}
     (photos / NAMES[2]).write_bytes(b"no picture")
@@ -60,13 +60,16 @@ def test_hostile_file_names_stay_names(tmp_path, experiment, photos, calls, icmb
 
 
 def test_names_that_no_text_can_hold_are_refused(photos, experiment, tmp_path):
-    """Bytes that are no UTF-8, and in a locale of ASCII alone all others; what such a terminal lacks is written as escapes."""
+    """File names that are no UTF-8 are refused, and in an ASCII locale all names that are no ASCII.
+
+    A terminal with such a locale shows other characters as escapes.
+    """
     (photos / "0.png").rename(photos / "\u65e5 \u00fc.png")
     codecs = [{"name": "shift", "label": "\u65e5", "points": [4]}]
     path = experiment(name="\u65e5 \u00fc", codecs=codecs, tasks=DISTANCE, anchor=None)
-    # tox sets PYTHONIOENCODING, which stands above the locale; empty is unset
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "", "COLUMNS": "200"}
-    ascii_only = os.environ | plain
+    # tox sets PYTHONIOENCODING, which overrides the locale; an empty value counts as unset.
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "", "COLUMNS": "200"}
+    ascii_only = os.environ | locale
     command = [sys.executable, "-m", "icmbench.harness.cli", "plan", str(path), "--out", str(tmp_path / "run")]
     refused = subprocess.run(command, env=ascii_only, capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "set LC_ALL=C.UTF-8" in refused.stderr
@@ -86,10 +89,10 @@ def test_hostile_labels_stay_labels(tmp_path, experiment, photos):
         tasks=[{"name": "distance", "dataset": LABEL, "label": LABEL}],
         anchor=LABEL,
     )
-    before = outside(tmp_path)
+    before = files_outside_run(tmp_path)
     result = run(load_experiment(path), tmp_path / "run", source=path)
     assert not result.missing and set(result.scores.codec) == {LABEL}
-    assert outside(tmp_path) - {tmp_path / "calls.log"} == before
+    assert files_outside_run(tmp_path) - {tmp_path / "calls.log"} == before
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "<img src=x" not in page and "&lt;img src=x" in page
 
@@ -112,7 +115,7 @@ def test_annotations_cannot_name_files_outside_their_folder(tmp_path, name):
     with pytest.raises(DatasetError, match="are missing, the first is") as error:
         Coco(folder, instances=annotations(tmp_path, name))
     assert len(str(error.value)) < 1000
-    if len(name) < 4096:  # a long name leads nowhere
+    if len(name) < 4096:  # No file system has a name as long as that, so it cannot lead out of a folder.
         dataset = Coco(folder, panoptic=annotations(tmp_path, "a.png", mask=name), panoptic_masks=folder)
         with pytest.raises(DatasetError, match="leads out of its folder"):
             dataset.targets("panoptic", ["a.png"])
@@ -139,10 +142,10 @@ def test_lists_cannot_name_files_outside_their_folder(tmp_path, kind, name):
 
 
 def png_bomb(side):
-    """A PNG of a few kilobytes that claims side x side pixels."""
+    """A PNG of a few kilobytes whose header claims side x side pixels."""
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(tag, data):
+        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
 
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")

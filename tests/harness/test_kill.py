@@ -1,4 +1,4 @@
-"""A run that is killed at random moments and issued again ends as an undisturbed one."""
+"""A run that is killed at random moments and started again ends like an undisturbed one."""
 
 import os
 import random
@@ -12,9 +12,7 @@ import pandas as pd
 import psutil
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
-
-
-KILLS = int(os.environ.get("ICMBENCH_KILLS", "5"))  # `tox run -e soak` takes 50
+KILLS = int(os.environ.get("ICMBENCH_KILLS", "5"))  # `tox run -e soak` sets 50.
 
 
 def test_kill_9_at_random_moments(tmp_path, experiment, icmbench):
@@ -26,10 +24,10 @@ def test_kill_9_at_random_moments(tmp_path, experiment, icmbench):
     chance = random.Random(0)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run")]
     killed = 0
-    for attempt in range(KILLS):
+    for kill in range(KILLS):
         process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = int(total * (attempt + chance.random()) / (KILLS + 1))  # while about so many files are there
-        while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < wanted:
+        files = int(total * (kill + chance.random()) / (KILLS + 1))  # The run is killed when it has written so many files.
+        while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < files:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.02)
         process.send_signal(signal.SIGKILL)
@@ -52,7 +50,7 @@ def test_kill_9_of_workers_at_random_moments(tmp_path, experiment, icmbench):
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
     environment = os.environ | {"ICMBENCH_SLOW_CODEC": "0.1"}
     killed = 0
-    while killed < KILLS:  # a unit that was met too often is named, and the command issued again
+    while killed < KILLS:  # A unit that lost too many workers ends the run with exit code 1; then the command is started again.
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             while process.poll() is None and killed < KILLS:
@@ -65,5 +63,5 @@ def test_kill_9_of_workers_at_random_moments(tmp_path, experiment, icmbench):
             assert process.returncode in (0, 1, 2) and "Traceback" not in errors, errors
     finished = icmbench("run", path, "--out", tmp_path / "run", "--workers", "2")
     assert finished.returncode == 0, finished.stderr
-    one, other = (pd.read_csv(tmp_path / folder / "scores.csv").drop(columns=TIMES) for folder in ("whole", "run"))
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    expected, scores = (pd.read_csv(tmp_path / folder / "scores.csv").drop(columns=TIMES) for folder in ("whole", "run"))
+    pd.testing.assert_frame_equal(scores, expected, check_exact=True)

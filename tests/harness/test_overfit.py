@@ -1,8 +1,8 @@
-"""Each recipe overfits eight photographs, judged term by term on the same draws before and after.
+"""Each recipe overfits eight photographs. Every term of its loss is judged on the same random draws before and after training.
 
-The stages of the shipped recipes at the tiny profile, a few steps of each and one lambda. ICMBENCH_OVERFIT=25 takes 25 times as
-many and two lambdas, asks for more, and prints the tables. Networks of which no package has weights (CLIP, DINOv2) are random
-instances. ICMBENCH_BACKBONE names another backbone than the package's.
+The tests take the stages of the shipped recipes with the tiny profile, a few steps per stage and one lambda. ICMBENCH_OVERFIT=25
+takes 25 times as many steps and two lambdas, and checks more. Networks whose weights come in no package (CLIP, DINOv2) have random
+weights. ICMBENCH_BACKBONE names a backbone to use in place of the packaged one.
 """
 
 import json
@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 
 from icmbench.codecs.base import compress_all, decompress_all
 from icmbench.codecs.diffusion.backbone.files import BACKBONE, PRETRAINED
-from icmbench.codecs.diffusion.prompts.roi import GradCamMask, efficientnet_lite0
+from icmbench.codecs.diffusion.prompts.roi import GradCamMasker, efficientnet_lite0
 from icmbench.codecs.perceptual import perceptual_distance
+from icmbench.codecs.training.checkpoints import WEIGHTS
 from icmbench.codecs.training.controlled import ControlledObjective
-from icmbench.codecs.training.data import Crops, collate
-from icmbench.codecs.training.loop import WEIGHTS
+from icmbench.codecs.training.data import CropDataset, collate
 from icmbench.harness.commands.training import train
 from icmbench.harness.config import plugins
 from icmbench.harness.config.recipe import RECIPES, Recipe
@@ -36,14 +36,23 @@ from icmbench.tasks.datasets.packaged import PackagedPhotos
 TIMES = int(os.environ.get("ICMBENCH_OVERFIT", "1"))
 LONG = TIMES > 1
 IMAGES = 8
-SEEN, DRAWS = (8, 3) if LONG else (2, 1)  # photographs that are looked at, and draws of noise
+JUDGED, DRAWS = (8, 3) if LONG else (2, 1)  # Number of photographs that are judged, and of noise draws for each.
 TINY = {"profile": "tiny", "backbone": BACKBONE}
 LPIPS = "stlpips-alex"
 
 
 @dataclass(frozen=True)
-class Small:
-    """How a recipe is made small. set: its options. crop: side of the photographs. steps: of its two stages. codec: options."""
+class Reduction:
+    """The reduced form of a recipe.
+
+    Attributes:
+        set: options of the objective.
+        points: the lower and the upper lambda.
+        crop: side of the photographs in pixels.
+        steps: steps of the two stages.
+        batch: images per step.
+        codec: options of the codec.
+    """
 
     set: Mapping[str, Any]
     points: tuple[float, float]
@@ -53,15 +62,16 @@ class Small:
     codec: Mapping[str, Any] = field(default_factory=dict)
 
 
-SMALL = {
-    "elic": Small(
+REDUCTIONS = {
+    "elic": Reduction(
         {"n": 24, "m": 32, "slices": [8, 8, 16], "context_widths": [32, 24], "parameter_width": 64}, (0.004, 0.032), 64, (16, 8), 8
     ),
-    "diff-icmh": Small({**TINY}, (2, 8), 64, (8, 4), 8, {"steps": 10, "cfg": 1.0}),
-    "resulic": Small({**TINY, "perceptual": LPIPS, "gain_limit": 4.0}, (1.5, 6), 128, (6, 2), 4, {"cfg": 1.0}),
-    "slim": Small({**TINY, "perceptual": LPIPS, "classifier": "efficientnet-lite0"}, (1, 4), 128, (6, 2), 4, {"cfg": 1.0}),
-    # Distortions weigh ten times as much as the paper's, as a pixel of a tiny latent costs more bits; the discriminator is faster.
-    "cadc": Small(
+    "diff-icmh": Reduction({**TINY}, (2, 8), 64, (8, 4), 8, {"steps": 10, "cfg": 1.0}),
+    "resulic": Reduction({**TINY, "perceptual": LPIPS, "gain_limit": 4.0}, (1.5, 6), 128, (6, 2), 4, {"cfg": 1.0}),
+    "slim": Reduction({**TINY, "perceptual": LPIPS, "classifier": "efficientnet-lite0"}, (1, 4), 128, (6, 2), 4, {"cfg": 1.0}),
+    # Distortions weigh ten times as much as in the paper, because a pixel of a tiny latent costs more bits. The discriminator
+    # learns faster, to have an effect within a few steps.
+    "cadc": Reduction(
         {
             **{**TINY, "mse": 20.0, "lpips": 10.0, "clip": 1.0, "auxiliary": 10.0, "adversarial": 0.1, "perceptual": LPIPS},
             **{"clip_source": "random", "discriminator": "random", "captions": "data", "rank_lora": 8, "discriminator_lr": 5e-4},
@@ -73,33 +83,33 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Eight packaged photographs at each size, with captions, tags, masks, labels, and a backbone."""
+    """A folder with eight packaged photographs in each size, their captions, tags, masks and labels, and a backbone."""
     root = tmp_path_factory.mktemp("eight")
     photos = PackagedPhotos()
     ids = photos.annotated("class")[:IMAGES]
     labels = {i: target["class_index"] for i, target in zip(ids, photos.targets("class", ids))}
-    mask = GradCamMask(efficientnet_lite0)
-    for side in sorted({small.crop for small in SMALL.values()}):
+    mask = GradCamMasker(efficientnet_lite0)
+    for side in sorted({reduction.crop for reduction in REDUCTIONS.values()}):
         for sub in ("photos", "masks"):
             (root / sub / str(side)).mkdir(parents=True)
         for k, image_id in enumerate(ids):
             with Image.open(photos.path(image_id)) as picture:
-                small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-            small.save(root / "photos" / str(side) / f"{k}.png")
-            region = Image.fromarray((255 * mask(np.asarray(small))).astype(np.uint8))
+                pixels = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            pixels.save(root / "photos" / str(side) / f"{k}.png")
+            region = Image.fromarray((255 * mask(np.asarray(pixels))).astype(np.uint8))
             region.save(root / "masks" / str(side) / f"{k}.png")
     (root / "captions.json").write_text(json.dumps({f"{k}.png": f"a picture of class {labels[i]}" for k, i in enumerate(ids)}))
     (root / "tags.json").write_text(json.dumps({f"{k}.png": ["sky", "water"][: k % 3] for k in range(IMAGES)}))
     (root / "labels.json").write_text(json.dumps({f"{k}.png": labels[i] for k, i in enumerate(ids)}))
-    shipped = Path(os.environ.get("ICMBENCH_BACKBONE", PRETRAINED / "tiny" / BACKBONE))
-    if shipped.is_file():
-        (root / BACKBONE).symlink_to(shipped)
+    backbone = Path(os.environ.get("ICMBENCH_BACKBONE", PRETRAINED / "tiny" / BACKBONE))
+    if backbone.is_file():
+        (root / BACKBONE).symlink_to(backbone)
     return root
 
 
-def shortened(folder, name):
-    """The shipped recipe, small. Its points share the first stage."""
-    small = SMALL[name]
+def reduced_recipe(folder, name):
+    """The shipped recipe in its reduced form. The points share the first stage."""
+    small = REDUCTIONS[name]
     content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     content["set"] |= small.set
     content["points"] = small.points if LONG else small.points[:1]
@@ -116,12 +126,12 @@ def shortened(folder, name):
 
 
 @torch.no_grad()
-def judged(objective, data):
-    """Means of the terms over all photographs and some draws of noise, the same for any weights."""
+def judge(objective, data):
+    """Means of the loss terms over the judged photographs and over draws of noise, which do not depend on the weights."""
     objective.eval()
     rows = []
     for draw in range(DRAWS):
-        for first in range(0, SEEN, 2):
+        for first in range(0, JUDGED, 2):
             torch.manual_seed(100 * draw + first)
             terms = objective(collate([data.slot(k) for k in range(first, first + 2)]))
             rows.append({key: float(value) for key, value in terms.items()})
@@ -129,31 +139,31 @@ def judged(objective, data):
 
 
 def with_true_latents(objective):
-    """The pixel terms become those of the VAE's own reconstruction, which is as far as they can fall."""
-    latents, seen = objective.latents, []
+    """Change an objective so that it decodes the VAE's latents of the source: its pixel terms are then as low as they can be."""
+    latents, newest = objective.latents, []
 
-    def kept(batch):
-        seen[:] = [latents(batch)]
-        return seen[0]
+    def remember(batch):
+        newest[:] = [latents(batch)]
+        return newest[0]
 
-    objective.latents = kept
-    if hasattr(objective, "_diffused"):
-        diffused = objective._diffused
-        objective._diffused = lambda *given: (*(of := diffused(*given))[:2], seen[0], of[3])
+    objective.latents = remember
+    if hasattr(objective, "_denoise_compression_aware"):
+        denoise = objective._denoise_compression_aware
+        objective._denoise_compression_aware = lambda *arguments: (*(outputs := denoise(*arguments))[:2], newest[0], outputs[3])
     else:
-        cleaned = objective.cleaned
-        objective.cleaned = lambda *given: (seen[0], cleaned(*given)[1])
+        estimate_z0 = objective.estimate_z0
+        objective.estimate_z0 = lambda *arguments: (newest[0], estimate_z0(*arguments)[1])
 
 
-def coded(recipe, kind, point, weights):
-    """Real bits a pixel, PSNR and LPIPS-like distance of the codec with the weights in a folder."""
-    options = dict(SMALL[recipe.name].codec)
+def code(recipe, objective_class, point, weights):
+    """Bits per pixel of real streams, PSNR and ST-LPIPS of the codec with the weights in a folder."""
+    options = dict(REDUCTIONS[recipe.name].codec)
     if "profile" in recipe.set:
         options |= {"profile": "tiny", "backbone": str(recipe.folder / BACKBONE)}
     if recipe.name in ("resulic", "slim"):
         options["captions"] = recipe.folder / "captions.json"
-    codec = plugins.load("codecs", kind.codec, "objective")(point, weights=weights, device="cpu", **options)
-    paths = [recipe.folder / recipe.data["images"] / f"{k}.png" for k in range(SEEN)]
+    codec = plugins.load("codecs", objective_class.codec, "objective")(point, weights=weights, device="cpu", **options)
+    paths = [recipe.folder / recipe.data["images"] / f"{k}.png" for k in range(JUDGED)]
     images = [np.asarray(Image.open(path)) for path in paths]
     streams = compress_all(codec, images, [path.name for path in paths])
     true, decoded = (
@@ -163,48 +173,53 @@ def coded(recipe, kind, point, weights):
     with torch.no_grad():
         distance = perceptual_distance(LPIPS, "cpu")(decoded, true)
     bits = 8 * sum(map(len, streams))
-    return pd.Series({"bpp": bits / (SEEN * true.shape[2] * true.shape[3]), "psnr": float(psnr), "distance": float(distance)})
+    return pd.Series({"bpp": bits / (JUDGED * true.shape[2] * true.shape[3]), "psnr": float(psnr), "distance": float(distance)})
 
 
 def overfit(folder, out, name):
-    """(terms, results of the codec) by lambda: before, after, after with the UNet uncontrolled, and with the true latents."""
-    recipe = shortened(folder, name)
+    """Train a recipe.
+
+    Returns:
+        The loss terms, and the results of the codec. The columns are the lambda and the moment: "start", "end", "uncontrolled" (at
+        the end, with the UNet alone) and "floor" (at the end, with the VAE's latents of the source).
+    """
+    recipe = reduced_recipe(folder, name)
     export = train(recipe, out)
-    kind = plugins.load("training", recipe.objective, "objective")
+    objective_class = plugins.load("training", recipe.objective, "objective")
     stage = recipe.stages[-1]
     options = {**recipe.set, **stage.get("set", {})}
     options |= {"backbone": folder / BACKBONE} if "backbone" in options else {}
-    data = Crops(**{key: folder / value if isinstance(value, str) else value for key, value in recipe.data.items()})
+    data = CropDataset(**{key: folder / value if isinstance(value, str) else value for key, value in recipe.data.items()})
     terms, codes = {}, {}
     for point in recipe.points:
         torch.manual_seed(recipe.seed)
-        objective = kind(point, **options)
+        objective = objective_class(point, **options)
         start = out / f"start-lambda{point:g}"
         start.mkdir()
         objective.export(start)
-        terms[point, "start"], codes[point, "start"] = judged(objective, data), coded(recipe, kind, point, start)
+        terms[point, "start"], codes[point, "start"] = judge(objective, data), code(recipe, objective_class, point, start)
         objective.load_state_dict(load_file(out / f"{stage['name']}-lambda{point:g}" / WEIGHTS))
-        terms[point, "end"], codes[point, "end"] = judged(objective, data), coded(recipe, kind, point, export)
+        terms[point, "end"], codes[point, "end"] = judge(objective, data), code(recipe, objective_class, point, export)
         if isinstance(objective, ControlledObjective):
             base = objective.base
             objective.predict = lambda x, t, context, hint, base=base: base.eps(x, t, context).float()
-            terms[point, "uncontrolled"] = judged(objective, data)
+            terms[point, "uncontrolled"] = judge(objective, data)
         if "mse" in objective.weights and isinstance(objective, ControlledObjective):
             with_true_latents(objective)
-            terms[point, "floor"] = judged(objective, data).filter(["mse", "lpips", "task"])
+            terms[point, "floor"] = judge(objective, data).filter(["mse", "lpips", "task"])
     return pd.DataFrame(terms), pd.DataFrame(codes)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", REDUCTIONS)
 def test_eight_photographs(folder, tmp_path, name):
-    if "profile" in SMALL[name].set and not (folder / BACKBONE).is_file():
+    if "profile" in REDUCTIONS[name].set and not (folder / BACKBONE).is_file():
         pytest.skip("a random backbone reconstructs nothing: ICMBENCH_BACKBONE names a trained one")
-    begun = time.process_time()
+    started = time.process_time()
     terms, codes = overfit(folder, tmp_path, name)
-    seconds = time.process_time() - begun
+    seconds = time.process_time() - started
     print(f"\n{name}, {seconds:.0f} CPU seconds\n{terms.round(4).to_string()}\n{codes.round(4).to_string()}", flush=True)
     distortions = [term for term in ("latent", "guide", "mse", "semantic", "lpips", "clip") if term in terms.index]
-    distortions = distortions if LONG else distortions[:1]  # what follows the sampler takes longer to fall
+    distortions = distortions if LONG else distortions[:1]  # Terms behind the sampler take more steps to fall.
     for point in codes.columns.unique(0):
         start, end = terms[point, "start"], terms[point, "end"]
         assert all(end[term] < start[term] for term in distortions), point
@@ -213,6 +228,6 @@ def test_eight_photographs(folder, tmp_path, name):
         assert codes[point, "end"]["psnr"] > codes[point, "start"]["psnr"], point
     if LONG:
         low, high = codes.columns.unique(0)
-        if name == "elic":  # whose lambda weighs the distortion
+        if name == "elic":  # Its lambda weighs the distortion; those of the others weigh the rate.
             low, high = high, low
         assert codes[high, "end"]["bpp"] < codes[low, "end"]["bpp"] and terms[high, "end"]["bpp"] < terms[low, "end"]["bpp"]

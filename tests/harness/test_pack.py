@@ -1,4 +1,4 @@
-"""Anchor packs: nothing is encoded twice, scores stay what they were, and a pack that was tampered with does nothing."""
+"""Anchor packs: nothing is encoded twice, scores stay equal, and a pack that was tampered with is refused."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from icmbench.harness.store.store import Store
 from icmbench.harness.work.bench import Bench
 
 TIMES = ["decode_seconds", "task_seconds"]
-STREAMS_ONLY = RunOptions(shard=(1, 1))  # no tables
+STREAMS_ONLY = RunOptions(shard=(1, 1))  # Writes no tables.
 CODECS = [{"name": "shift", "label": "anchor", "points": [6, 4]}]
 
 
@@ -35,7 +35,7 @@ def packed(tmp_path, experiment, calls):
 
 
 def rewrite(pack: Path, change=lambda manifest: None, streams=lambda name, data: data, seal=True, compression=zipfile.ZIP_STORED):
-    """The same pack with its manifest or its streams changed, sealed again as a forger would."""
+    """Change the manifest or the streams of a pack in place; with `seal` the hash of the manifest is renewed, as a forger would."""
     with zipfile.ZipFile(pack) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
         comment = archive.comment
@@ -75,7 +75,7 @@ def test_images_are_known_by_their_pixels_and_only_new_ones_are_encoded(tmp_path
     assert not result.outcome.failures and "compress shift" not in calls()
     Image.new("RGB", (40, 60), (9, 99, 199)).save(photos / "new.png")
     result = run(using(experiment, packed), tmp_path / "third", STREAMS_ONLY)
-    assert not result.outcome.failures and calls()["compress shift"] == 2  # two points
+    assert not result.outcome.failures and calls()["compress shift"] == 2  # At two points.
 
 
 ENCODER = """#!{python}
@@ -93,12 +93,12 @@ def test_an_encoder_that_is_absent_is_not_missed(tmp_path, experiment):
         (tmp_path / name).write_text(code.format(python=sys.executable))
         (tmp_path / name).chmod(0o755)
     commands = {"encode": ["./encode", "{q}", "{input}", "{stream}"], "decode": ["./decode", "{stream}", "{output}"]}
-    block = {"name": "command", "label": "anchor", "points": [{"q": 16}], "set": commands}
+    section = {"name": "command", "label": "anchor", "points": [{"q": 16}], "set": commands}
 
     tasks = [{"name": "distance", "dataset": "photos"}]
 
     def result(folder, limit, **more):
-        changes = {"codecs": [block | more], "tasks": tasks, "anchor": None, "limit": limit}
+        changes = {"codecs": [section | more], "tasks": tasks, "anchor": None, "limit": limit}
         return run(load_experiment(experiment(**changes)), tmp_path / folder)
 
     first, pack = result("first", 2), tmp_path / "anchor.icmpack"
@@ -127,9 +127,9 @@ def test_tampering_is_caught(tmp_path, experiment, packed):
     pack = packed
     whole = pack.read_bytes()
 
-    def refused(words, **how):
+    def refused(words, **changes):
         pack.write_bytes(whole)
-        rewrite(pack, **how)
+        rewrite(pack, **changes)
         with pytest.raises(UserError, match=words) as error:
             Pack(pack).check()
         assert str(pack) in str(error.value) and "\n" not in str(error.value)
@@ -139,7 +139,7 @@ def test_tampering_is_caught(tmp_path, experiment, packed):
     refused("was altered", change=fake("bytes", 7))
     refused("holds .* which its manifest does not name", change=lambda manifest: manifest["points"].pop())
     refused("compressed", compression=zipfile.ZIP_DEFLATED)
-    # a stream altered after the run opened it, or whose pixels were forged: its cells are missing, with the reason
+    # An altered stream, or one with forged pixels, is met only in the run: its cells are missing, with the reason.
     pack.write_bytes(whole)
     rewrite(pack, streams=lambda name, data: data[:-1] + b"?")
     result = run(using(experiment, pack), tmp_path / "second", STREAMS_ONLY)
@@ -182,11 +182,11 @@ def test_hostile_manifests_are_harmless(tmp_path, experiment, packed, capsys):
         rewrite(packed, change)
         before = set(tmp_path.rglob("*"))
         code = main(["pack", "verify", str(packed)])
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         assert code == (0 if name in ("traversal", "control") else 2), name
-        assert said.err.count("\n") == (code == 2) and "\x1b" not in said.out + said.err
+        assert printed.err.count("\n") == (code == 2) and "\x1b" not in printed.out + printed.err
         assert set(tmp_path.rglob("*")) | {tmp_path / "calls.log"} == before | {tmp_path / "calls.log"}
-        if code == 0:  # ids are words for people, nothing else
+        if code == 0:  # Image ids appear in messages only.
             assert not run(using(experiment, packed), tmp_path / name, STREAMS_ONLY).outcome.failures
 
 
@@ -204,7 +204,7 @@ def test_files_that_are_no_packs_are_refused(tmp_path, packed):
         pack.write_bytes(bytes(data))
         if bytes(data) != whole:
             try:
-                assert Pack(pack).check() == 20  # a byte that nothing depends on, such as a date
+                assert Pack(pack).check() == 20  # The changed byte has no meaning, such as one of a date.
             except UserError as error:
                 assert str(pack) in str(error)
     for bad in (pickle.dumps({"a": print}), b"", b"PK\x05\x06" + bytes(18)):
@@ -218,8 +218,8 @@ def test_export_and_verify_on_the_command_line(tmp_path, packed, capsys):
     assert main(["pack", "export", str(tmp_path / "first"), "--codec", "anchor", "--out", str(again)]) == 0
     assert "20 streams of 2 points" in capsys.readouterr().out and again.read_bytes() == packed.read_bytes()
     assert main(["pack", "verify", str(packed)]) == 0
-    said = capsys.readouterr().out
-    assert "20 streams of 'shift' as recorded" in said and said.count("decodes to the recorded pixels") == 2
+    printed = capsys.readouterr().out
+    assert "20 streams of 'shift' as recorded" in printed and printed.count("decodes to the recorded pixels") == 2
     for arguments, words in [
         (["export", tmp_path / "nowhere", "--codec", "anchor", "--out", "x"], "not the folder of a finished run"),
         (["export", tmp_path / "first", "--codec", "anchr", "--out", "x"], "has no codec 'anchr'; it has anchor"),

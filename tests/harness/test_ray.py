@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine: what runs where, what is lost, and that the numbers are the local run's."""
+"""A Ray cluster of two nodes on this machine: what runs where, what is lost, and that scores equal those of a local run."""
 
 import os
 import signal
@@ -24,22 +24,22 @@ TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
 @pytest.fixture
 def cluster(calls, monkeypatch):
-    """A head without cores and two nodes of one core, the second with a resource of its own, named by RAY_ADDRESS."""
+    """A head without cores and two nodes of one core each, whose address is in RAY_ADDRESS."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("ICMBENCH_SLOW", "0.05")  # seconds an image, so that a node can be lost meanwhile
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
-    made.nodes = [made.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]
-    made.wait_for_nodes()
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    yield made
+    monkeypatch.setenv("ICMBENCH_SLOW", "0.05")  # Seconds per image, so that there is time to lose a node.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+    cluster.nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]
+    cluster.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
     ray.shutdown()
-    made.shutdown()
+    cluster.shutdown()
 
 
-def content(folder):
-    """All shards by name, without the seconds."""
+def shards_without_times(folder):
+    """The rows of every shard by its name."""
     tables = {}
     for file in sorted(folder.rglob("*.parquet")):
         table = pq.ParquetFile(file).read()
@@ -49,15 +49,15 @@ def content(folder):
     return tables
 
 
-def check_same(one, other):
-    assert content(one) == content(other)
-    first, second = (pd.read_csv(folder / "scores.csv").drop(columns=TIMES) for folder in (one, other))
-    pd.testing.assert_frame_equal(first, second)
+def assert_same_run(first, second):
+    assert shards_without_times(first) == shards_without_times(second)
+    scores = [pd.read_csv(folder / "scores.csv").drop(columns=TIMES) for folder in (first, second)]
+    pd.testing.assert_frame_equal(*scores)
 
 
-def loads(counted):
-    """How often each process loaded the model."""
-    return {line.split()[1]: count for line, count in counted.items() if line.startswith("load")}
+def model_loads(counts):
+    """How often each process loaded the model, by process id."""
+    return {line.split()[1]: count for line, count in counts.items() if line.startswith("load")}
 
 
 def test_two_nodes_give_the_local_run_bit_by_bit(tmp_path, experiment, calls, cluster):
@@ -65,26 +65,26 @@ def test_two_nodes_give_the_local_run_bit_by_bit(tmp_path, experiment, calls, cl
     run(load_experiment(path), tmp_path / "one")
     calls()
     result = run(load_experiment(path), tmp_path / "ray", RunOptions(workers=2, executor="ray"))
-    counted = calls()
+    counts = calls()
     assert not result.missing and not result.outcome.failures
-    assert list(loads(counted).values()) == [1, 1]  # ten blocks, two models
-    assert counted["compress shift"] == 30 and counted["model"] == 40
-    check_same(tmp_path / "one", tmp_path / "ray")
+    assert list(model_loads(counts).values()) == [1, 1]  # Each of the two workers loads it once for all its blocks.
+    assert counts["compress shift"] == 30 and counts["model"] == 40
+    assert_same_run(tmp_path / "one", tmp_path / "ray")
     assert run(load_experiment(path), tmp_path / "ray", RunOptions(workers=2, executor="ray")).outcome.codec_images == 0
     with pytest.raises(UserError, match="room for 0 workers of one core and 1 GPUs"):
         run(load_experiment(path), tmp_path / "gpu", RunOptions(workers=2, executor="ray", gpus=1))
 
 
 def test_no_unit_is_started_before_its_worker_is_free(tmp_path, experiment, calls, cluster):
-    """Back-pressure: while nobody takes what is done, no more than a unit a worker is at work or waits to be taken."""
+    """Back-pressure: while nobody takes outcomes, each worker has no more than one unit that is being computed or is finished."""
     bench = Bench(load_experiment(experiment(shard_size=1, tasks=TASKS)), Store(tmp_path / "ray"))
-    bench.prepare("mean-colour")
-    told: list[int] = []
-    outcomes = ray_cluster(bench, make_units(bench, 2), keep=False, progress=told.append, workers=2, gpus=0)
+    bench.load_context("mean-colour")
+    reported: list[int] = []
+    outcomes = ray_cluster(bench, make_units(bench, 2), keep=False, progress=reported.append, workers=2, gpus=0)
     next(outcomes)
-    time.sleep(4)  # ten units of 0.2 s
-    assert 3 <= calls()["compress shift"] <= 6 and len(told) == 1
-    assert len(list(outcomes)) == 9 and len(told) == 10
+    time.sleep(4)  # Enough for all ten units, which take 0.2 s each.
+    assert 3 <= calls()["compress shift"] <= 6 and len(reported) == 1
+    assert len(list(outcomes)) == 9 and len(reported) == 10
 
 
 @pytest.mark.parametrize("loss", ["worker", "node"])
@@ -92,26 +92,26 @@ def test_a_lost_worker_or_node_costs_nothing(tmp_path, experiment, calls, cluste
     path = experiment(shard_size=1, tasks=TASKS)
     run(load_experiment(path), tmp_path / "one")
     calls()
-    struck = []
+    pids_at_loss = []
 
-    def strike():
+    def lose_worker_or_node():
         log = Path(os.environ["ICMBENCH_CALLS"])
-        while not log.exists() or not (pids := loads(dict.fromkeys(log.read_text().split("\n")[:-1]))):
+        while not log.exists() or not (pids := model_loads(dict.fromkeys(log.read_text().split("\n")[:-1]))):
             time.sleep(0.05)
         if loss == "worker":
             os.kill(int(next(iter(pids))), signal.SIGKILL)
         else:
             cluster.remove_node(cluster.nodes[1], allow_graceful=False)
-        struck.append(pids)
+        pids_at_loss.append(pids)
 
-    thread = threading.Thread(target=strike)
+    thread = threading.Thread(target=lose_worker_or_node)
     thread.start()
     result = run(load_experiment(path), tmp_path / "ray", RunOptions(workers=2, executor="ray"))
     thread.join()
-    assert struck and not result.missing and not result.outcome.failures
+    assert pids_at_loss and not result.missing and not result.outcome.failures
     if loss == "worker":
-        assert set(struck[0]) < set(loads(calls())), "nobody took its place"
-    check_same(tmp_path / "one", tmp_path / "ray")
+        assert set(pids_at_loss[0]) < set(model_loads(calls())), "the lost worker was not replaced"
+    assert_same_run(tmp_path / "one", tmp_path / "ray")
 
 
 @pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "was lost 3 times")])
@@ -127,8 +127,8 @@ def test_workers_share_the_cores_of_each_node():
     small, large, gpus = {"CPU": 2.0}, {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}
     assert cores_each([large], 2, 0) == 4
     assert cores_each([small, large], 1, 0) == 8
-    assert cores_each([small, large], 2, 0) == 4  # 5 each would leave the small node's worker waiting for ever
+    assert cores_each([small, large], 2, 0) == 4  # With 5 each, the second worker would wait for ever.
     assert cores_each([small, small], 3, 0) == 1
-    assert cores_each([gpus, {"CPU": 16.0}], 4, 0.5) == 4  # only the first has GPUs
+    assert cores_each([gpus, {"CPU": 16.0}], 4, 0.5) == 4  # Only the first node has GPUs.
     with pytest.raises(UserError, match="room for 2 workers of one core and 1 GPUs"):
         cores_each([gpus, small], 3, 1)

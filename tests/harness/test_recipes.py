@@ -1,4 +1,4 @@
-"""The shipped recipes: found by name, whole, with the papers' weights of losses; what they lack is said before the first step."""
+"""The shipped recipes are found by name and have the papers' loss weights; missing files are named before the first step."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ import yaml
 from icmbench.codecs.diffusion import models
 from icmbench.codecs.diffusion.backbone import stable_diffusion
 from icmbench.harness.cli import main
-from icmbench.harness.commands.training import _legs, train
+from icmbench.harness.commands.training import _plan_stages, train
 from icmbench.harness.config import plugins
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.config.recipe import RECIPES, load_recipe, shipped
+from icmbench.harness.config.recipe import RECIPES, load_recipe, shipped_recipes
 
 NAMES = ("cadc", "diff-icmh", "elic", "resulic", "slim")
-# Loss weights by stage and point (specification, section 4); None: not in the loss.
+# Loss weights by stage and point (specification, section 4). None: the term is not part of the loss.
 WEIGHTS = {
     "elic": {("rounded", 0.016): {"mse": 0.016 * 255**2, "bpp": 1}},
     "diff-icmh": {
@@ -38,14 +38,14 @@ WEIGHTS = {
     },
 }
 STEPS = {"diff-icmh": (200_000, 200_000), "resulic": (150_000, 100_000), "slim": (100_000, 100_000), "cadc": (120_000, 21_000)}
-SMALL = {  # networks that are not on this machine
+SMALL = {  # Stand-ins for networks that are not on this machine.
     **{"profile": "tiny", "perceptual": "random", "classifier": "random", "clip_source": "random", "discriminator": "random"},
     **{"captions": "none", "n": 16, "m": 24, "slices": [8, 16]},
 }
 
 
 def test_shipped_recipes_are_listed_and_written_to_be_edited(tmp_path, capsys, monkeypatch):
-    assert tuple(shipped()) == NAMES
+    assert tuple(shipped_recipes()) == NAMES
     assert main(["list", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(NAMES) and all(len(line.split()) > 5 for line in lines)
@@ -62,16 +62,16 @@ def test_shipped_recipes_are_listed_and_written_to_be_edited(tmp_path, capsys, m
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_has_the_papers_settings(tmp_path, name):
     recipe = load_recipe(Path(name))
-    kind = plugins.load("training", recipe.objective, "objective")
-    legs = list(_legs(recipe, kind, tmp_path))
-    assert set(recipe.points) == set(kind.default_points) == {leg.point for leg in legs if leg.last}
+    objective = plugins.load("training", recipe.objective, "objective")
+    stage_runs = list(_plan_stages(recipe, objective, tmp_path))
+    assert set(recipe.points) == set(objective.default_points) == {run.point for run in stage_runs if run.last}
     assert tuple(stage["steps"] for stage in recipe.stages) == STEPS.get(name, tuple(stage["steps"] for stage in recipe.stages))
-    models.save_backbone(stable_diffusion.random("tiny", 1), tmp_path / "backbone.safetensors")
-    found = {(leg.name, leg.point): leg for leg in legs}
+    models.save_backbone(stable_diffusion.random_backbone("tiny", 1), tmp_path / "backbone.safetensors")
+    runs_by_name = {(run.name, run.point): run for run in stage_runs}
     for key, expected in WEIGHTS[name].items():
-        options = {**found[key].options, **SMALL, "backbone": tmp_path / "backbone.safetensors"}
-        known = {option: value for option, value in options.items() if option in kind.__init__.__kwdefaults__}
-        weights = kind(key[1], **known).weights
+        options = {**runs_by_name[key].options, **SMALL, "backbone": tmp_path / "backbone.safetensors"}
+        accepted = {option: value for option, value in options.items() if option in objective.__init__.__kwdefaults__}
+        weights = objective(key[1], **accepted).weights
         assert {term: weights.get(term) for term in expected} == expected, key
 
 

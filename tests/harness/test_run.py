@@ -1,4 +1,4 @@
-"""The loop end to end: what is computed, what is not computed again, and what the scores say."""
+"""The loop end to end: what is computed, what is not computed again, and the resulting scores."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from icmbench.harness.derive.scoring import COLUMNS
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
 
-def scores(folder):
+def scores_without_times(folder):
     return pd.read_csv(folder / "scores.csv").drop(columns=TIMES)
 
 
@@ -52,13 +52,13 @@ def test_scores_are_what_a_short_loop_gives(tmp_path, photos, experiment):
 def test_a_second_run_calls_no_codec_and_no_model(tmp_path, experiment, calls):
     path = experiment()
     run(load_experiment(path), tmp_path / "run")
-    first = scores(tmp_path / "run")
-    # 3 points x 10 images, decoded once for both tasks; the originals are shown to the model too
+    first = scores_without_times(tmp_path / "run")
+    # 3 points x 10 images, decoded once for both tasks; the model predicts on the originals too.
     assert calls() == {"compress shift": 30, "context": 1, "decompress shift": 30, "distance": 3 * 5, "model": 40}
     result = run(load_experiment(path), tmp_path / "run")
     assert calls() == {}
     assert (result.outcome.codec_images, result.outcome.model_images) == (0, 0)
-    pd.testing.assert_frame_equal(first, scores(tmp_path / "run"))
+    pd.testing.assert_frame_equal(first, scores_without_times(tmp_path / "run"))
 
 
 def test_only_what_depends_on_a_change_is_redone(tmp_path, experiment, calls, photos):
@@ -68,11 +68,11 @@ def test_only_what_depends_on_a_change_is_redone(tmp_path, experiment, calls, ph
     assert calls() == {"compress shift": 10, "decompress shift": 10, "distance": 5, "model": 10}
     Image.new("RGB", (40, 60), (9, 99, 199)).save(photos / "1.png")
     run(load_experiment(experiment()), tmp_path / "run")
-    # the first block of four images, at three points
+    # The first block has four images, which are coded at three points.
     assert calls() == {"compress shift": 12, "decompress shift": 12, "distance": 3 * 2, "model": 16}
     only = [{"name": "distance", "dataset": "photos", "label": "again"}]
     run(load_experiment(experiment(tasks=only)), tmp_path / "run")
-    assert calls() == {"decompress shift": 30, "distance": 15}  # streams are there, so nothing is compressed
+    assert calls() == {"decompress shift": 30, "distance": 15}  # The streams are stored, so nothing is compressed.
 
 
 def test_touched_files_are_hashed_again_but_not_coded_again(tmp_path, experiment, calls, photos):
@@ -88,10 +88,10 @@ def test_two_processes_give_the_same_scores_as_one(tmp_path, experiment, calls):
     tasks = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "averager"}, "reference": "original"}]
     path = experiment(tasks=tasks)
     run(load_experiment(path), tmp_path / "one")
-    once = calls()
+    calls_of_one = calls()
     result = run(load_experiment(path), tmp_path / "two", RunOptions(workers=2))
-    assert not result.missing and calls() == once
-    pd.testing.assert_frame_equal(scores(tmp_path / "one"), scores(tmp_path / "two"))
+    assert not result.missing and calls() == calls_of_one
+    pd.testing.assert_frame_equal(scores_without_times(tmp_path / "one"), scores_without_times(tmp_path / "two"))
 
 
 def test_limit_restricts_and_marks(tmp_path, experiment):
@@ -114,26 +114,26 @@ def test_a_shaky_decoder_never_mixes_realisations(tmp_path, experiment, calls):
     both = experiment(codecs=shaky, anchor=None)
     tasks = load_experiment(both).tasks
     run(load_experiment(both), tmp_path / "run")
-    first = scores(tmp_path / "run")
+    first = scores_without_times(tmp_path / "run")
     again = run(load_experiment(both), tmp_path / "run")
     assert again.outcome.codec_images == 0
-    pd.testing.assert_frame_equal(first, scores(tmp_path / "run"))
+    pd.testing.assert_frame_equal(first, scores_without_times(tmp_path / "run"))
     assert first[first.codec == "shaky"].realisation.nunique() == 1
     calls()
     third = tasks[1].model_copy(update={"label": "third"})
     result = run(load_experiment(both).model_copy(update={"tasks": [*tasks, third]}), tmp_path / "run")
-    # a new task needs new pixels, so every task sees the new realisation; nothing is compressed again
+    # A new task needs new pixels, so every task sees the new realisation; nothing is compressed again.
     assert calls() == {"decompress shaky": 10, "distance": 2 * 5, "model": 10}
     assert not result.missing
-    mine = result.scores[result.scores.codec == "shaky"]
-    assert mine.realisation.nunique() == 1 and mine.realisation.iloc[0] != first[first.codec == "shaky"].realisation.iloc[0]
-    assert mine[mine.task == "third"].value.iloc[0] == mine[mine.task == "distance"].value.iloc[0]
+    rows = result.scores[result.scores.codec == "shaky"]
+    assert rows.realisation.nunique() == 1 and rows.realisation.iloc[0] != first[first.codec == "shaky"].realisation.iloc[0]
+    assert rows[rows.task == "third"].value.iloc[0] == rows[rows.task == "distance"].value.iloc[0]
 
 
 def test_kept_reconstructions_serve_later_tasks(tmp_path, experiment, calls):
     shaky = [{"name": "shaky", "points": [4]}]
     run(load_experiment(experiment(codecs=shaky, anchor=None)), tmp_path / "run", RunOptions(keep=True))
-    first = scores(tmp_path / "run")
+    first = scores_without_times(tmp_path / "run")
     pictures = list((tmp_path / "run" / "reconstructions").rglob("*.png"))
     assert len(pictures) == 10
     calls()
@@ -160,11 +160,11 @@ def test_failures_name_their_cells_and_lose_nothing_else(tmp_path, experiment, c
     calls()
     monkeypatch.delenv("ICMBENCH_PICKY")
     result = run(load_experiment(path), tmp_path / "run")
-    assert calls()["compress picky"] == 4  # the block that failed, and no other
+    assert calls()["compress picky"] == 4  # Only the block that failed is computed.
     assert set(result.scores.codec) == {"uncompressed", "shift", "picky"}
 
 
-def test_a_missing_image_is_an_error_that_names_it(tmp_path, experiment, photos):
+def test_a_damaged_image_is_an_error_that_names_it(tmp_path, experiment, photos):
     (photos / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     result = run(load_experiment(experiment(codecs=[{"name": "shift", "points": [4]}])), tmp_path / "run")
     assert any("5.png" in failure.reason for failure in result.outcome.failures)
@@ -176,7 +176,7 @@ def test_shards_of_several_jobs_make_one_run(tmp_path, experiment, calls):
     for part in (1, 2, 3):
         result = run(load_experiment(path), tmp_path / "run", RunOptions(shard=(part, 3)))
         assert result.report is None and not result.outcome.failures
-    counted = calls()
-    assert counted["compress shift"] == 30 and counted["model"] == 40
+    counts = calls()
+    assert counts["compress shift"] == 30 and counts["model"] == 40
     result = run(load_experiment(path), tmp_path / "run")
     assert not result.missing and calls() == {}

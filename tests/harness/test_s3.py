@@ -1,4 +1,4 @@
-"""The run folder on an S3-compatible server, started here on loopback and spoken to over HTTP."""
+"""The run folder on an S3-compatible server, which is started here and reached over HTTP."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def server():
 
 @pytest.fixture
 def bucket(server, monkeypatch, tmp_path):
-    """The URL of an empty bucket, reachable from here and from every process that is started."""
+    """The URL of an empty bucket, which this process and every process that it starts can reach."""
     import s3fs
 
     for name, value in {
@@ -56,7 +56,7 @@ def bucket(server, monkeypatch, tmp_path):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_two_writers_at_once_and_one_wins(bucket):
+def test_of_several_writers_at_once_one_wins(bucket):
     stores = [Store(f"{bucket}/run") for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         for trial in range(5):
@@ -65,12 +65,12 @@ def test_two_writers_at_once_and_one_wins(bucket):
             assert sum(won) == 1
             assert stores[0].read(name) == b"%d" % won.index(True) * 1000
     assert stores[0].write("streams/0.parquet", b"x")
-    assert stores[1].read("streams/0.parquet") == b"x"  # no stale listing, no stale content
+    assert stores[1].read("streams/0.parquet") == b"x"  # The client must not cache content or listings.
     assert stores[1].exists("streams/4.parquet") and not stores[1].exists("streams/5.parquet")
     assert stores[2].names("streams") == [f"streams/{k}.parquet" for k in range(5)]
 
 
-def test_a_run_on_s3_is_that_on_a_disk_and_a_second_one_computes_nothing(tmp_path, experiment, calls, bucket):
+def test_a_run_on_s3_equals_one_on_a_disk_and_a_second_one_computes_nothing(tmp_path, experiment, calls, bucket):
     codecs = [{"name": "shift", "points": [6, 4]}, {"name": "shaky", "points": [4]}]
     path = experiment(codecs=codecs, limit=4)
     run(load_experiment(path), tmp_path / "run")
@@ -84,13 +84,13 @@ def test_a_run_on_s3_is_that_on_a_disk_and_a_second_one_computes_nothing(tmp_pat
     assert sum(file.endswith(".png") for file in store.fs.find(f"{store.path}/reconstructions")) == 12
     again = run(load_experiment(path), f"{bucket}/run", source=path)
     assert not again.missing and calls() == {}
-    with store.fs.open(store.full("scores.csv")) as file:
+    with store.fs.open(store.full_path("scores.csv")) as file:
         scores = pd.read_csv(file)
     local = pd.read_csv(tmp_path / "run" / "scores.csv")
     pd.testing.assert_frame_equal(*(frame[frame.codec == "shift"].drop(columns=TIMES) for frame in (scores, local)))
 
 
-def test_a_run_that_is_killed_goes_on(experiment, calls, bucket):
+def test_a_killed_run_is_resumed(experiment, calls, bucket):
     tasks = [{"name": "distance", "dataset": "photos"}]
     path = experiment(codecs=[{"name": "shift", "points": [6, 4]}], shard_size=1, limit=6, tasks=tasks)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", f"{bucket}/run"]

@@ -1,4 +1,4 @@
-"""Files are whole or absent, the first realisation wins, and tables come back as they went in."""
+"""Files are whole or absent, the first writer wins where that is asked for, and tables are read as they were written."""
 
 import subprocess
 import sys
@@ -29,10 +29,10 @@ ROWS = [
 def test_rows_survive_parquet(tmp_path):
     store = Store(tmp_path)
     store.write_table("x/y.parquet", to_table(ROWS, SCHEMA))
-    back = from_table(store.read_table("x/y.parquet"), SCHEMA.names)
-    assert [row["boxes"].tolist() for row in back] == [[1.5, 2, 3, 4], []]
-    assert back[0]["boxes"].dtype == np.float32
-    assert [{k: v for k, v in row.items() if k != "boxes"} for row in back] == [
+    rows = from_table(store.read_table("x/y.parquet"), SCHEMA.names)
+    assert [row["boxes"].tolist() for row in rows] == [[1.5, 2, 3, 4], []]
+    assert rows[0]["boxes"].dtype == np.float32
+    assert [{k: v for k, v in row.items() if k != "boxes"} for row in rows] == [
         {"id": "a", "count": 1, "score": None, "mask": b"\0x", "names": ["p", "q"]},
         {"id": "b", "count": 0, "score": 0.5, "mask": b"", "names": []},
     ]
@@ -68,7 +68,7 @@ def test_leftovers_of_dead_writers_are_swept_and_those_of_the_living_kept(tmp_pa
     for pid in (dead.pid, os.getpid()):
         (tmp_path / f"x.parquet.tmp-{socket.gethostname()}-{pid}-0").write_bytes(b"half")
     (tmp_path / "x.parquet.tmp-elsewhere-1-0").write_bytes(b"half")
-    Store(tmp_path).sweep()
+    Store(tmp_path).remove_leftovers()
     assert sorted(path.name.split("-")[-2] for path in tmp_path.iterdir()) == sorted(["1", str(os.getpid())])
 
 

@@ -1,4 +1,4 @@
-"""Recipes survive kill -9 in each stage with the same trace, and their export codes an image; wrong ones do not begin."""
+"""Training resumes after kill -9 with the same log, its export codes an image, and wrong recipes stop before the first step."""
 
 import json
 import multiprocessing
@@ -17,7 +17,7 @@ from icmbench.codecs.diff_icmh import DiffIcmh
 from icmbench.codecs.diffusion import models
 from icmbench.codecs.diffusion.backbone import stable_diffusion
 from icmbench.codecs.elic import Elic
-from icmbench.codecs.training.halve import ship
+from icmbench.codecs.training.ship_weights import ship
 from icmbench.harness.commands.training import train
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.recipe import load_recipe
@@ -27,7 +27,7 @@ STAGE = {"name": "one", "steps": 8, "batch": 2, "lr": 2e-3, "ema": 0.8, "checkpo
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Photographs, captions, masks and a random backbone."""
+    """A folder with photographs, captions, masks, labels and a random backbone."""
     root = tmp_path_factory.mktemp("training")
     (root / "photos").mkdir()
     (root / "masks").mkdir()
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
         blob.resize((80, 70), Image.Resampling.BICUBIC).save(root / "masks" / f"{k}.png")
     (root / "captions.json").write_text(json.dumps({f"{k}.png": f"picture number {k}" for k in range(4)}))
     (root / "labels.json").write_text(json.dumps({f"{k}.png": 10 * k for k in range(4)}))
-    models.save_backbone(stable_diffusion.random("tiny", 1), root / "backbone.safetensors")
+    models.save_backbone(stable_diffusion.random_backbone("tiny", 1), root / "backbone.safetensors")
     return root
 
 
@@ -78,7 +78,7 @@ RECIPES = {
     },
 }
 FIRST, SECOND = ({"name": name, "steps": 6, "batch": 2, "lr": 2e-3, "ema": 0.8, "checkpoint_every": 2} for name in ("1", "2"))
-STAGES = {  # as the shipped recipes
+STAGES = {  # The stages of the shipped recipes, shortened.
     "elic": [FIRST, {**SECOND, "set": {"latents": "ste"}}],
     "diff-icmh": [{**FIRST, "shared": True, "point": 8}, SECOND],
     "resulic": [{**FIRST, "set": {"stage": 1}}, {**SECOND, "set": {"stage": 2}}],
@@ -86,10 +86,11 @@ STAGES = {  # as the shipped recipes
     "cadc": [{**FIRST, "shared": True, "set": {"stage": 1}}, {**SECOND, "set": {"stage": 2}}],
 }
 MODULES = ("backbone", "elic", "diff_icmh", "resulic", "slim", "cadc")
-FALLS = {"vae": "l1", "unet": "eps"}  # the others: test_overfit.py
+FALLS = {"vae": "l1", "unet": "eps"}  # A term of the loss that must fall; test_overfit.py checks the other objectives.
 
 
-def recipe(folder, name, **changes):
+def make_recipe(folder, name, **changes):
+    """The recipe of an objective with some of its keys changed."""
     content = {
         "name": name,
         "objective": name,
@@ -103,13 +104,14 @@ def recipe(folder, name, **changes):
     return load_recipe(path)
 
 
-def trace(out):
+def read_log(out):
+    """The logged terms of all steps, in the order of the stages."""
     return [json.loads(line) for path in sorted(out.glob("*/log.jsonl")) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
 def processes():
-    """Processes forked from one that has done the imports and nothing else: torch's state does not survive a fork."""
+    """A context whose processes fork from one that has only imported modules: torch must not be in use when a process forks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["icmbench.harness.commands.training", *(f"icmbench.codecs.training.{name}" for name in MODULES)]
@@ -117,8 +119,8 @@ def processes():
     return context
 
 
-def killed(process, when):
-    """Starts a process and kills it once `when` holds."""
+def start_and_kill(process, when):
+    """Start a process and kill it as soon as `when()` is true."""
     process.start()
     while not when():
         assert process.is_alive(), "it ended before it was killed"
@@ -130,24 +132,24 @@ def killed(process, when):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_kill_9_leaves_no_trace_in_either_stage(folder, tmp_path, processes, name):
-    loaded = recipe(folder, name)
-    train(loaded, tmp_path / "whole")
-    expected = trace(tmp_path / "whole")
-    assert [row["step"] for row in expected] == [step for stage in loaded.stages for step in range(stage["steps"])]
+    recipe = make_recipe(folder, name)
+    train(recipe, tmp_path / "whole")
+    expected = read_log(tmp_path / "whole")
+    assert [row["step"] for row in expected] == [step for stage in recipe.stages for step in range(stage["steps"])]
     if name in FALLS:
         values = [row[FALLS[name]] for row in expected]
         assert np.mean(values[-3:]) < np.mean(values[:3])
 
     out, before = tmp_path / "run", 0
-    for stage in loaded.stages:
-        # Past the first checkpoint and into the steps after it, which come again.
-        again = processes.Process(target=train, args=(loaded, out))
+    for stage in recipe.stages:
+        # Kill it after its first checkpoint, in steps that must be repeated.
+        again = processes.Process(target=train, args=(recipe, out))
         reached = before + 3
-        killed(again, lambda reached=reached: len(list(out.glob("*/checkpoint.pt"))) and len(trace(out)) >= reached)
+        start_and_kill(again, lambda reached=reached: len(list(out.glob("*/checkpoint.pt"))) and len(read_log(out)) >= reached)
         before += stage["steps"]
-        assert reached <= len(trace(out)) < len(expected)
-    train(loaded, out)
-    assert trace(out) == expected
+        assert reached <= len(read_log(out)) < len(expected)
+    train(recipe, out)
+    assert read_log(out) == expected
     for file in sorted((tmp_path / "whole" / "export").iterdir()):
         assert (out / "export" / file.name).read_bytes() == file.read_bytes()
     assert not list(out.rglob("*.tmp")) and not list(out.rglob("checkpoint.pt"))
@@ -156,8 +158,8 @@ def test_kill_9_leaves_no_trace_in_either_stage(folder, tmp_path, processes, nam
 def test_elic_export_codes_an_image_and_validation_counts_real_bits(folder, tmp_path):
     stages = [{**STAGE, "name": "base", "shared": True}, {**STAGE, "steps": 2, "set": {"latents": "ste"}, "validate_every": 2}]
     validation = {"dataset": {"kind": "images", "images": "photos", "limit": 1}}
-    loaded = recipe(folder, "elic", points=[0.004, 0.032], stages=stages, validation=validation)
-    export = train(loaded, tmp_path)
+    recipe = make_recipe(folder, "elic", points=[0.004, 0.032], stages=stages, validation=validation)
+    export = train(recipe, tmp_path)
     image = np.asarray(Image.open(folder / "photos" / "0.png"))
     for point in (0.004, 0.032):
         data = Elic(point, weights=export).compress(image)
@@ -166,13 +168,13 @@ def test_elic_export_codes_an_image_and_validation_counts_real_bits(folder, tmp_
         assert json.loads(log[-1])["validation/bpp"] == 8 * len(data) / (70 * 80)
     assert (tmp_path / "base" / "weights.safetensors").is_file() and not list(tmp_path.glob("base-*"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    train(loaded, tmp_path)  # done already
+    train(recipe, tmp_path)  # All stages are done already.
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_points_that_share_their_control_ship_it_once(folder, tmp_path):
     stages = [{**STAGE, "name": "base", "steps": 3, "shared": True}, {**STAGE, "steps": 2, "only": ["latent"]}]
-    export = train(recipe(folder, "diff-icmh", points=[2, 8], stages=stages), tmp_path / "run")
+    export = train(make_recipe(folder, "diff-icmh", points=[2, 8], stages=stages), tmp_path / "run")
     ship([*export.glob("*-lambda*")], tmp_path / "small")
     shipped = {path.name: load_file(path) for path in (tmp_path / "small").iterdir()}
     assert {key.partition(".")[0] for key in shipped["diff-icmh-shared.safetensors"]} == {"control"}
@@ -195,32 +197,35 @@ def test_points_that_share_their_control_ship_it_once(folder, tmp_path):
 
 @pytest.mark.parametrize("name, points, small", [("elic", [0.004], False), ("diff-icmh", [2, 8], True)])
 def test_training_goes_on_from_exported_weights(folder, tmp_path, name, points, small):
-    """A step that moves nothing exports what it began with, as float16 and with a file of its own for what the points share too."""
+    """One step at a learning rate near 0 exports the weights it started from, also from float16 files with a shared part."""
     last = {**STAGE, "steps": 2} | ({"only": ["latent"]} if small else {})
     base = {**STAGE, "name": "base", "steps": 2, "shared": True}
-    export = train(recipe(folder, name, points=points, stages=[base, last]), tmp_path / "run")
+    export = train(make_recipe(folder, name, points=points, stages=[base, last]), tmp_path / "run")
     start = export
     if small:
         ship([*export.glob("*-lambda*")], start := tmp_path / "small")
-    still = [{**STAGE, "steps": 1, "lr": 1e-12, "ema": 0.0}]
-    again = train(recipe(folder, name, points=points, stages=still, start=str(start)), tmp_path / "again")
+    standstill = [{**STAGE, "steps": 1, "lr": 1e-12, "ema": 0.0}]
+    again = train(make_recipe(folder, name, points=points, stages=standstill, start=str(start)), tmp_path / "again")
     for path in export.glob("*-lambda*"):
         before, after = load_file(path), load_file(again / path.name)
-        moved = {key: (before[key].double() - after[key].double()).abs().max() for key in before if before[key].is_floating_point()}
-        for key, by in moved.items():
+        changes = {
+            key: (before[key].double() - after[key].double()).abs().max() for key in before if before[key].is_floating_point()
+        }
+        for key, change in changes.items():
             allowed = 2e-3 if key.endswith("quantiles") else 1e-3 * before[key].abs().max() if small else 1e-9
-            assert by <= allowed, key
+            assert change <= allowed, key
         assert before.keys() == after.keys()
 
 
 def test_a_diffusion_recipe_trains_in_bf16(folder, tmp_path):
     stages = [{**STAGE, "steps": 3}]
     exact, coarse = (
-        trace(train(recipe(folder, "resulic", stages=stages, precision=kind), tmp_path / kind).parent) for kind in ("no", "bf16")
+        read_log(train(make_recipe(folder, "resulic", stages=stages, precision=kind), tmp_path / kind).parent)
+        for kind in ("no", "bf16")
     )
     assert exact != coarse
-    for one, other in zip(exact, coarse, strict=True):
-        assert all(other[term] == pytest.approx(value, rel=0.05) for term, value in one.items())
+    for exact_terms, coarse_terms in zip(exact, coarse, strict=True):
+        assert all(coarse_terms[term] == pytest.approx(value, rel=0.05) for term, value in exact_terms.items())
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x80\x05junk"])
@@ -228,11 +233,11 @@ def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
     (tmp_path / "one-lambda0.032").mkdir()
     (tmp_path / "one-lambda0.032" / "checkpoint.pt").write_bytes(damage)
     with pytest.raises(CodecError, match=r"checkpoint\.pt is damaged: delete it"):
-        train(recipe(folder, "elic", stages=[STAGE]), tmp_path)
+        train(make_recipe(folder, "elic", stages=[STAGE]), tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name, changes, said",
+    "name, changes, words",
     [
         ("elic", {"stage": []}, ["unknown key 'stage'", "did you mean 'stages'"]),
         ("elic", {"set": {"nn": 3}}, ["set", "unknown key 'nn'"]),
@@ -252,14 +257,14 @@ def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
         ("vae", {"validation": {"dataset": {"kind": "images", "images": "photos"}}}, ["trains no codec"]),
     ],
 )
-def test_a_wrong_recipe_stops_before_the_first_step(folder, tmp_path, name, changes, said):
+def test_a_wrong_recipe_stops_before_the_first_step(folder, tmp_path, name, changes, words):
     with pytest.raises((UserError, RuntimeError)) as caught:
-        train(recipe(folder, name, **changes), tmp_path / "run")
-    assert all(part in str(caught.value) for part in said), caught.value
+        train(make_recipe(folder, name, **changes), tmp_path / "run")
+    assert all(word in str(caught.value) for word in words), caught.value
     assert not (tmp_path / "run").exists()
 
 
 def test_another_recipe_does_not_go_on_in_the_same_folder(folder, tmp_path):
-    train(recipe(folder, "elic", stages=[{**STAGE, "steps": 1}]), tmp_path)
+    train(make_recipe(folder, "elic", stages=[{**STAGE, "steps": 1}]), tmp_path)
     with pytest.raises(RuntimeError, match=r"begun with another recipe .*stage\.lr"):
-        train(recipe(folder, "elic", stages=[{**STAGE, "steps": 1, "lr": 1e-4}]), tmp_path)
+        train(make_recipe(folder, "elic", stages=[{**STAGE, "steps": 1, "lr": 1e-4}]), tmp_path)

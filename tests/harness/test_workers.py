@@ -16,25 +16,24 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 
 DISTANCE = [{"name": "distance", "dataset": "photos"}]
-
-
-ODD = {"stuck": "took longer than", "crash": "process died", "clinging": "process died", "quitting": "sys.exit"}
+MISBEHAVING = {"stuck": "took longer than", "crash": "process died", "clinging": "process died", "quitting": "sys.exit"}
 
 
 def test_codecs_that_hang_crash_or_quit_cost_their_cells_only(tmp_path, experiment, calls):
-    codecs = [{"name": codec, "points": [4]} for codec in [*ODD, "shift"]]
+    codecs = [{"name": codec, "points": [4]} for codec in [*MISBEHAVING, "shift"]]
     result = run(load_experiment(experiment(codecs=codecs, timeout=1, limit=3)), tmp_path / "run", RunOptions(workers=2))
-    for left in [line for line in calls() if line.startswith("left")]:
-        psutil.Process(int(left.split()[1])).kill()
+    for line in calls():
+        if line.startswith("left"):  # The child that the codec `clinging` leaves behind.
+            psutil.Process(int(line.split()[1])).kill()
     reasons = {failure.cell: failure.reason for failure in result.outcome.failures}
-    assert set(reasons) == {f"photos / {codec} bits=4 / block 0" for codec in ODD}
-    assert all(words in reasons[f"photos / {codec} bits=4 / block 0"] for codec, words in ODD.items()), reasons
+    assert set(reasons) == {f"photos / {codec} bits=4 / block 0" for codec in MISBEHAVING}
+    assert all(words in reasons[f"photos / {codec} bits=4 / block 0"] for codec, words in MISBEHAVING.items()), reasons
     tasks = ("mean-colour", "distance")
-    assert set(result.missing) == {f"photos / {codec} bits=4 / block 0 / {task}" for codec in ODD for task in tasks}
+    assert set(result.missing) == {f"photos / {codec} bits=4 / block 0 / {task}" for codec in MISBEHAVING for task in tasks}
     assert "shift" in set(result.scores.codec)
 
 
-def test_an_encoder_that_hangs_is_ended_and_long_complaints_pass(tmp_path, experiment):
+def test_an_encoder_that_hangs_is_killed_and_long_error_messages_pass(tmp_path, experiment):
     command = {"encode": ["sh", "-c", "sleep 98765", "{point}", "{input}", "{stream}"], "decode": ["true", "{stream}", "{output}"]}
     codecs = [{"name": "command", "points": [4], "set": command}, {"name": "verbose", "points": [4, 2]}, {"name": "shift"}]
     path = experiment(codecs=codecs, tasks=DISTANCE, timeout=1, limit=2)
@@ -49,13 +48,15 @@ def test_ctrl_c_ends_all_workers(tmp_path, experiment):
     path = experiment(tasks=DISTANCE, shard_size=1)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
     environment = os.environ | {"ICMBENCH_SLOW_CODEC": "0.2"}
-    # a shell's background jobs, and what they start, ignore the signal
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed)
+    # Below a background job of a shell, the signal is ignored unless its default handling is restored.
+    restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=restore
+    )
     while process.poll() is None and len(list((tmp_path / "run").rglob("*.parquet"))) < 4:
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # A terminal signals the whole process group.
     _, errors = process.communicate()
     assert process.returncode == 130 and errors == "icmbench: stopped; the same command goes on from here\n"
     assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=5)[1]
@@ -65,7 +66,7 @@ def test_ctrl_c_ends_all_workers(tmp_path, experiment):
     ("start", "words"), [("raise ImportError('broken')", "exit code 1"), ("import time; time.sleep(99)", "not a word")]
 )
 def test_workers_that_cannot_start_end_the_run(tmp_path, experiment, monkeypatch, start, words):
-    monkeypatch.setattr("icmbench.harness.work.workers.START", 1.0 if "sleep" in start else 99.0)
+    monkeypatch.setattr("icmbench.harness.work.workers.START_SECONDS", 1.0 if "sleep" in start else 99.0)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "psutil.py").write_text(start)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{os.environ['PYTHONPATH']}")
@@ -79,7 +80,7 @@ def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment):
     path = experiment(codecs=codecs, tasks=DISTANCE, anchor=None, timeout=100, limit=8)
     result = run(load_experiment(path), tmp_path / "run")
     assert not result.missing and not result.outcome.failures
-    # a block of more pictures than there is room for
+    # This block has more pictures than fit into the memory of one process.
     path = experiment(codecs=codecs, tasks=DISTANCE, anchor=None, timeout=100, shard_size=10, batch_size=1)
     result = run(load_experiment(path), tmp_path / "run")
     assert {failure.reason.partition(" (")[0] for failure in result.outcome.failures} == {"its worker process ran out of memory"}
@@ -87,7 +88,7 @@ def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment):
     assert set(result.scores.codec) == {"shift"}
 
 
-def test_a_killed_worker_s_work_is_done_by_another(tmp_path, experiment):
+def test_the_unit_of_a_killed_worker_is_computed_by_another(tmp_path, experiment):
     path = experiment(tasks=DISTANCE, timeout=100, shard_size=1)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", str(tmp_path / "run"), "--workers", "2"]
     process = subprocess.Popen(command, env=os.environ | {"ICMBENCH_SLOW_CODEC": "0.1"}, stderr=subprocess.PIPE, text=True)
@@ -102,10 +103,10 @@ def test_a_killed_worker_s_work_is_done_by_another(tmp_path, experiment):
 
 CLOCK = """
 import time
-true, start = time.time, time.monotonic()
+system_time, start = time.time, time.monotonic()
 def jumping():
     seconds = time.monotonic() - start
-    return true() + (0 if seconds < 3 else 3e7 if seconds < 6 else -3e7)
+    return system_time() + (0 if seconds < 3 else 3e7 if seconds < 6 else -3e7)
 time.time = jumping
 """
 
@@ -121,18 +122,18 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, experiment, calls, icmbenc
     table = pd.read_csv(tmp_path / "run" / "scores.csv")
     assert (table[["encode_seconds", "decode_seconds", "task_seconds"]].dropna() >= 0).all(axis=None)
     for number, file in enumerate((tmp_path / "run").rglob("*.parquet")):
-        os.utime(file, ns=(0, (number % 2) * 2**62))  # written in 1970, or in 2116
+        os.utime(file, ns=(0, (number % 2) * 2**62))  # As if written in 1970, or in 2116.
     calls()
     assert not run(load_experiment(path), tmp_path / "run").missing and calls() == {}
 
 
-def test_a_codec_that_prints_and_runs_out_of_memory_is_given_smaller_batches(tmp_path, experiment, icmbench):
+def test_a_codec_that_prints_and_runs_out_of_memory_gets_smaller_batches(tmp_path, experiment, icmbench):
     tasks = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "hungry"}, "reference": "original"}]
     path = experiment(codecs=[{"name": "chatty", "points": [4]}], tasks=tasks, anchor=None)
     for options in ([], ["--workers", "2"]):
         done = icmbench("run", path, "--out", tmp_path / f"run{len(options)}", *options)
         assert done.returncode == 0, done.stderr
         assert "CHATTER" not in done.stdout
-        assert all(f"CHATTER of {who}" in done.stderr for who in ("Python", "the system", "C"))
+        assert all(f"CHATTER of {printer}" in done.stderr for printer in ("Python", "the system", "C"))
         table = pd.read_csv(tmp_path / f"run{len(options)}" / "scores.csv")
         assert set(table.codec) == {"uncompressed", "chatty"} and (table.scored == 10).all()

@@ -1,4 +1,4 @@
-"""A model from another package: installed beside icmbench, found by its entry point, used as the built-in ones are."""
+"""A model from another package: installed beside icmbench, found by its entry point and used like a built-in one."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ CAPTIONS = ["a giraffe by a tree", "a red bus on the street", "two people on a b
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package built from its sources and installed into a folder of its own."""
-    work = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(PACKAGE, work / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work, work / "source"]
+    """A folder into which the package is installed, after it is built from its sources."""
+    temporary = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(PACKAGE, temporary / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", temporary, temporary / "source"]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as archive:  # all that installing a pure wheel is
-        archive.extractall(work / "site")
-    return work / "site"
+    with zipfile.ZipFile(next(temporary.glob("*.whl"))) as archive:  # A wheel of pure Python is installed by unpacking it.
+        archive.extractall(temporary / "site")
+    return temporary / "site"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Path:
-    """A small checkpoint in the released layout, and a vocabulary of whole words."""
+    """A folder with a small checkpoint in the released layout and a vocabulary of whole words."""
     folder = tmp_path_factory.mktemp("beit3")
     words = ["<s>", "<pad>", "</s>", "<unk>", *sorted({word for caption in CAPTIONS for word in caption.split()})]
     vocabulary = tokenizers.models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Path:
 
 
 def run(site: Path, *command: Any) -> str:
-    """In a process that sees the installed package, and no folder of the repository."""
+    """Output of a Python process that sees the installed package but not the folders of the repository."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, cwd=site)
     assert done.returncode == 0, done.stderr
@@ -71,31 +71,31 @@ def test_it_is_listed_like_a_built_in_model(site: Path) -> None:
     assert "beit3" in listed and "BEiT-3 image-text retrieval" in listed
 
 
-def test_it_is_found_and_embeds(site: Path, files: Path, shared: Path, tmp_path: Path) -> None:
+def test_it_is_loaded_by_name_and_embeds_images_and_texts(site: Path, files: Path, shared: Path, tmp_path: Path) -> None:
     photos = sorted((shared / "data/coco/val2017").glob("*.jpg"))[:3]
     code = """
 import json, sys
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from icmbench.harness import options, plugins
-found = plugins.load("models", "beit3", "model")
-given, photos, captions = json.loads(sys.argv[1])
-model = found(**options.bind(found, given, "model", Path.cwd()))
+from icmbench.harness.config import options, plugins
+model_class = plugins.load("models", "beit3", "model")
+section, photos, captions = json.loads(sys.argv[1])
+model = model_class(**options.bind(model_class, section, "model", Path.cwd()))
 images = [np.asarray(Image.open(photo).convert("RGB")) for photo in photos]
 np.savez(sys.argv[2], images=model.embed_images(images), texts=model.embed_texts(captions),
-         one=model.embed_texts(captions[:1]), fingerprint=model.fingerprint, task=model.task)
+         first_text=model.embed_texts(captions[:1]), fingerprint=model.fingerprint, task=model.task)
 """
     options = {"path": str(files / "beit3.pth"), "tokenizer": str(files / "vocabulary.json"), "heads": 4, "batch_size": 2}
     run(site, "-c", code, json.dumps([options, [str(photo) for photo in photos], CAPTIONS]), tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as out:
-        images, texts, one = out["images"], out["texts"], out["one"]
+        images, texts, first_text = out["images"], out["texts"], out["first_text"]
         facts = json.loads(str(out["fingerprint"]))
         assert str(out["task"]) == "retrieval"
     assert images.shape == (3, 32) and texts.shape == (4, 32) and images.dtype == texts.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([images, texts]), axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(one, texts[:1], atol=1e-6)
-    assert len({row.tobytes() for row in (images @ texts.T).round(3)}) == 3, "the photographs are told apart"
+    np.testing.assert_allclose(first_text, texts[:1], atol=1e-6)
+    assert len({row.tobytes() for row in (images @ texts.T).round(3)}) == 3, "similarities differ between the photographs"
     assert len(facts["files"]) == 2 and facts["torch"]
 
 
@@ -115,26 +115,28 @@ def test_the_network_equals_torchscales(files: Path, site: Path, monkeypatch: py
     reference = torchscale.BEiT3(config).eval()
     reference.load_state_dict({name.removeprefix("beit3."): value for name, value in state.items() if name.startswith("beit3.")})
     pixels, tokens = torch.randn(2, 3, 64, 64), torch.randint(0, 10, (2, 64))
-    padded = torch.arange(64)[None] >= torch.tensor([[10], [40]])
-    network = Beit3.of(state, 4).eval()
+    is_padding = torch.arange(64)[None] >= torch.tensor([[10], [40]])
+    network = Beit3.from_state(state, 4).eval()
     with torch.inference_mode():
-        seen = reference(textual_tokens=None, visual_tokens=pixels, text_padding_position=None)["encoder_out"][:, 0]
-        read = reference(textual_tokens=tokens, visual_tokens=None, text_padding_position=padded)["encoder_out"][:, 0]
-        wanted = [torch.nn.functional.normalize(rows @ state[f"{head}_head.weight"].T, dim=-1)
-                  for head, rows in (("vision", seen), ("language", read))]  # fmt: skip
-        torch.testing.assert_close(network.embed_images(pixels), wanted[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(network.embed_texts(tokens, padded), wanted[1], atol=1e-5, rtol=0)
+        images = reference(textual_tokens=None, visual_tokens=pixels, text_padding_position=None)["encoder_out"][:, 0]
+        texts = reference(textual_tokens=tokens, visual_tokens=None, text_padding_position=is_padding)["encoder_out"][:, 0]
+        expected_images, expected_texts = (
+            torch.nn.functional.normalize(rows @ state[f"{head}_head.weight"].T, dim=-1)
+            for head, rows in (("vision", images), ("language", texts))
+        )
+        torch.testing.assert_close(network.embed_images(pixels), expected_images, atol=1e-5, rtol=0)
+        torch.testing.assert_close(network.embed_texts(tokens, is_padding), expected_texts, atol=1e-5, rtol=0)
 
 
-def test_resizing_is_torchvisions(site: Path, files: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preprocessing_equals_torchvisions(site: Path, files: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     monkeypatch.syspath_prepend(site)
     from beit3_example import Beit3Retrieval
 
     model = Beit3Retrieval(files / "beit3.pth", files / "vocabulary.json", heads=4)
     photo = Image.open(sorted((shared / "data/coco/val2017").glob("*.jpg"))[0]).convert("RGB")
-    steps = [transforms.Resize((64, 64), interpolation=transforms.InterpolationMode.BICUBIC), transforms.ToTensor()]
-    pixels = transforms.Compose([*steps, transforms.Normalize(0.5, 0.5)])(photo)
+    resize = transforms.Resize((64, 64), interpolation=transforms.InterpolationMode.BICUBIC)
+    pixels = transforms.Compose([resize, transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])(photo)
     with torch.inference_mode():
         expected = model.network.embed_images(pixels[None]).numpy()
     np.testing.assert_allclose(model.embed_images([np.asarray(photo)]), expected, atol=1e-6)

@@ -1,26 +1,27 @@
-"""A scores frame as a run leaves it, with the shapes that real curves have."""
+"""Scores as a run makes them, with the shapes that real curves have."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from icmbench.results.scores import SCORES
+from icmbench.results.scores import SCORE_COLUMNS, Scores, normalise
 
-RATE = {  # codec: bpp of its points
+# bpp of each codec's points.
+RATE = {
     "jpeg": [0.24, 0.35, 0.53, 0.96],
     "webp": [0.12, 0.2, 0.33, 0.55, 0.9],
     "avif": [0.07, 0.13, 0.25, 0.48],
     "diffusion": [0.02, 0.05, 0.1],
 }
-EFFICIENCY = {"jpeg": 1.0, "webp": 0.62, "avif": 0.41, "diffusion": 0.16}  # rate for the same quality
-AP = {
-    "AP": ("%", 0, 30.96, -0.6),
-    "AP50": ("%", 0, 47.2, -0.65),
-}  # metric: (unit, at no rate, uncompressed, log10 rate of the knee)
+# The rate that a codec needs for the quality of jpeg, as a share of jpeg's.
+EFFICIENCY = {"jpeg": 1.0, "webp": 0.62, "avif": 0.41, "diffusion": 0.16}
+# Each metric: (unit, value at no rate, value uncompressed or None, log10 rate of the knee).
+AP = {"AP": ("%", 0, 30.96, -0.6), "AP50": ("%", 0, 47.2, -0.65)}
 TOP = {"top1": ("%", 0, 90.0, -0.75), "top5": ("%", 0, 97.5, -0.9)}
 AGREEMENT = {"AP": ("%", 0, 100.0, -0.3)}
 FIDELITY = {"psnr": ("dB", 18, None, 0.3), "ms_ssim": ("", 0.5, 1.0, -0.7), "lpips": ("", 0.8, 0.0, -0.3)}
-TASKS = [  # dataset, task, model, reference, images, metrics
+# (dataset, task, model, reference, number of images, metrics)
+TASKS = [
     ("coco", "yolox", "yolox-onnx", "labels", 79, AP),
     ("imagenet", "classification", "efficientnet-lite0", "labels", 200, TOP),
     ("photos", "ssd", "ssd-mobilenet", "original", 24, AGREEMENT),
@@ -29,15 +30,16 @@ TASKS = [  # dataset, task, model, reference, images, metrics
 ]
 
 
-def _value(metric: str, floor: float, top: float | None, knee: float, equivalent: float) -> float:
-    if top is None:
-        return floor + 9.5 * (np.log10(equivalent) + 2)
-    return floor + (top - floor) / (1 + 10 ** (-3 * (np.log10(equivalent) - knee)))
+def _value(floor: float, ceiling: float | None, knee: float, jpeg_rate: float) -> float:
+    """A metric at the quality that jpeg has at a rate: a line without a ceiling, a logistic curve with one."""
+    if ceiling is None:
+        return floor + 9.5 * (np.log10(jpeg_rate) + 2)
+    return floor + (ceiling - floor) / (1 + 10 ** (-3 * (np.log10(jpeg_rate) - knee)))
 
 
 @pytest.fixture
-def scores() -> pd.DataFrame:
-    """Four codecs, five tasks, the ceiling, agreement, and three seeds of one codec."""
+def plain_scores() -> pd.DataFrame:
+    """A frame that was not normalised: four codecs, five tasks, the ceiling, agreement, and three seeds of one codec."""
     rng = np.random.default_rng(3)
     rows = []
     for dataset, task, model, reference, images, metrics in TASKS:
@@ -46,13 +48,13 @@ def scores() -> pd.DataFrame:
                 continue
             for bpp in RATE.get(codec, [None]):
                 for seed in range(3 if codec == "diffusion" else 1):
-                    for metric, (unit, floor, top, knee) in metrics.items():
-                        value = top if bpp is None else _value(metric, floor, top, knee, bpp / EFFICIENCY[codec])
+                    for metric, (unit, floor, ceiling, knee) in metrics.items():
+                        value = ceiling if bpp is None else _value(floor, ceiling, knee, bpp / EFFICIENCY[codec])
                         if codec == "diffusion":
                             value *= 1 + rng.normal(0, 0.01)
                         rows.append(
                             {
-                                **dict.fromkeys(SCORES),
+                                **dict.fromkeys(SCORE_COLUMNS),
                                 "codec": codec,
                                 "point": "-" if bpp is None else f"quality={100 * bpp:g}",
                                 "dataset": dataset,
@@ -76,10 +78,15 @@ def scores() -> pd.DataFrame:
                                 "task_seconds": 0.05,
                             }
                         )
-    return pd.DataFrame(rows, columns=SCORES)
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
 
 @pytest.fixture
-def few(scores) -> pd.DataFrame:
-    """One task on labels and one on agreement, for speed."""
-    return scores[scores["task"].isin(["yolox", "ssd"])].copy()
+def scores(plain_scores) -> Scores:
+    return normalise(plain_scores)
+
+
+@pytest.fixture
+def few(scores) -> Scores:
+    """The rows of one task on labels and of one on agreement, for speed."""
+    return normalise(scores[scores["task"].isin(["yolox", "ssd"])])

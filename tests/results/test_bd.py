@@ -1,4 +1,4 @@
-"""BD-rate and BD-quality: against the bjontegaard package, on curves that behave, and on curves that do not."""
+"""BD-rate and BD-quality: compared with the bjontegaard package, on curves that rise, and on curves that do not."""
 
 import math
 
@@ -90,7 +90,7 @@ class TestAwkwardCurves:
         assert [change.to for change in isotonic.changes] == [middle, middle]
         refused = bd_rate(ANCHOR, test, envelope="error", metric="AP")
         assert refused.bd_rate_percent is None and "AP 35 at rate 0.2 then AP 33 at rate 0.4" in refused.reason
-        # the dip counts in BD-quality: it was measured
+        # The dip counts in BD-quality, because it was measured.
         assert pareto.bd_quality == refused.bd_quality and pareto.bd_quality < bd_rate(ANCHOR, test[[0, 1, 3]]).bd_quality
 
     def test_last_point_dips(self):
@@ -115,8 +115,9 @@ class TestAwkwardCurves:
         test = curve(RATES, [30, 39.8, 39.9, 40])
         anchor = curve(RATES, [30, 34, 37, 40])
         result = bd_rate(anchor, test)
-        assert -75 < result.bd_rate_percent < 0 and not result.changes  # at no quality is the rate below a quarter
-        # the interpolants disagree wildly, and the result says so
+        # At every quality the rate is above a quarter of the anchor's.
+        assert -75 < result.bd_rate_percent < 0 and not result.changes
+        # The interpolations disagree wildly, and the result says so.
         assert result.cross_checks["cubic"] == pytest.approx(-100, abs=0.1)
         assert result.spread > 40
         reverse = bd_rate(test, anchor)

@@ -1,16 +1,15 @@
-"""The report in Chromium, from disk and without a network: sorting, hiding, hovering, the slider, a phone."""
+"""The report in Chromium, opened from disk without a network: sorting, hiding, hovering, the slider, a phone."""
 
 import base64
 import io
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from .pages import HOSTILE, entries, report_of
+from .pages import HOSTILE, make_pictures, report_of
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -37,12 +36,15 @@ def browser(tmp_path_factory) -> Iterator:
 
 @pytest.fixture
 def page(browser, few, tmp_path, request) -> Iterator:
-    """The report of hostile names in a window of the test's size; fails on any error or request beyond the file."""
+    """A browser on the report of hostile names; a test that uses it fails on any error in the page or request beyond its file.
+
+    The window has the size in `request.param`, if a test names one.
+    """
     width, height = getattr(request, "param", (1280, 900))
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     )
-    report_of(few.replace({"codec": {"webp": HOSTILE}}), tmp_path, shown=entries())
+    report_of(few.replace({"codec": {"webp": HOSTILE}}), tmp_path, pictures=make_pictures())
     for log in ("browser", "performance"):
         browser.get_log(log)
     browser.get((tmp_path / "report" / "index.html").as_uri())
@@ -58,12 +60,12 @@ def find(page, selector):
 
 
 def click(page, element):
-    """Below the legend, which stays at the upper edge."""
+    """Click an element in the middle of the window: the legend, which stays at the upper edge, would cover it there."""
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
     element.click()
 
 
-def seen(page, selector):
+def find_visible(page, selector):
     return [element for element in find(page, selector) if element.is_displayed()]
 
 
@@ -80,14 +82,14 @@ def test_sorts_and_filters(page):
     head.find_element("tag name", "button").click()
     assert first == sorted(first) and column() == first[::-1] and head.get_attribute("aria-sort") == "descending"
     rows = "#labels ~ .tall tbody tr"
-    primary = len(seen(page, rows))
+    primary = len(find_visible(page, rows))
     find(page, ".main-only")[0].click()
-    assert len(seen(page, rows)) == 2 * primary == 14  # four codecs with the anchor, three against it, two metrics
+    assert len(find_visible(page, rows)) == 2 * primary == 14  # Four codecs and three BD-rates, each with two metrics.
     find(page, "#filter")[0].send_keys("avif ap50 quality=25")
-    assert len(seen(page, ".filtered tbody tr")) == 1
+    assert len(find_visible(page, ".filtered tbody tr")) == 1
 
 
-def test_hides_codecs_and_tells_points(page):
+def test_hides_codecs_and_describes_points(page):
     dot = find(page, "figure")[0].find_elements("css selector", '.dot[data-codec="1"]')[2]
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", dot)
     from selenium.webdriver import ActionChains
@@ -98,13 +100,13 @@ def test_hides_codecs_and_tells_points(page):
     button = find(page, ".legend button")[1]
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    assert not seen(page, 'figure .codec[data-codec="1"]') and seen(page, 'figure .codec[data-codec="0"]')
+    assert not find_visible(page, 'figure .codec[data-codec="1"]') and find_visible(page, 'figure .codec[data-codec="0"]')
     button.click()
-    assert seen(page, 'figure .codec[data-codec="1"]')
+    assert find_visible(page, 'figure .codec[data-codec="1"]')
 
 
-def colours(page, share):
-    """The pixels of the pair left and right of its middle, with the slider at a share in percent."""
+def pair_colours(page, share):
+    """The colours left and right of the middle of the two pictures, with the slider at a share in percent."""
     page.execute_script("const r = document.querySelector('#pictures-section input[type=range]'); r.value = arguments[0];"
                         "r.dispatchEvent(new Event('input'))", share)  # fmt: skip
     pair = find(page, ".pair")[0]
@@ -119,10 +121,10 @@ RED, GREEN, MAGENTA, CYAN = (True, False, False), (False, True, False), (True, F
 
 
 def test_the_slider_uncovers_the_original(page):
-    assert colours(page, 50) == [MAGENTA, CYAN]  # drawn on: original left, reconstruction right
-    assert colours(page, 90) == [MAGENTA, MAGENTA] and colours(page, 5) == [CYAN, CYAN]
+    assert pair_colours(page, 50) == [MAGENTA, CYAN]  # Predictions are drawn: original left, reconstruction right.
+    assert pair_colours(page, 90) == [MAGENTA, MAGENTA] and pair_colours(page, 5) == [CYAN, CYAN]
     click(page, find(page, "#drawn")[0])
-    assert colours(page, 50) == [RED, GREEN]
+    assert pair_colours(page, 50) == [RED, GREEN]
     from selenium.webdriver import ActionChains
 
     pair = find(page, ".pair")[0]
@@ -157,11 +159,10 @@ def test_fits_a_phone(page):
 
 
 def test_a_large_report_opens_at_once(browser, few, tmp_path):
-    """Sixty images, each with two reconstructions: only those in view are decoded."""
-    shown = entries("a")
-    shown["entries"] = shown["entries"] * 20
-    page = Path(tmp_path / "report" / "index.html")
-    report_of(few, tmp_path, shown=shown)
-    browser.get(page.as_uri())
+    """The page has sixty images with two reconstructions each, and decodes only the images in view."""
+    pictures = make_pictures("a")
+    pictures["entries"] = pictures["entries"] * 20
+    report_of(few, tmp_path, pictures=pictures)
+    browser.get((tmp_path / "report" / "index.html").as_uri())
     seconds = browser.execute_script("return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd / 1000")
     assert seconds < 10 and len(find(browser, ".strip button")) == 40

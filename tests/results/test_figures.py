@@ -1,13 +1,13 @@
-"""Layer curves, time against BD-rate, bit split."""
+"""Layer curves, time against BD-rate, realism against fidelity, and the figures of codecs' own analyses."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from icmbench.results.analyses import bit_map, bit_split, complexity_table, energy_shares
-from icmbench.results.figures import extra_figures, layer_curves, realism_against_fidelity, time_against_bdrate
+from icmbench.results.analyses import complexity_table, draw_bit_maps, draw_bit_split, draw_energy_shares
+from icmbench.results.figures import draw_layer_curves, draw_realism_against_fidelity, draw_time_against_bdrate, extra_figures
 from icmbench.results.report import write_report
-from icmbench.results.scores import ScoresError, codecs, normalise, primary_keys
+from icmbench.results.scores import ScoresError, codec_names, normalise, primary_keys
 from icmbench.results.tables import bdrate_frame
 
 LAYERS = [f"layer{stage}.{block}" for stage, blocks in enumerate((3, 4, 6, 3), start=1) for block in range(blocks)]
@@ -33,8 +33,15 @@ def parts():
     )
 
 
+@pytest.fixture
+def complexity():
+    encode = [("slim", "encode", "vae", 34e6, 500.0), ("slim", "encode", "lfgcm", 51.49e6, 100.0)]
+    rows = [*encode, ("slim", "decode", "unet", 866e6, 2000.0)]
+    return pd.DataFrame(rows, columns=["codec", "stage", "part", "parameters", "gmac"])
+
+
 def test_layer_curves_have_a_panel_for_each_codec_and_run_from_shallow_to_deep(layers):
-    figure = layer_curves(layers)
+    figure = draw_layer_curves(layers)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
     assert [*panels] == ["jpeg", "webp", "elic", "diffusion"] and all(len(axes.lines) == 3 for axes in panels.values())
     assert [tick.get_text() for tick in panels["webp"].get_xticklabels()] == [name.removeprefix("layer") for name in LAYERS]
@@ -42,71 +49,70 @@ def test_layer_curves_have_a_panel_for_each_codec_and_run_from_shallow_to_deep(l
     rows = layers[(layers["codec"] == "elic") & (layers["point"] == "0")].set_index("metric")["value"]
     np.testing.assert_array_equal(values, rows[LAYERS])
     with pytest.raises(ScoresError, match="run the task `layers`"):
-        layer_curves(layers.assign(metric="AP"))
+        draw_layer_curves(layers.assign(metric="AP"))
 
 
 def test_time_against_bdrate(scores):
-    frame = normalise(scores)
-    frame.loc[frame["codec"] == "avif", "decode_seconds"] = np.nan
-    key = primary_keys(frame)[0]
-    bdrate = bdrate_frame(frame, "jpeg")
+    scores.loc[scores["codec"] == "avif", "decode_seconds"] = np.nan
+    key = primary_keys(scores)[0]
+    bdrate = bdrate_frame(scores, "jpeg")
     bdrate["low"], bdrate["high"] = bdrate["bd_rate_percent"] - 3, bdrate["bd_rate_percent"] + 2
-    figure = time_against_bdrate(key.rows(frame), key.rows(bdrate))
+    figure = draw_time_against_bdrate(key.rows(scores), key.rows(bdrate))
     axes = figure.axes[0]
     marks = {text.get_text(): text.xy for text in axes.texts}
     assert {*marks} == {"jpeg", "webp", "diffusion"} and marks["jpeg"] == (0.004, 0.0)
     assert marks["webp"][1] == key.rows(bdrate).set_index("codec").loc["webp", "bd_rate_percent"] < 0
     assert figure.get_supxlabel() == "no BD-rate or time: avif" and axes.get_ylabel() == "BD-rate against jpeg (%)"
-    assert len(axes.collections) == 2  # intervals of webp and diffusion
+    assert len(axes.collections) == 2  # The intervals of webp and diffusion.
 
 
 def test_bit_split_adds_up(parts):
-    axes = bit_split(parts).axes[0]
+    axes = draw_bit_split(parts).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["elic 1", "elic 2", "jpeg 10"]
     widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers])
     np.testing.assert_allclose(widths.sum(axis=0), 100)
     assert widths[0, 2] == pytest.approx(10) and [text.get_text() for text in axes.texts][1] == "2,032 bits"
     with pytest.raises(ScoresError, match="missing: bits"):
-        bit_split(parts.drop(columns="bits"))
+        draw_bit_split(parts.drop(columns="bits"))
 
 
-def test_the_report_shows_them(scores, layers, parts, tmp_path):
-    frame = pd.concat([normalise(scores[scores["task"] == "yolox"]), layers], ignore_index=True)
-    page = write_report(tmp_path, frame, bdrate_frame(frame, "jpeg"), own={"bit-split": parts}).read_text(encoding="utf-8")
+def test_the_report_shows_these_figures_and_tables(scores, layers, parts, complexity, tmp_path):
+    frame = normalise(pd.concat([scores[scores["task"] == "yolox"], layers]))
+    analyses = {"bit-split": parts, "complexity": complexity}
+    page = write_report(tmp_path, frame, bdrate_frame(frame, "jpeg"), codec_analyses=analyses).read_text(encoding="utf-8")
     assert 'id="more"' in page and "kodak layers: features lost by layer" in page and "What the bits are spent on" in page
-    made = {path.name for path in (tmp_path / "report").iterdir()}
-    assert {"layers-kodak-layers.svg", "bit-split.png"} <= made and any(name.startswith("time-coco-yolox") for name in made)
-    assert codecs(frame)[0] == "jpeg"
+    assert "Parameters and multiply-accumulates" in page and "85.49" in page
+    files = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"layers-kodak-layers.svg", "bit-split.png"} <= files and any(name.startswith("time-coco-yolox") for name in files)
+    assert codec_names(frame)[0] == "jpeg"
 
 
-def test_bit_maps_share_one_scale_and_show_every_place():
+def test_bit_maps_share_one_scale_and_show_every_position():
     rows = [(c, "1", "a.png", r, k, f * (r * 3 + k)) for c, f in (("slim", 1), ("elic", 2)) for r in range(2) for k in range(3)]
-    figure = bit_map(pd.DataFrame(rows, columns=["codec", "point", "image", "row", "column", "bits"]))
+    figure = draw_bit_maps(pd.DataFrame(rows, columns=["codec", "point", "image", "row", "column", "bits"]))
     images = [axes.images[0] for axes in figure.axes if axes.images]
     assert [image.get_array().shape for image in images] == [(2, 3), (2, 3)]
     assert images[1].get_array()[1, 2] == 10 and images[0].norm is images[1].norm and images[0].norm.vmax == 10
     with pytest.raises(ScoresError, match="missing: row, column"):
-        bit_map(pd.DataFrame(rows, columns=["codec", "point", "image", "y", "x", "bits"]))
+        draw_bit_maps(pd.DataFrame(rows, columns=["codec", "point", "image", "y", "x", "bits"]))
     coarse = pd.DataFrame(
         [("slim", "1", "a.png", 0, 0, 12.0, 64)], columns=["codec", "point", "image", "row", "column", "bits", "stride"]
     )
     fine = pd.DataFrame(rows[:6], columns=["codec", "point", "image", "row", "column", "bits"]).assign(stride=32)
-    both = bit_map(pd.concat([fine, coarse])).axes[0].images[0].get_array()
+    both = draw_bit_maps(pd.concat([fine, coarse])).axes[0].images[0].get_array()
     np.testing.assert_allclose(both, [[3, 4, 2], [6, 7, 5]])
 
 
 def test_energy_shares_add_up():
     rows = [("cadc", p, channel, e * (1 + int(p))) for p in "01" for channel, e in ((1, 6.0), (2, 3.0), (3, 1.0))]
-    axes = energy_shares(pd.DataFrame(rows, columns=["codec", "point", "channel", "energy"])).axes[0]
+    axes = draw_energy_shares(pd.DataFrame(rows, columns=["codec", "point", "channel", "energy"])).axes[0]
     heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])
     np.testing.assert_allclose(heights, [[60, 60], [30, 30], [10, 10]])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cadc\n0", "cadc\n1"]
 
 
-def test_complexity_is_summed_by_stage():
-    encode = [("slim", "encode", "vae", 34e6, 500.0), ("slim", "encode", "lfgcm", 51.49e6, 100.0)]
-    rows = [*encode, ("slim", "decode", "unet", 866e6, 2000.0)]
-    table = complexity_table(pd.DataFrame(rows, columns=["codec", "stage", "part", "parameters", "gmac"]))
+def test_complexity_is_summed_by_stage(complexity):
+    table = complexity_table(complexity)
     assert table["Part"].tolist() == ["vae", "lfgcm", "all", "unet"]
     assert table.loc[2, ["Parameters (M)", "MACs (G)"]].tolist() == ["85.49", "600.00"]
 
@@ -119,7 +125,7 @@ def test_realism_against_fidelity_reads_the_curves_at_one_rate():
         for k, (bpp, v) in enumerate(zip((0.01, 0.02, 0.04), values))
     ]
     frame = normalise(pd.DataFrame(rows))
-    axes = (figure := realism_against_fidelity(frame, 0.02)).axes[0]
+    axes = (figure := draw_realism_against_fidelity(frame, 0.02)).axes[0]
     marks = {text.get_text(): text.xy for text in axes.texts}
     assert marks["a"] == pytest.approx((61, 1.3)) and {*marks} == {"a", "b"} and 62 < marks["b"][0] < 91.5
     assert figure.get_supxlabel() == "not measured about this rate: far"

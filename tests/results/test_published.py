@@ -1,20 +1,16 @@
-"""Reported curves and tables: what they hold, and that they never pass for measured ones."""
+"""Curves and tables that papers report: their content, and that they never pass for measured ones."""
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from icmbench.results.curves import REPORTED_LINE, draw, inline_svg, styles
+from icmbench.results.curves import REPORTED_LINE, codec_styles, curves_svg, draw_curves
 from icmbench.results.published import REPORTED, reported_curves, reported_tables, with_reported
 from icmbench.results.report import write_report
-from icmbench.results.scores import ScoresError, codecs, keys, normalise
+from icmbench.results.scores import ScoresError, codec_names, curve_keys, normalise
 from icmbench.results.tables import bdrate_frame
-
-
-@pytest.fixture
-def frame(scores):
-    return normalise(scores)
 
 
 @pytest.fixture
@@ -24,7 +20,7 @@ def reported(tmp_path):
     return reported_curves(path)
 
 
-def test_what_comes_with_the_package():
+def test_the_package_comes_with_curves_and_tables():
     curves = reported_curves()
     assert set(curves["codec"]) == {"StableCodec" + REPORTED} and set(curves["dataset"]) == {"Kodak", "CLIC2020", "DIV2K"}
     row = curves[(curves["dataset"] == "Kodak") & (curves["metric"] == "lpips")].iloc[0]
@@ -35,35 +31,41 @@ def test_what_comes_with_the_package():
     assert all(REPORTED in title for title in tables) and len(tables) >= 14
 
 
-def test_reported_curves_join_the_keys_they_match(frame, reported):
-    joined = with_reported(frame, reported)
-    mine = joined[joined["codec"] == "HiFi" + REPORTED]
-    assert {*map(tuple, mine[["dataset", "task", "metric", "reference"]].drop_duplicates().to_numpy())} == {
+def test_reported_curves_join_the_keys_they_match(scores, reported):
+    joined = with_reported(scores, reported)
+    added = joined[joined["codec"] == "HiFi" + REPORTED]
+    assert {*map(tuple, added[["dataset", "task", "metric", "reference"]].drop_duplicates().to_numpy())} == {
         ("coco", "yolox", "AP", "labels"),
         ("coco", "fidelity", "psnr", "source"),
-    }  # neither other datasets nor agreement
-    assert len(with_reported(frame, None)) == len(frame)
+    }  # Neither other datasets nor agreement are joined.
+    assert len(with_reported(scores, None)) == len(scores)
 
 
-def test_reported_curves_are_dashed_hollow_and_marked(frame, reported):
-    key = next(key for key in keys(frame) if key.task == "yolox" and key.metric == "AP")
-    figure = draw(frame, key, styles(codecs(frame)), reported)
+def test_reported_curves_are_dashed_hollow_and_marked(scores, reported):
+    key = next(key for key in curve_keys(scores) if key.task == "yolox" and key.metric == "AP")
+    figure = draw_curves(scores, key, codec_styles(codec_names(scores)), reported)
     line = next(line for line in figure.axes[0].lines if np.array_equal(line.get_ydata(), [12, 20, 26]))
     assert line.get_markerfacecolor() == "none" and line.is_dashed()
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "HiFi (reported)"
-    looks = styles(codecs(with_reported(frame, reported)))
-    assert looks["HiFi (reported)"].line == REPORTED_LINE and looks["jpeg"] == styles(codecs(frame))["jpeg"]
-    assert "HiFi (reported), 1: AP 12" in inline_svg(with_reported(frame, reported), key, looks)
+    looks = codec_styles(codec_names(with_reported(scores, reported)))
+    assert looks["HiFi (reported)"].line == REPORTED_LINE and looks["jpeg"] == codec_styles(codec_names(scores))["jpeg"]
+    assert "HiFi (reported), 1: AP 12" in curves_svg(with_reported(scores, reported), key, looks)
 
 
-def test_they_stand_in_bd_only_when_asked_for(frame, reported, tmp_path):
-    few = frame[frame["task"] == "yolox"]
+def test_reported_curves_take_part_in_bd_rates_only_on_request(scores, reported, tmp_path):
+    few = scores[scores["task"] == "yolox"]
     bdrate = bdrate_frame(few, "jpeg")
     page = write_report(tmp_path, few, bdrate, reported=reported).read_text(encoding="utf-8")
     assert "as reported by the papers, not measured here" in page and "<span>HiFi (reported)</span>" in page
     assert "HiFi" not in (tmp_path / "report" / "bdrate.md").read_text() + (tmp_path / "report" / "scores.md").read_text()
-    asked = bdrate_frame(with_reported(few, reported), "jpeg")
-    assert np.isfinite(asked.set_index("codec").loc["HiFi (reported)", "bd_rate_percent"]).any()
+    with_papers = bdrate_frame(with_reported(few, reported), "jpeg")
+    assert np.isfinite(with_papers.set_index("codec").loc["HiFi (reported)", "bd_rate_percent"]).any()
+
+
+def test_a_curve_that_two_files_report_is_refused_by_normalise(scores, reported):
+    joined = with_reported(scores, pd.concat([reported, reported]))
+    with pytest.raises(ScoresError, match="two rows of 'AP'"):
+        normalise(joined)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report: what it says and that it stands alone."""
+"""The report: its content, and that it needs no other file and no network."""
 
 import html.parser
 import json
@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from icmbench.results.scores import ScoresError
+from icmbench.results.scores import ScoresError, normalise
 
 from .pages import HOSTILE, report_of
 
@@ -35,7 +35,7 @@ class Parser(html.parser.HTMLParser):
             self.text += data
 
 
-def test_one_file_that_needs_nothing_else(scores, tmp_path):
+def test_the_page_needs_no_other_file(scores, tmp_path):
     page = report_of(scores, tmp_path)
     assert "http:" not in page and "https:" not in page and "@import" not in page
     parser = Parser(page)
@@ -47,7 +47,8 @@ def test_one_file_that_needs_nothing_else(scores, tmp_path):
     assert len(ids) == len(set(ids)) and {link[1:] for link in links if link.startswith("#")} <= set(ids)
     files = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"index.html", "bdrate.md", "bdrate.tex", "scores.md", "scores.tex", "coco-yolox-yolox-onnx-AP.png"} <= files
-    assert sum(name.endswith(".svg") for name in files) == sum(name.endswith(".png") for name in files) == 10  # curve and time
+    # Each of five keys has a curve and a time figure.
+    assert sum(name.endswith(".svg") for name in files) == sum(name.endswith(".png") for name in files) == 10
 
 
 def test_the_same_scores_give_the_same_bytes(few, tmp_path):
@@ -64,7 +65,7 @@ def test_agreement_has_a_section_of_its_own(scores, tmp_path):
     assert "ssd" not in sections["labels"] and "yolox" not in sections["original"]
 
 
-def test_limited_and_failed_are_seen(scores, tmp_path):
+def test_limited_runs_and_failed_images_are_marked(scores, tmp_path):
     assert "not reportable" not in Parser(report_of(scores, tmp_path / "whole")).text
     scores.loc[scores["dataset"] == "imagenet", "limited"] = True
     broken = (scores["codec"] == "webp") & (scores["task"] == "yolox")
@@ -87,8 +88,8 @@ def test_missing_numbers_have_their_reason(few, tmp_path):
 
 def test_without_an_anchor_and_without_codecs(few, tmp_path):
     assert "No anchor was named" in report_of(few, tmp_path / "none", anchor=None)
-    only = few[few["codec"] == "uncompressed"]
-    assert "uncompressed" in report_of(only, tmp_path / "only", anchor=None)
+    only_uncompressed = few[few["codec"] == "uncompressed"]
+    assert "uncompressed" in report_of(only_uncompressed, tmp_path / "only", anchor=None)
     assert "All scores" in report_of(few.head(0), tmp_path / "empty", anchor=None)
 
 
@@ -116,8 +117,8 @@ def test_hostile_names_are_text(few, tmp_path):
     assert parser.text.count(HOSTILE) > 10
 
 
-def test_names_that_meet_get_files_of_their_own(few, tmp_path):
+def test_equal_file_names_are_numbered(few, tmp_path):
     twin = few[few["dataset"] == "coco"].assign(dataset="COCO/")
-    report_of(pd.concat([few, twin]), tmp_path)
+    report_of(normalise(pd.concat([few, twin])), tmp_path)
     names = {path.name for path in (tmp_path / "report").glob("*.png")}
     assert {"coco-yolox-yolox-onnx-AP.png", "COCO-yolox-yolox-onnx-AP-2.png"} <= names

@@ -1,4 +1,4 @@
-"""BD tables, their means, rates at shares of the ceiling, and all of them as files."""
+"""BD tables, their means, and rates at shares of the ceiling, as frames and as files."""
 
 import math
 
@@ -8,13 +8,13 @@ import pytest
 
 from icmbench.results.bd import bd_rate
 from icmbench.results.scores import ScoresError, normalise, read_scores
-from icmbench.results.tables import BDRATE, bdrate_frame, mean_frame, rate_frame, signed
-from icmbench.results.writers import bdrate_tables, scores_tables, to_latex, to_line, to_markdown, write_csv, write_tables
+from icmbench.results.tables import BDRATE_COLUMNS, bdrate_frame, mean_frame, rate_frame, signed_text
+from icmbench.results.writers import bdrate_tables, escape_markdown, scores_tables, to_latex, to_markdown, write_csv, write_tables
 
 HOSTILE = r'<b>&"a|b`*\[x](y)\end{x}$%_#~^'
 
 
-def only(frame: pd.DataFrame, **values: str) -> pd.Series:
+def only_row(frame: pd.DataFrame, **values: str) -> pd.Series:
     rows = frame[np.logical_and.reduce([frame[column] == value for column, value in values.items()])]
     assert len(rows) == 1
     return rows.iloc[0]
@@ -22,8 +22,8 @@ def only(frame: pd.DataFrame, **values: str) -> pd.Series:
 
 def test_columns_and_rows(scores):
     frame = bdrate_frame(scores, "jpeg")
-    assert [*frame.columns] == BDRATE
-    assert ",".join(BDRATE[:13]) == (
+    assert [*frame.columns] == BDRATE_COLUMNS
+    assert ",".join(BDRATE_COLUMNS[:13]) == (
         "codec,anchor,dataset,task,model,metric,bd_rate_percent,bd_quality,overlap,low,high,note,reference"
     )
     metrics = scores.groupby(["dataset", "task", "metric"]).ngroups
@@ -36,7 +36,7 @@ def test_numbers_are_those_of_the_curves(scores):
     frame = bdrate_frame(scores, "jpeg")
     rows = scores[(scores["task"] == "yolox") & (scores["metric"] == "AP")]
     jpeg, webp = (rows.loc[rows["codec"] == codec, ["bpp", "value"]].to_numpy(float) for codec in ("jpeg", "webp"))
-    row = only(frame, codec="webp", task="yolox", metric="AP")
+    row = only_row(frame, codec="webp", task="yolox", metric="AP")
     expected = bd_rate(jpeg, webp)
     assert (row["bd_rate_percent"], row["bd_quality"], row["overlap"]) == (
         expected.bd_rate_percent,
@@ -52,27 +52,27 @@ def test_numbers_are_those_of_the_curves(scores):
 
 
 def test_less_is_better_where_the_rows_say_so(scores):
-    row = only(bdrate_frame(scores, "jpeg"), codec="avif", dataset="coco", metric="lpips")
+    row = only_row(bdrate_frame(scores, "jpeg"), codec="avif", dataset="coco", metric="lpips")
     assert row["bd_rate_percent"] == pytest.approx(-59, abs=1) and row["bd_quality"] < 0
 
 
 def test_agreement_never_meets_labels(scores):
     twin = scores[scores["task"] == "yolox"].assign(reference="original", value=lambda f: f["value"] * 2)
-    frame = bdrate_frame(pd.concat([scores, twin]), "jpeg")
+    frame = bdrate_frame(normalise(pd.concat([scores, twin])), "jpeg")
     both = frame[(frame["task"] == "yolox") & (frame["metric"] == "AP") & (frame["codec"] == "webp")]
     assert both["reference"].tolist() == ["labels", "original"]
     assert both["note"].str.contains("agreement with the predictions on the originals").tolist() == [False, True]
     assert (
         both["bd_rate_percent"].tolist()[0]
-        == only(bdrate_frame(scores, "jpeg"), codec="webp", task="yolox", metric="AP")["bd_rate_percent"]
+        == only_row(bdrate_frame(scores, "jpeg"), codec="webp", task="yolox", metric="AP")["bd_rate_percent"]
     )
 
 
-def test_notes_tell_what_weakens_a_number(scores):
+def test_notes_say_what_weakens_a_number(scores):
     jpeg5 = (scores["codec"] == "jpeg") & (scores["point"] == "quality=96") & (scores["task"] == "yolox")
     scores.loc[jpeg5, ["value", "failed", "scored"]] = [20.0, 3, 76]
     scores.loc[scores["task"] == "yolox", "limited"] = True
-    row = only(bdrate_frame(scores, "jpeg"), codec="diffusion", task="yolox", metric="AP")
+    row = only_row(bdrate_frame(scores, "jpeg"), codec="diffusion", task="yolox", metric="AP")
     for part in (
         "limited: not reportable",
         "dropped jpeg at rate 0.96, value 20",
@@ -83,21 +83,23 @@ def test_notes_tell_what_weakens_a_number(scores):
     ):
         assert part in row["note"]
     assert math.isnan(row["cubic"]) and math.isfinite(row["akima"])
-    assert "limited" not in only(bdrate_frame(scores, "jpeg"), codec="webp", task="classification", metric="top1")["note"]
+    assert "limited" not in only_row(bdrate_frame(scores, "jpeg"), codec="webp", task="classification", metric="top1")["note"]
 
 
 def test_refusals_have_no_number_but_the_reason(scores):
     scores.loc[scores["codec"] == "avif", "value"] -= 1000
     scores.loc[(scores["codec"] == "webp") & (scores["point"] == "quality=20"), "value"] = math.nan
     frame = bdrate_frame(scores, "jpeg")
-    apart = only(frame, codec="avif", task="yolox", metric="AP")
+    apart = only_row(frame, codec="avif", task="yolox", metric="AP")
     assert math.isnan(apart["bd_rate_percent"]) and apart["overlap"] == 0 and math.isfinite(apart["bd_quality"])
     assert "BD-rate undefined: no shared AP interval" in apart["note"] and "add a point of avif with AP above" in apart["note"]
-    broken = only(frame, codec="webp", task="yolox", metric="AP")
-    assert math.isnan(broken["bd_rate_percent"]) and math.isnan(broken["bd_quality"]) and math.isnan(broken["overlap"])
-    assert broken["note"].startswith("undefined: webp has AP nan at rate 0.2 (measure that point again")
+    not_a_number = only_row(frame, codec="webp", task="yolox", metric="AP")
+    assert all(math.isnan(not_a_number[column]) for column in ("bd_rate_percent", "bd_quality", "overlap"))
+    assert not_a_number["note"].startswith("undefined: webp has AP nan at rate 0.2 (measure that point again")
     without = scores[~((scores["codec"] == "jpeg") & (scores["task"] == "yolox"))]
-    assert "undefined: jpeg has no points" in only(bdrate_frame(without, "jpeg"), codec="avif", task="yolox", metric="AP")["note"]
+    assert (
+        "undefined: jpeg has no points" in only_row(bdrate_frame(without, "jpeg"), codec="avif", task="yolox", metric="AP")["note"]
+    )
 
 
 def test_an_unknown_anchor_names_the_nearest(scores):
@@ -128,11 +130,11 @@ def test_means_over_datasets(scores):
     means = mean_frame(frame)
     assert {*means["task"]} == {"fidelity"} and len(means) == 9
     psnr = frame[(frame["codec"] == "webp") & (frame["metric"] == "psnr")]["bd_rate_percent"] / 100
-    row = only(means, codec="webp", metric="psnr")
+    row = only_row(means, codec="webp", metric="psnr")
     assert row["bd_rate_percent"] == pytest.approx(100 * (math.sqrt((1 + psnr).prod()) - 1))
     assert row["datasets"].startswith("coco -38") and ", photos -38" in row["datasets"]
     frame.loc[(frame["codec"] == "avif") & (frame["dataset"] == "photos"), "bd_rate_percent"] = math.nan
-    row = only(mean_frame(frame), codec="avif", metric="psnr")
+    row = only_row(mean_frame(frame), codec="avif", metric="psnr")
     assert math.isnan(row["bd_rate_percent"]) and row["note"] == "undefined on photos" and "photos –" in row["datasets"]
 
 
@@ -140,7 +142,7 @@ def test_rates_at_shares_of_the_ceiling(scores):
     frame = rate_frame(scores)
     ap = frame[(frame["codec"] == "webp") & (frame["task"] == "yolox") & (frame["metric"] == "AP")]
     assert ap["share"].tolist() == [0.9, 0.95, 0.99] and (ap["ceiling"] == 30.96).all()
-    exact = 0.62 * 10 ** (-0.6 + np.log10(9) / 3)  # where the logistic curve reaches nine tenths
+    exact = 0.62 * 10 ** (-0.6 + np.log10(9) / 3)  # The rate at which the logistic curve reaches nine tenths.
     assert ap["rate"].iloc[0] == pytest.approx(exact, rel=0.02)
     low = frame[(frame["codec"] == "diffusion") & (frame["task"] == "yolox") & (frame["metric"] == "AP")]
     assert math.isnan(low["rate"].iloc[2]) and low["note"].iloc[2].startswith("not reached: best AP of diffusion is")
@@ -168,9 +170,8 @@ def test_files_for_people(scores, tmp_path):
 
 
 def test_every_table_holds_one_reference(scores):
-    frame = normalise(scores)
     bdrate = bdrate_frame(scores, "jpeg")
-    for title, table in [*bdrate_tables(frame, bdrate), *scores_tables(frame)]:
+    for title, table in [*bdrate_tables(scores, bdrate), *scores_tables(scores)]:
         tasks = {*table["Task"]} if "Task" in table else {column.split(", ")[1] for column in table.columns[1:]}
         assert ("ssd" in tasks) == ("Agreement" in title)
         assert len(tasks) == 1 or tasks == {"yolox", "classification"}
@@ -184,8 +185,8 @@ def test_hostile_names_stay_text():
     latex = to_latex(frame, HOSTILE)
     assert r"\end{x}" not in latex and r"\textbackslash{}end\{x\}\$\%\_\#\textasciitilde{}\textasciicircum{}" in latex
     assert r"50\% \& more" in latex
-    assert to_line("a\n# b") == "a # b"
+    assert escape_markdown("a\n# b") == "a # b"
 
 
-def test_signed():
-    assert [signed(value) for value in (-12.34, 4.0, 0.0, -0.01, math.nan, None)] == ["-12.3", "+4.0", "0.0", "0.0", "–", "–"]
+def test_signed_text():
+    assert [signed_text(value) for value in (-12.34, 4.0, 0.0, -0.01, math.nan, None)] == ["-12.3", "+4.0", "0.0", "0.0", "–", "–"]

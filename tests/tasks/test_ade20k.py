@@ -8,7 +8,7 @@ import pytest
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.ade20k import Ade20k
-from icmbench.tasks.maps import pack, read_map
+from icmbench.tasks.maps import encode_map, read_map
 from icmbench.tasks.segmentation import SemanticSegmentation
 
 IMAGES = 5
@@ -16,7 +16,7 @@ IMAGES = 5
 
 @pytest.fixture(scope="module")
 def root(shared, tmp_path_factory):
-    """COCO's 133 categories as the first of 150 classes; 0 unlabelled."""
+    """ADE20K's folder, with COCO's 133 categories as the first of its 150 classes and sample 0 for unlabelled pixels."""
     coco, root = shared / "data" / "coco", tmp_path_factory.mktemp("data") / "ADEChallengeData2016"
     for folder in ("images/validation", "annotations/validation", "ade20k_panoptic_val"):
         (root / folder).mkdir(parents=True)
@@ -35,7 +35,7 @@ def root(shared, tmp_path_factory):
         classes = np.zeros(segments.max() + 1, np.int64)
         for info in entry["segments_info"]:
             classes[info["id"]] = index[info["category_id"]] + 1
-        (root / "annotations" / "validation" / f"{name}.png").write_bytes(pack(classes[segments]))
+        (root / "annotations" / "validation" / f"{name}.png").write_bytes(encode_map(classes[segments]))
         images.append({"id": name, "file_name": f"{name}.jpg", "height": segments.shape[0], "width": segments.shape[1]})
         infos = [{**info, "category_id": index[info["category_id"]]} for info in entry["segments_info"]]
         panoptic.append({"image_id": name, "file_name": f"{name}.png", "segments_info": infos})
@@ -61,7 +61,7 @@ def root(shared, tmp_path_factory):
 
 @pytest.fixture
 def bare(root, tmp_path):
-    """SceneParse150 alone."""
+    """The same folder without the prepared instance and panoptic sets."""
     return shutil.copytree(root, tmp_path / "bare", ignore=shutil.ignore_patterns("ade20k_*"))
 
 
@@ -90,7 +90,7 @@ class Maps:
 def test_the_labels_as_predictions_score_100(root):
     dataset = Ade20k(root)
     labels = [read_map(target["mask"]) for target in dataset.targets("semantic", dataset.ids)]
-    guesses = [np.where(label == 0, 7, label - 1) for label in labels]  # whatever it says of unlabelled pixels is ignored
+    guesses = [np.where(label == 0, 7, label - 1) for label in labels]  # Class 7 on unlabelled pixels is ignored.
     task = SemanticSegmentation(dataset, Maps(guesses, [name.split(",")[0] for name in dataset.categories("semantic")]))
     predictions = task.predict([dataset.read(image_id) for image_id in dataset.ids], dataset.ids)
     assert task.aggregate(task.statistics(predictions, task.targets(dataset.ids))) == {"mIoU": 100, "aAcc": 100, "mAcc": 100}

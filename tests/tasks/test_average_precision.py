@@ -17,21 +17,28 @@ from icmbench.tasks.detection import Detection
 from icmbench.tasks.instance_segmentation import InstanceSegmentation, run_lengths
 from icmbench.tasks.keypoints import Keypoints
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools' decode, under numpy 2
+# pycocotools' decode warns under numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 
 TASKS = {"bbox": Detection, "segm": InstanceSegmentation, "keypoints": Keypoints}
 
 
 def cocoeval(labels, results, kind):
-    """COCOeval's AP numbers in percent, NaN for its -1. labels: a dict in COCO's format; results: a list in its format."""
+    """COCOeval's AP numbers in percent, with NaN for its -1.
+
+    Args:
+        labels: a dict in COCO's annotation format.
+        results: a list in COCO's result format.
+        kind: "bbox", "segm" or "keypoints".
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = copy.deepcopy(labels)
         truth.createIndex()
-        found = truth.loadRes(copy.deepcopy(results))
-        if kind == "keypoints":  # loadRes takes the box's area where there is one; by itself COCO takes the keypoints'
+        detections = truth.loadRes(copy.deepcopy(results))
+        if kind == "keypoints":  # If a result has a box, loadRes takes its area instead of the keypoints' area.
             assert "bbox" not in results[0]
-        run = COCOeval(truth, found, kind)
+        run = COCOeval(truth, detections, kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -39,7 +46,7 @@ def cocoeval(labels, results, kind):
 
 
 class Answers:
-    """A model that returns what it was given."""
+    """A model with prepared outputs."""
 
     fingerprint = "answers"
     task = ("detection", "instance_segmentation", "keypoints")
@@ -52,7 +59,7 @@ class Answers:
 
 
 class Case:
-    """Labels, and detections of all images by file name, in the terms of COCO and of the task."""
+    """Labels in COCO's format and detections by file name, for COCOeval and for the task."""
 
     def __init__(self, tmp_path, labels, detections, kind):
         self.labels, self.detections, self.kind = labels, detections, kind
@@ -67,25 +74,25 @@ class Case:
         sizes = {image["file_name"]: (image["height"], image["width"]) for image in labels["images"]}
         self.categories = [category["id"] for category in sorted(labels["categories"], key=lambda category: category["id"])]
         self.task = TASKS[kind](dataset, Answers(dataset.categories(key), [detections[name] for name in dataset.ids]))
-        shown = [np.broadcast_to(np.uint8(0), (*sizes[name], 3)) for name in dataset.ids]
-        self.predictions = self.task.predict(shown, dataset.ids)
+        images = [np.broadcast_to(np.uint8(0), (*sizes[name], 3)) for name in dataset.ids]
+        self.predictions = self.task.predict(images, dataset.ids)
         self.targets = self.task.targets(dataset.ids)
 
     def results(self, names=None):
-        """COCO's list of results, in the order of the images in the labels."""
+        """The detections in COCO's result format, in the order of the images in the labels."""
         rows = []
         for image in self.labels["images"]:
-            found = self.detections[image["file_name"]]
-            for k in range(len(found["scores"])):
-                row = {"image_id": image["id"], "score": float(found["scores"][k])}
-                row["category_id"] = self.categories[found["classes"][k]]
+            detections = self.detections[image["file_name"]]
+            for k in range(len(detections["scores"])):
+                row = {"image_id": image["id"], "score": float(detections["scores"][k])}
+                row["category_id"] = self.categories[detections["classes"][k]]
                 if self.kind == "bbox":
-                    x1, y1, x2, y2 = map(float, found["boxes"][k])
+                    x1, y1, x2, y2 = map(float, detections["boxes"][k])
                     row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
                 elif self.kind == "segm":
-                    row["segmentation"] = dict(found["masks"][k])
+                    row["segmentation"] = dict(detections["masks"][k])
                 else:
-                    row["keypoints"] = np.asarray(found["keypoints"][k], dtype=np.float64).ravel().tolist()
+                    row["keypoints"] = np.asarray(detections["keypoints"][k], dtype=np.float64).ravel().tolist()
                 rows.append(row)
         return rows
 
@@ -104,35 +111,39 @@ def coco_labels(shared, kind):
 
 
 def perfect(labels, kind, crowds=True):
-    """Detections that equal the labels, as float32, of distinct falling scores."""
-    places = {category["id"]: k for k, category in enumerate(sorted(labels["categories"], key=lambda category: category["id"]))}
+    """Detections that equal the labels, as float32, with distinct falling scores."""
+    class_index = {
+        category["id"]: k for k, category in enumerate(sorted(labels["categories"], key=lambda category: category["id"]))
+    }
     sizes = {image["id"]: (image["height"], image["width"]) for image in labels["images"]}
     rows = {image["id"]: [] for image in labels["images"]}
     for row in labels["annotations"]:
         if (crowds or not row["iscrowd"]) and row.get("num_keypoints", 1):
             rows[row["image_id"]].append(row)
-    found = {}
+    by_name = {}
     for image in labels["images"]:
-        mine = rows[image["id"]]
-        boxes = np.array([row["bbox"] for row in mine], dtype=np.float64).reshape(-1, 4)
+        own_rows = rows[image["id"]]
+        boxes = np.array([row["bbox"] for row in own_rows], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        found[image["file_name"]] = {
+        by_name[image["file_name"]] = {
             "boxes": boxes.astype(np.float32),
-            "scores": np.linspace(0.9, 0.5, len(mine), dtype=np.float32),
-            "classes": np.array([places[row["category_id"]] for row in mine], dtype=np.int64),
+            "scores": np.linspace(0.9, 0.5, len(own_rows), dtype=np.float32),
+            "classes": np.array([class_index[row["category_id"]] for row in own_rows], dtype=np.int64),
         }
         if kind == "segm":
-            found[image["file_name"]]["masks"] = [run_lengths(row["segmentation"], *sizes[image["id"]]) for row in mine]
+            by_name[image["file_name"]]["masks"] = [run_lengths(row["segmentation"], *sizes[image["id"]]) for row in own_rows]
         if kind == "keypoints":
-            found[image["file_name"]]["keypoints"] = np.array([row["keypoints"] for row in mine], np.float32).reshape(-1, 17, 3)
-    return found
+            by_name[image["file_name"]]["keypoints"] = np.array([row["keypoints"] for row in own_rows], np.float32).reshape(
+                -1, 17, 3
+            )
+    return by_name
 
 
 def perturbed(labels, kind, seed, spread):
-    """Jittered, missed, doubled, misnamed and invented detections, scores in steps of 0.05 so that many are equal."""
+    """Jittered, missed, doubled and misnamed detections, with scores in steps of 0.05 so that many are equal."""
     random = np.random.default_rng(seed)
-    found = perfect(labels, kind)
-    for detections in found.values():
+    by_name = perfect(labels, kind)
+    for detections in by_name.values():
         n = len(detections["scores"])
         keep = random.random(n) > 0.15
         pick = np.concatenate([np.flatnonzero(keep), random.integers(0, n, n // 3 if n else 0)]).astype(int)
@@ -153,7 +164,7 @@ def perturbed(labels, kind, seed, spread):
             out["keypoints"][..., :2] += shift
         detections.clear()
         detections.update(out)
-    return found
+    return by_name
 
 
 def moved(mask, shift):
@@ -178,12 +189,12 @@ def test_perturbed_predictions_equal_pycocotools(tmp_path, shared, kind, seed, s
 
 @pytest.mark.parametrize("seed", range(6))
 def test_crowded_synthetic_sets_equal_pycocotools(tmp_path, seed):
-    """More than 100 boxes of a class, exact ties of score and overlap, crowds, areas on the limits, ids not in order of names."""
+    """Over 100 boxes of a class, ties of score and overlap, crowds, areas on the range limits, image ids not in order of names."""
     random = np.random.default_rng(seed)
     numbers = random.permutation(np.arange(1, 13))
     images = [{"id": int(n), "file_name": f"{k:02d}.jpg", "height": 200, "width": 300} for k, n in enumerate(numbers)]
     categories = [{"id": int(n), "name": f"c{n}"} for n in (3, 1, 7)]
-    annotations, found = [], {}
+    annotations, by_name = [], {}
     for image in images:
         grid = random.integers(0, 12, (random.integers(0, 9), 4)) * 16.0 + [0, 0, 16, 16]
         grid[:, 2:] = np.minimum(grid[:, 2:], 96)
@@ -192,7 +203,7 @@ def test_crowded_synthetic_sets_equal_pycocotools(tmp_path, seed):
                 {
                     "id": len(annotations) + 1,
                     "image_id": image["id"],
-                    "category_id": int(random.choice([1, 3])),  # nothing is of category 7
+                    "category_id": int(random.choice([1, 3])),  # No label has category 7.
                     "bbox": box.tolist(),
                     "area": float(random.choice([box[2] * box[3], 32.0**2, 96.0**2])),
                     "iscrowd": int(random.random() < 0.2),
@@ -205,22 +216,22 @@ def test_crowded_synthetic_sets_equal_pycocotools(tmp_path, seed):
         corners = np.concatenate([base[:, :2], base[:, :2] + base[:, 2:]], axis=1).reshape(-1, 4)
         scores = (np.ceil(random.random(n) * 8) / 8).astype(np.float32)
         classes = random.choice(3, n, p=[0.6, 0.3, 0.1])
-        found[image["file_name"]] = {"boxes": corners.astype(np.float32), "scores": scores, "classes": classes}
+        by_name[image["file_name"]] = {"boxes": corners.astype(np.float32), "scores": scores, "classes": classes}
     labels = {"images": images, "annotations": annotations, "categories": categories}
-    Case(tmp_path, labels, found, "bbox").check()
+    Case(tmp_path, labels, by_name, "bbox").check()
 
-    for detections in found.values():
+    for detections in by_name.values():
         without_ties(detections, random)
-    assert_weights_repeat_images(Case(tmp_path, labels, found, "bbox"), random.integers(0, 4, len(images)).astype(np.float64))
+    assert_weights_repeat_images(Case(tmp_path, labels, by_name, "bbox"), random.integers(0, 4, len(images)).astype(np.float64))
 
 
 def without_ties(detections, random):
-    """Equal scores within an image would be interleaved by its copies."""
+    """Give all detections distinct scores, because COCOeval interleaves equal scores of an image's copies."""
     detections["scores"] = random.random(len(detections["scores"]), dtype=np.float32)
 
 
 def assert_weights_repeat_images(case, weights):
-    """Weights, in order of file names, give what COCOeval gives for a list in which each image stands as often."""
+    """Scores with weights, in order of file names, equal COCOeval's scores of a list that repeats each image as often."""
     names = list(case.task.dataset.ids)
     labels = {"images": [], "annotations": [], "categories": case.labels["categories"]}
     results = []
@@ -238,11 +249,11 @@ def assert_weights_repeat_images(case, weights):
 
 def test_weights_repeat_real_images(tmp_path, shared):
     labels = coco_labels(shared, "bbox")
-    found = perturbed(labels, "bbox", 3, 0.08)
+    by_name = perturbed(labels, "bbox", 3, 0.08)
     random = np.random.default_rng(0)
-    for detections in found.values():
+    for detections in by_name.values():
         without_ties(detections, random)
-    case = Case(tmp_path, labels, found, "bbox")
+    case = Case(tmp_path, labels, by_name, "bbox")
     weights = np.bincount(random.integers(0, 79, 79), minlength=79).astype(np.float64)
     assert_weights_repeat_images(case, weights)
     assert case.scores(np.ones(79)) == case.scores() == pytest.approx(case.scores(np.full(79, 5.0)))
@@ -271,7 +282,7 @@ def test_the_originals_agree_with_themselves(tmp_path, shared, kind):
     targets = case.task.pseudo_targets(case.predictions)
     assert sum(len(target["classes"]) for target in targets) == sum((p["scores"] >= 0.3).sum() for p in case.predictions)
     scores = list(case.task.aggregate(case.task.statistics(case.predictions, targets)).values())
-    # Among equal scores a detection may take the label of its double, at a full overlap all the same.
+    # Among equal scores a detection may match the label of its double, which overlaps it fully too.
     assert scores[0] == pytest.approx(100.0)
 
 
@@ -280,9 +291,9 @@ def test_categories_are_matched_by_name(tmp_path, shared, caplog):
     dataset = Coco(shared / "data" / "coco" / "val2017", instances=annotations, limit=2)
     names = ["__background__", "Zebra", "N/A", *[name for name in dataset.categories("instances") if name not in ("zebra", "cat")]]
     task = Detection(dataset, Answers(names, []))
-    found = task._meaning
-    assert found[[0, 2]].tolist() == [-1, -1]
-    assert dataset.categories("instances")[found[1]] == "zebra"
+    category_map = task._category_map
+    assert category_map[[0, 2]].tolist() == [-1, -1]
+    assert dataset.categories("instances")[category_map[1]] == "zebra"
     assert "1 of the dataset's categories" in caplog.text and "cat" in caplog.text
     with pytest.raises(DatasetError, match="no name in common"):
         Detection(dataset, Answers(["tench", "goldfish"], []))

@@ -13,7 +13,7 @@ from icmbench.tasks.models.efficientnet_lite import EfficientNetLite0, Efficient
 
 
 class Scores:
-    """A model that returns what it was given."""
+    """A model with prepared scores."""
 
     task, fingerprint = "classification", "scores"
 
@@ -24,8 +24,10 @@ class Scores:
         return self.scores
 
 
-class Anything:
-    name, ids, limit, preprocessing = "anything", ["a", "b", "c"], None, "native"
+class Labels:
+    """A dataset of three class labels."""
+
+    name, ids, limit, preprocessing = "labels", ["a", "b", "c"], None, "native"
 
     def annotated(self, kind):
         return self.ids
@@ -35,8 +37,8 @@ class Anything:
 
 
 def test_top1_and_top5():
-    scores = np.tile(np.arange(8, 0, -1, dtype=np.float32), (3, 1))  # classes 0, 1, 2, ... by falling score
-    task = Classification(Anything(), Scores(scores))
+    scores = np.tile(np.arange(8, 0, -1, dtype=np.float32), (3, 1))  # The scores fall from class 0 to class 7.
+    task = Classification(Labels(), Scores(scores))
     predictions = task.predict([None] * 3, task.ids)
     assert predictions[0]["classes"].tolist() == [0, 1, 2, 3, 4]
     assert predictions[0]["scores"].tolist() == [8, 7, 6, 5, 4]
@@ -48,13 +50,13 @@ def test_top1_and_top5():
 
 
 def test_of_equal_scores_the_lower_class_comes_first():
-    task = Classification(Anything(), Scores(np.zeros((3, 8), np.float32)))
+    task = Classification(Labels(), Scores(np.zeros((3, 8), np.float32)))
     assert task.predict([None] * 3, task.ids)[1]["classes"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_agreement_with_the_original():
     scores = np.random.default_rng(0).random((3, 8), dtype=np.float32)
-    task = Classification(Anything(), Scores(scores), reference="original")
+    task = Classification(Labels(), Scores(scores), reference="original")
     predictions = task.predict([None] * 3, task.ids)
     targets = task.pseudo_targets(predictions)
     assert [target["class_index"] for target in targets] == scores.argmax(1).tolist()
@@ -63,7 +65,7 @@ def test_agreement_with_the_original():
 
 def test_scores_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 8\), not \(3, classes\)"):
-        Classification(Anything(), Scores(np.zeros((2, 8)))).predict([None] * 3, ["a", "b", "c"])
+        Classification(Labels(), Scores(np.zeros((2, 8)))).predict([None] * 3, ["a", "b", "c"])
 
 
 def jpeg(image, quality):
@@ -79,7 +81,7 @@ def accuracy(task, quality=None):
 
 
 def test_efficientnet_lite0_on_50_jpegs(shared):
-    """All 200 give top-1 90.0 uncompressed, 80.0 at quality 20 and 50.5 at quality 5; the first 50 give 80 at 20."""
+    """Measured top-1: 90.0 of all 200 uncompressed, 80.0 at quality 20, 50.5 at quality 5; 80.0 of the first 50 at quality 20."""
     root = shared / "data" / "imagenet"
     task = Classification(ImageNet(root / "val", labels=root / "labels.csv", limit=50), EfficientNetLite0())
     assert accuracy(task, 20) == pytest.approx({"top1": 80.0, "top5": 96.0})
@@ -91,7 +93,7 @@ def test_18_of_20_packaged_photographs_are_named(model):
 
 
 @pytest.mark.parametrize("model", [EfficientNetLite0, EfficientNetLite2])
-def test_efficientnet_does_not_mind_its_company(model):
+def test_results_do_not_depend_on_the_batch(model):
     random = np.random.default_rng(0)
     shapes = [(300, 400), (57, 31), (1, 1), (224, 224), (260, 900)]
     images = [random.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
@@ -106,7 +108,7 @@ def test_efficientnet_does_not_mind_its_company(model):
 
 
 def test_the_best_class_is_drawn():
-    task = Classification(Anything(), Scores(np.eye(3, 8, dtype=np.float32)))
+    task = Classification(Labels(), Scores(np.eye(3, 8, dtype=np.float32)))
     image = np.full((64, 160, 3), 128, np.uint8)
     drawn = task.draw(image, task.predict([None] * 3, task.ids)[1])
     assert drawn.shape == image.shape and (drawn != image).any(axis=-1).mean() > 0.02

@@ -1,4 +1,4 @@
-"""COCO's JSON format, on the real set and on small made ones."""
+"""COCO's JSON format, on a part of the real set and on small generated ones."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_labels_do_not_follow_other_pixels(root):
 
 @pytest.fixture
 def small(tmp_path):
-    """A folder of two images and a writer of its annotation file."""
+    """Two images in a folder, and a function that writes their annotation file and opens the dataset."""
     for name in ("a.png", "b.png"):
         Pillow.new("RGB", (6, 4)).save(tmp_path / name)
     images = [{"id": 7, "file_name": "a.png", "height": 4, "width": 6}, {"id": 3, "file_name": "b.png", "height": 4, "width": 6}]

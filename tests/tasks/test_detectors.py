@@ -54,16 +54,16 @@ def test_ssd_finds_what_is_labelled(root):
 
 
 @pytest.mark.parametrize("name", ["yolox", "ssd"])
-def test_detectors_do_not_mind_their_company(root, yolox, name):
+def test_results_do_not_depend_on_the_batch(root, yolox, name):
     model = yolox if name == "yolox" else SsdMobileNet()
     dataset = coco(root, limit=3)
     images = [*map(dataset.read, dataset.ids), np.zeros((1, 1, 3), np.uint8), np.zeros((3, 700, 3), np.uint8)]
     together = model(images)
-    for image, found in zip(images, together):
+    for image, output in zip(images, together):
         (alone,) = model([image])
-        assert found["boxes"].dtype == found["scores"].dtype == np.float32 and found["classes"].dtype == np.int64
-        assert found["boxes"].shape == (len(found["scores"]), 4)
-        for key, values in found.items():
+        assert output["boxes"].dtype == output["scores"].dtype == np.float32 and output["classes"].dtype == np.int64
+        assert output["boxes"].shape == (len(output["scores"]), 4)
+        for key, values in output.items():
             np.testing.assert_array_equal(values, alone[key])
     assert model.categories == list(COCO.values()) and len(COCO) == 80
     assert '"score_threshold":0.01' in model.fingerprint
@@ -76,16 +76,16 @@ def test_categories_are_those_of_coco(root):
 
 def test_letterbox_keeps_the_ratio_and_pads_right_and_below():
     image = np.zeros((100, 200, 3), np.uint8)
-    image[..., 0] = 255  # red
+    image[..., 0] = 255  # Red.
     pixels, scale = letterbox(image, 416, 416)
     assert pixels.shape == (1, 3, 416, 416) and pixels.dtype == np.float32 and scale == 2.08
-    assert (pixels[0, :, :208] == np.array([0, 0, 255])[:, None, None]).all()  # BGR
+    assert (pixels[0, :, :208] == np.array([0, 0, 255])[:, None, None]).all()  # The network takes BGR.
     assert (pixels[0, :, 208:] == 114).all()
 
 
 def test_decoding_places_boxes_on_their_cells():
-    raw = np.zeros((21, 7), np.float32)  # 32x32 input: 4x4, 2x2 and 1 cells
-    raw[5, :4] = [0.5, 0.25, 0, np.log(2)]  # second row and column of stride 8
+    raw = np.zeros((21, 7), np.float32)  # An input of 32x32 has 4x4, 2x2 and 1 cells.
+    raw[5, :4] = [0.5, 0.25, 0, np.log(2)]  # The cell in the second row and column of stride 8.
     raw[20, 4:] = [0.5, 0.25, 1]
     boxes, scores = decode(raw, 32, 32)
     np.testing.assert_allclose(boxes[5], [12 - 4, 10 - 8, 12 + 4, 10 + 8])

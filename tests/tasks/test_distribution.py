@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     torch.save({}, path)
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:  # the class cannot be built without weights
+    with pytest.MonkeyPatch.context() as patch:  # The class cannot be built without weights.
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     torch.save(network.state_dict(), path)
@@ -61,7 +61,7 @@ def test_fid_equals_torch_fidelity():
 
 
 def test_fid_of_fewer_patches_than_dimensions():
-    """Where covariances are singular the reference's root loses digits, and this one agrees with what it has."""
+    """The reference's matrix root loses digits on singular covariances, so the tolerance is wider here."""
     first, second = samples(30, 64, 0), samples(30, 64, 1, 0.3)
     assert fid(first, second) == pytest.approx(reference_fid(first, second), rel=1e-5)
     assert fid(first, first) == pytest.approx(0, abs=1e-9)

@@ -1,4 +1,4 @@
-"""ImageNet in all its layouts, made small, and the photographs inside packages."""
+"""Small generated sets in all of ImageNet's layouts, and the photographs inside packages."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_flat_folder_with_the_devkits_list(tmp_path, devkit):
     assert classes(dataset) == [order[number - 1] for number in numbers]
     with pytest.raises(DatasetError, match=r"not class indices; give the devkit's meta\.mat"):
         ImageNet(tmp_path / "val", labels=truth)
-    (tmp_path / "val" / "ILSVRC2012_val_00000002.JPEG").unlink()  # a part of the set keeps its labels
+    (tmp_path / "val" / "ILSVRC2012_val_00000002.JPEG").unlink()  # Labels belong to the number in the name.
     assert classes(ImageNet(tmp_path / "val", labels=truth, classes=meta)) == [order[number - 1] for number in (17, 1, 400)]
     picture(tmp_path / "val" / "other.JPEG")
     with pytest.raises(DatasetError, match=r"other\.JPEG: no line of"):

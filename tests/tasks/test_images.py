@@ -15,7 +15,7 @@ RAMP = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
 
 def png(path, depth, colour, rows):
-    """A PNG of raw big-endian samples, also of depths that Pillow cannot write."""
+    """Write a PNG of raw big-endian samples, in depths that Pillow cannot write too."""
     height, channels = len(rows), {0: 1, 2: 3}[colour]
     head = struct.pack(">IIBBBBB", rows.shape[1] // channels, height, depth, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row.astype(">u2" if depth == 16 else "u1").tobytes() for row in rows))
@@ -55,7 +55,7 @@ def test_grey_palette_and_bilevel_become_rgb(tmp_path):
 
 
 def test_cmyk_becomes_rgb(tmp_path):
-    flat = np.full((8, 8, 4), [0, 255, 255, 0], dtype=np.uint8)  # magenta and yellow make red
+    flat = np.full((8, 8, 4), [0, 255, 255, 0], dtype=np.uint8)  # Magenta and yellow make red.
     Pillow.fromarray(flat, "CMYK").save(tmp_path / "a.jpg", quality=95)
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - [255, 0, 0]).max() <= 3
 

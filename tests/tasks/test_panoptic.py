@@ -8,12 +8,12 @@ from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
-from icmbench.tasks.maps import pack, read_map
+from icmbench.tasks.maps import encode_map, read_map
 from icmbench.tasks.panoptic import PanopticSegmentation, match_segments, panoptic_scores, panoptic_statistics
 
 
 class Answers:
-    """A model that gives prepared segments."""
+    """A model with prepared outputs."""
 
     task = "panoptic"
     fingerprint = "answers"
@@ -51,7 +51,7 @@ def perfect(target):
 
 
 def perturbed(target, k):
-    """Shifted segments, every seventh in another class, every ninth gone, and one laid over unlabelled pixels."""
+    """Segments that are shifted, every seventh in another class, every ninth removed, and one added on unlabelled pixels."""
     output = perfect(target)
     segments = np.roll(output["segments"], (k % 11, 2 * k % 19), (0, 1))
     ids, classes = output["segment_ids"], output["classes"].copy()
@@ -68,17 +68,17 @@ def run(coco, outputs, **options):
 
 
 def definition(outputs, targets, is_thing, weights=None):
-    """Panoptic quality from masks and sets, segment by segment."""
+    """Panoptic quality as its paper defines it, segment by segment."""
     tallies = np.zeros((133, 4))
     for k, (output, target) in enumerate(zip(outputs, targets, strict=True)):
         truth = read_map(target["mask"])
         tally = np.zeros((133, 4))
         matched_truth, matched = set(), set()
-        mine = {i: (output["segments"] == i, c) for i, c in zip(output["segment_ids"], output["classes"], strict=True)}
-        mine = {i: (mask, c) for i, (mask, c) in mine.items() if mask.any()}
-        theirs = list(zip(target["segments"], target["classes"], target["crowd"], strict=True))
-        for i, c, crowd in theirs:
-            for j, (mask, d) in mine.items():
+        predicted = {i: (output["segments"] == i, c) for i, c in zip(output["segment_ids"], output["classes"], strict=True)}
+        predicted = {i: (mask, c) for i, (mask, c) in predicted.items() if mask.any()}
+        labels = list(zip(target["segments"], target["classes"], target["crowd"], strict=True))
+        for i, c, crowd in labels:
+            for j, (mask, d) in predicted.items():
                 if c == d and not crowd:
                     iou = ((truth == i) & mask).sum() / ((truth == i) | (mask & (truth != 0))).sum()
                     if iou > 0.5:
@@ -87,8 +87,8 @@ def definition(outputs, targets, is_thing, weights=None):
                         matched.add(j)
             if i not in matched_truth and not crowd:
                 tally[c, 3] += 1
-        for j, (mask, d) in mine.items():
-            crowds = [i for i, c, crowd in theirs if crowd and c == d][-1:]
+        for j, (mask, d) in predicted.items():
+            crowds = [i for i, c, crowd in labels if crowd and c == d][-1:]
             if j not in matched and np.isin(truth[mask], [0, *crowds]).mean() <= 0.5:
                 tally[d, 2] += 1
         tallies += tally * (1 if weights is None else weights[k])
@@ -155,7 +155,7 @@ def test_areas_of_the_annotations_are_pixel_counts(targets):
 def labelled(rows, classes, crowd=()):
     ids = np.arange(1, len(classes) + 1)
     return {
-        "mask": pack(np.array(rows)),
+        "mask": encode_map(np.array(rows)),
         "segments": ids,
         "classes": np.array(classes, dtype=np.int64),
         "crowd": np.isin(ids, crowd),
@@ -164,12 +164,12 @@ def labelled(rows, classes, crowd=()):
 
 def test_void_and_crowd_do_not_punish():
     target = labelled([[1, 1, 0, 0], [2, 2, 2, 2]], [0, 1], crowd=[2])
-    # Segment 1 spills over unlabelled pixels; the other lies in the crowd of its class.
+    # Segment 1 covers an unlabelled pixel too; segment 2 lies in the crowd of its class.
     counts = match_segments(np.array([[1, 1, 1, 0], [2, 2, 0, 0]]), np.array([0, 1]), target, 2)
     assert counts.tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
-    # In the crowd of another class it is superfluous.
+    # A segment in the crowd of another class is superfluous.
     assert match_segments(np.array([[0] * 4, [1, 1, 0, 0]]), np.array([0]), target, 2)[2:].tolist() == [[1, 0], [1, 0]]
-    # A prediction of a class that the labels do not have counts for none.
+    # A prediction of class -1, which the labels do not have, does not count.
     assert match_segments(np.array([[1, 1, 0, 0], [0] * 4]), np.array([-1]), target, 2)[2:].tolist() == [[0, 0], [1, 0]]
 
 

@@ -16,7 +16,7 @@ torchvision = pytest.importorskip("torchvision")
 
 
 def convolutional(name):
-    """The part of a backbone that is used, with random weights."""
+    """The convolutional part of a backbone, with random weights."""
     with torch.device("meta"):
         features = getattr(torchvision.models, name)().features
     torch.manual_seed(0)
@@ -26,7 +26,7 @@ def convolutional(name):
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
-    """Files of them in torchvision's layout, without the classifier."""
+    """A folder of random weights in torchvision's layout, without the classifier."""
     folder = tmp_path_factory.mktemp("weights")
     for name in ("alexnet", "vgg16"):
         torch.save({f"features.{key}": x for key, x in convolutional(name).state_dict().items()}, folder / f"{name}.pth")
@@ -56,8 +56,8 @@ def tensor(image):
     return torch.tensor(image).permute(2, 0, 1)[None].float() / 255
 
 
-def check(task, reference, photographs, tolerance):
-    """Equal images are at distance 0, coded ones where the reference says, and the mean follows the weights."""
+def assert_equals_reference(task, reference, photographs, tolerance):
+    """Assert distance 0 for equal images, the reference's distance for coded ones, and a mean that follows the weights."""
     ids = list("abc")
     same = task.predict(photographs, ids, photographs)
     assert max(abs(prediction["distance"]) for prediction in same) < 1e-7
@@ -81,17 +81,19 @@ def check(task, reference, photographs, tolerance):
 def test_lpips_equals_its_package(folder, backbones, photographs, net, architecture, monkeypatch):
     lpips = pytest.importorskip("lpips")
     backbone = SimpleNamespace(features=convolutional(architecture))
-    with monkeypatch.context() as patch:  # the package can only download its backbone
+    with monkeypatch.context() as patch:  # The package can only download its backbone.
         patch.setattr(torchvision.models, architecture, lambda **_: backbone)
         reference = lpips.LPIPS(net=net, verbose=False)
-    check(Lpips(folder, net, backbones / f"{architecture}.pth"), lambda a, b: reference(a, b, normalize=True), photographs, 1e-5)
+    assert_equals_reference(
+        Lpips(folder, net, backbones / f"{architecture}.pth"), lambda a, b: reference(a, b, normalize=True), photographs, 1e-5
+    )
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_stlpips_equals_its_package(folder, photographs, net):
     stlpips = pytest.importorskip("stlpips_pytorch.stlpips")
     reference = stlpips.LPIPS(net=net, variant="shift_tolerant", verbose=False)
-    check(StLpips(folder, net), lambda a, b: reference(a, b, normalize=True), photographs, 1e-5)
+    assert_equals_reference(StLpips(folder, net), lambda a, b: reference(a, b, normalize=True), photographs, 1e-5)
 
 
 def test_stlpips_grows_as_jpeg_gets_worse(folder, photographs):
@@ -107,10 +109,10 @@ def test_stlpips_grows_as_jpeg_gets_worse(folder, photographs):
 def test_dists_equals_its_package(folder, backbones, photographs, monkeypatch):
     package = pytest.importorskip("DISTS_pytorch.DISTS_pt")
     backbone = SimpleNamespace(features=convolutional("vgg16"))
-    with monkeypatch.context() as patch:  # the package can only download its backbone
+    with monkeypatch.context() as patch:  # The package can only download its backbone.
         patch.setattr(package.models, "vgg16", lambda **_: backbone)
         reference = package.DISTS()
-    check(Dists(folder, backbones / "vgg16.pth"), reference, photographs, 1e-4)
+    assert_equals_reference(Dists(folder, backbones / "vgg16.pth"), reference, photographs, 1e-4)
 
 
 def test_originals_pass_the_network_once_for_all_points(folder, backbones, photographs):

@@ -1,4 +1,4 @@
-"""Boxes in answers of language models, in each declared convention, against COCO's boxes."""
+"""Boxes in the answers of language models, in each declared convention, against COCO's boxes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from icmbench.tasks.referring import Referring, iou, parse_box
 
 
 class Oracle:
-    """Answers with prepared boxes, in one convention and in the words of several models."""
+    """A model that answers with prepared boxes, in one convention and in the phrasings of several models."""
 
     task = "referring"
     fingerprint = "oracle"
@@ -21,7 +21,7 @@ class Oracle:
 
     def __init__(self, convention="absolute"):
         self.box_convention = convention
-        self.boxes = {}  # sentence and image shape -> x1, y1, x2, y2 in pixels
+        self.boxes = {}  # By sentence: x1, y1, x2, y2 in pixels.
         self.prompts = []
 
     def resized_size(self, height, width):

@@ -1,4 +1,4 @@
-"""Recall against ten lines, on COCO's captions, with embeddings of a small real text and image description."""
+"""Recall against a ten-line reference, on COCO's captions, with embeddings of letter pairs."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from icmbench.tasks.retrieval import Ranks, Retrieval, rank, recall
 
 
 class Letters:
-    """Texts by their letter pairs; images by a prepared caption and the noise that their brightness stands for."""
+    """A model that embeds a text by its letter pairs, and an image as a prepared text with noise that grows with its brightness."""
 
     task = "retrieval"
     fingerprint = "letters"
@@ -40,7 +40,7 @@ def coco(shared):
 
 
 def ten_lines(images, texts, owner):
-    """Recall at 1, 5, 10 both ways."""
+    """Recall at 1, 5 and 10 in both directions."""
     unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
     similarity = unit(images.astype(float)) @ unit(texts.astype(float)).T
     values = {}
@@ -70,8 +70,8 @@ def test_recall_equals_ten_lines_on_coco(coco):
 
     weights = np.zeros(len(targets))
     weights[:7] = 2
-    some = Ranks(statistics.image[:7], statistics.text[owner < 7], owner[owner < 7])
-    assert task.aggregate(statistics, weights) == pytest.approx(recall(some), abs=1e-9)
+    first_seven = Ranks(statistics.image[:7], statistics.text[owner < 7], owner[owner < 7])
+    assert task.aggregate(statistics, weights) == pytest.approx(recall(first_seven), abs=1e-9)
 
 
 def test_perfect_embeddings_score_100():
@@ -83,7 +83,7 @@ def test_perfect_embeddings_score_100():
 def test_indistinguishable_images_retrieve_nothing():
     images, texts = np.ones((20, 8)), np.random.default_rng(0).normal(size=(40, 8))
     values = recall(rank(images, texts, np.arange(40) // 2))
-    assert values["R@10_t2i"] == 0 and values["R@1_i2t"] == 5  # one image owns the text that all of them retrieve
+    assert values["R@10_t2i"] == 0 and values["R@1_i2t"] == 5  # One image owns the text that all images retrieve.
     assert recall(rank(np.zeros((20, 8)), texts, np.arange(40) // 2))["R@10_i2t"] == 0
 
 
@@ -100,7 +100,7 @@ def test_texts_are_embedded_once_for_all_codecs(coco):
     task = Retrieval(coco, model)
     images = [np.full((2, 2, 3), 1, np.uint8) for _ in task.ids]
     scores = []
-    for _ in range(3):  # codecs
+    for _ in range(3):  # Codecs.
         before = model.texts_seen
         scores.append(task.aggregate(task.statistics(task.predict(images, task.ids), targets)))
         assert model.texts_seen - before == len(images) + (len(task.texts) if len(scores) == 1 else 0)

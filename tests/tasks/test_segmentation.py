@@ -8,21 +8,21 @@ from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.categories import match_categories
-from icmbench.tasks.maps import pack, paint, read_map
+from icmbench.tasks.maps import encode_map, paint, read_map
 from icmbench.tasks.segmentation import SemanticSegmentation, confusion, segmentation_scores
 
 IGNORE = 255
 
 
 class Maps:
-    """Label maps in memory, with 255 ignored, as a dataset."""
+    """A dataset of label maps in memory, with sample 255 ignored."""
 
     name, limit, preprocessing = "maps", None, "native"
 
     def __init__(self, maps, names):
         self.maps, self.names = maps, names
         self.ids = sorted(maps)
-        self.packed = {i: pack(labels) for i, labels in maps.items()}
+        self.packed = {i: encode_map(labels) for i, labels in maps.items()}
 
     def annotated(self, kind):
         return self.ids if kind == "semantic" else []
@@ -36,7 +36,7 @@ class Maps:
 
 
 class Answers:
-    """A model that gives prepared maps."""
+    """A model with prepared outputs."""
 
     task = "semantic_segmentation"
     fingerprint = "answers"
@@ -50,7 +50,7 @@ class Answers:
 
 @pytest.fixture(scope="module")
 def coco(shared):
-    """24 maps of COCO's panoptic categories as class indices, void as 255, and the category names."""
+    """24 label maps of COCO's panoptic categories, with void as 255."""
     root = shared / "data" / "coco"
     annotations = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
     index = {category["id"]: k for k, category in enumerate(annotations["categories"])}
@@ -65,7 +65,7 @@ def coco(shared):
 
 
 def perturb(labels, k):
-    """Shifted, with some classes renamed and a strip erased: deterministic, wrong in many ways."""
+    """A wrong prediction: the labels shifted, some classes replaced, and a strip erased."""
     moved = np.roll(labels, (3 * k % 17, -5 * k % 23), (0, 1))
     moved = np.where(moved == IGNORE, k % 133, moved)
     moved = np.where(moved % 7 == k % 7, (moved + 1) % 133, moved)
@@ -80,7 +80,7 @@ def run(dataset, predictions, names=None, **options):
 
 
 def iou_metric(predictions, labels, classes, weights=None):
-    """IoUMetric of mmsegmentation, restated: torch.histc an image, sums, NaN means."""
+    """mmsegmentation's IoUMetric restated: torch.histc of each image, sums over images, means without NaN."""
     torch = pytest.importorskip("torch")
     areas = torch.zeros(4, classes, dtype=torch.float64)
     for k, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
@@ -115,7 +115,7 @@ def test_perturbed_predictions_equal_the_definition(coco):
     assert task.aggregate(statistics, weights) == pytest.approx(iou_metric(wrong, coco.maps.values(), 133, weights), abs=1e-9)
 
 
-def test_a_class_absent_from_an_image_resample_leaves_the_mean():
+def test_a_class_absent_from_a_resample_takes_no_part_in_the_mean():
     first = (np.array([[0, 0]]), np.array([[0, 0]]))
     second = (np.array([[1, 0]]), np.array([[1, 1]]))
     statistics = confusion([first, second], 3)
@@ -135,9 +135,10 @@ def test_model_categories_are_matched_by_name(coco):
 
 
 def test_synonyms():
-    known = ["building", "sky", "screen", "window ", "door, double door", "silver screen"]
-    wanted = ["door;double door", "windowpane;window", "Building;edifice", "sky", "screen door;screen", "silver screen;screen"]
-    assert match_categories(known, wanted).tolist() == [2, 3, 4, 1, 0, 5]
+    model_names = ["building", "sky", "screen", "window ", "door, double door", "silver screen"]
+    dataset_names = ["door;double door", "windowpane;window", "Building;edifice", "sky", "screen door;screen"]
+    dataset_names.append("silver screen;screen")
+    assert match_categories(model_names, dataset_names).tolist() == [2, 3, 4, 1, 0, 5]
     with pytest.raises(DatasetError, match="no category for 1 of the dataset's 2, the first is 'cow'"):
         match_categories(["sheep"], ["cow", "sheep"])
     with pytest.raises(DatasetError, match="several categories of the model mean 'sheep'"):
@@ -155,27 +156,27 @@ def test_agreement_with_the_originals(coco):
     assert values == pytest.approx(iou_metric(wrong, right, 133), abs=1e-9)
 
 
-def test_maps_survive_packing_and_fit_arrow(coco):
+def test_maps_survive_encoding_and_fit_arrow(coco):
     import pyarrow as pa
 
     task, predictions = run(coco, [np.where(m == IGNORE, 0, m) for m in coco.maps.values()])
     table = pa.Table.from_pylist(predictions, schema=task.schema)
     assert (read_map(table["labels"][3].as_py()) == np.where(coco.maps[task.ids[3]] == IGNORE, 0, coco.maps[task.ids[3]])).all()
     deep = np.arange(600).reshape(20, 30) * 109
-    assert (read_map(pack(deep)) == deep).all()
+    assert (read_map(encode_map(deep)) == deep).all()
     with pytest.raises(ValueError, match=r"0\.\.65535"):
-        pack(np.array([[-1]]))
+        encode_map(np.array([[-1]]))
 
 
 def test_errors_name_what_does_not_fit(coco):
     task = SemanticSegmentation(coco, Answers([np.zeros((2, 3), int)], coco.names))
     with pytest.raises(ValueError, match=r"label map is \(2, 3\), the image \(4, 4\)"):
         task.predict([np.zeros((4, 4, 3), np.uint8)], ["a"])
-    prediction = {"labels": pack(np.zeros((2, 3), int))}
+    prediction = {"labels": encode_map(np.zeros((2, 3), int))}
     with pytest.raises(DatasetError, match="annotations of these images"):
-        task.statistics([prediction], [{"mask": pack(np.zeros((4, 4), int)), "classes": np.arange(2)}])
+        task.statistics([prediction], [{"mask": encode_map(np.zeros((4, 4), int)), "classes": np.arange(2)}])
     with pytest.raises(DatasetError, match="holds 150, which stands for no class"):
-        task.statistics([prediction], [{"mask": pack(np.full((2, 3), 150)), "classes": np.arange(150)}])
+        task.statistics([prediction], [{"mask": encode_map(np.full((2, 3), 150)), "classes": np.arange(150)}])
 
 
 def test_label_maps_on_disk(tmp_path):

@@ -1,7 +1,7 @@
-"""Faster repetition of one evaluation: CUDA graphs, which replay its kernels without Python between them, and torch.compile.
+"""Faster repetition of one function: CUDA graphs, which replay its kernels without Python in between, and torch.compile.
 
-A step of a sampler evaluates the same networks on tensors of the same shapes, dozens of times; at small batches launching its two
-thousand kernels one by one takes longer than running them.
+A sampler evaluates the same networks dozens of times on tensors of the same shapes. One evaluation launches two thousand kernels;
+for small batches, launching them one by one takes longer than running them.
 """
 
 from __future__ import annotations
@@ -16,31 +16,42 @@ import torch
 from torch import Tensor
 
 Evaluate = Callable[..., Tensor]
-MAX_GRAPHS = 16  # sets of shapes that stay captured
-WARM_UP = 3  # evaluations before the capture: kernels are chosen, workspaces allocated
+# Graphs that are kept, one for each combination of modules and shapes; the least recently used one is dropped.
+MAX_GRAPHS = 16
+# Runs before the capture: libraries choose their kernels and allocate their workspaces in the first runs.
+WARM_UP = 3
 
 
 @functools.cache
-def fast(evaluate: Evaluate, cuda: bool, compiled: bool) -> Evaluate:
-    """The same function: compiled if asked, captured on CUDA. Made once, so that what it compiles and captures is kept."""
+def speed_up(evaluate: Evaluate, cuda: bool, compiled: bool) -> Evaluate:
+    """Return a faster version of a function. The version is cached, so that what it compiles and captures is reused.
+
+    Args:
+        evaluate: A function of modules and tensors that returns a tensor.
+        cuda: Whether its tensors are on a CUDA device; its kernels are then captured as CUDA graphs.
+        compiled: Whether torch compiles it.
+    """
     run = torch.compile(evaluate, dynamic=False) if compiled else evaluate
-    return Graphed(run) if cuda else run
+    return CudaGraphed(run) if cuda else run
 
 
-class Graphed:
-    """A function of modules and CUDA tensors, captured as a graph for each set of modules and shapes.
+class CudaGraphed:
+    """A function of modules and CUDA tensors, captured as one CUDA graph for each combination of modules and tensor shapes.
 
-    Tensors among the arguments may change from call to call; everything else must be the same object. The result is a fresh tensor.
-    Where the capture fails the function runs as it is, with a warning.
+    A graph is reused if the arguments that are tensors have the same shapes, strides, dtypes and devices, and all other arguments
+    are the same objects. The result is a fresh tensor. If the capture fails, the function warns and runs uncaptured.
+
+    Args:
+        evaluate: The function, with positional arguments only.
     """
 
     def __init__(self, evaluate: Evaluate) -> None:
         self._evaluate = evaluate
         self._graphs: OrderedDict[tuple[Any, ...], _Captured | None] = OrderedDict()
-        self._pool: Any = None  # memory that all graphs share, as they never run at the same time
+        self._pool: Any = None  # The memory pool of all graphs; they can share one because they never run at the same time.
 
     def __call__(self, *arguments: Any) -> Tensor:
-        key = tuple(_identity(argument) for argument in arguments)
+        key = tuple(_argument_key(argument) for argument in arguments)
         if key not in self._graphs:
             self._graphs[key] = self._capture(arguments)
             if len(self._graphs) > MAX_GRAPHS:
@@ -60,6 +71,8 @@ class Graphed:
 
 
 class _Captured:
+    """One CUDA graph with the tensors it reads and writes."""
+
     def __init__(self, evaluate: Evaluate, arguments: tuple[Any, ...], pool: Any) -> None:
         self._inputs = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
         side = torch.cuda.Stream()
@@ -73,14 +86,14 @@ class _Captured:
             self._output = evaluate(*self._inputs)
 
     def replay(self, arguments: tuple[Any, ...]) -> Tensor:
-        for held, given in zip(self._inputs, arguments):
-            if isinstance(held, Tensor):
-                held.copy_(given)
+        for captured_input, argument in zip(self._inputs, arguments):
+            if isinstance(captured_input, Tensor):
+                captured_input.copy_(argument)
         self._graph.replay()
-        return self._output.clone()  # the next replay, of whichever graph, overwrites it
+        return self._output.clone()  # Any later replay overwrites the memory pool.
 
 
-def _identity(argument: Any) -> Any:
+def _argument_key(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return tuple(argument.shape), argument.stride(), argument.dtype, argument.device
     return id(argument)

@@ -1,10 +1,10 @@
-"""Stable Diffusion as four functions: pixels to latent, latent to pixels, text to context, noise prediction.
+"""Stable Diffusion as four functions: pixels to latent, latent to pixels, text to context, and noise prediction.
 
     backbone.encode(pixels) -> z        backbone.embed(prompts) -> context        backbone.abar
     backbone.decode(z) -> pixels        backbone.eps(x, t, context, inject) -> eps
 
-Profile `sd21` is Stable Diffusion 2.1-base (UNet 865.9M parameters, VAE 83.7M, text encoder 340.4M); `tiny` has the same topology
-at 3.1M, for laptops and tests.
+Profile `sd21` is Stable Diffusion 2.1-base (UNet 865.9M parameters, VAE 83.7M, text encoder 340.4M). Profile `tiny` has the same
+topology with 3.1M parameters, for laptops and tests.
 """
 
 from __future__ import annotations
@@ -29,20 +29,28 @@ from icmbench.codecs.diffusion.backbone import unet, weights
 from icmbench.codecs.diffusion.backbone.files import SD_CHECKPOINT, SD_FOLDERS
 from icmbench.codecs.diffusion.backbone.tiles import Tiles
 
-DOWNSCALE = 8  # pixels along a side of a latent position
-TOKENS = 77
-Prompt: TypeAlias = str | tuple[int, ...]  # words, or their token ids without beginning and end
+DOWNSCALE = 8  # Side of a latent position in pixels.
+TOKENS = 77  # Tokens of every context, those of beginning and end and the padding included.
+Prompt: TypeAlias = str | tuple[int, ...]  # Text, or its CLIP token ids without those of beginning and end.
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Constructor arguments of the three networks, and how text becomes tokens."""
+    """Sizes of a backbone.
+
+    Args:
+        name: Name of the profile.
+        vae: Constructor arguments of diffusers' AutoencoderKL.
+        unet: Constructor arguments of diffusers' UNet2DConditionModel.
+        text: Constructor arguments of transformers' CLIPTextConfig.
+        scaling: Factor that brings latents to unit variance.
+    """
 
     name: str
     vae: Mapping[str, Any]
     unet: Mapping[str, Any]
     text: Mapping[str, Any]
-    scaling: float = 0.18215  # makes latents unit-variance
+    scaling: float = 0.18215
 
 
 _UNET = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2, "use_linear_projection": True}
@@ -54,7 +62,7 @@ _VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
 
-# `attention_head_dim` of diffusers' UNet is the number of heads of each level.
+# Despite its name, `attention_head_dim` of diffusers' UNet is the number of attention heads of each level.
 PROFILES = {
     "sd21": Profile(
         "sd21",
@@ -65,7 +73,7 @@ PROFILES = {
             "vocab_size": 49408,
             "hidden_size": 1024,
             "intermediate_size": 4096,
-            "num_hidden_layers": 23,  # of 24: the context is the last layer but one, normalised
+            "num_hidden_layers": 23,  # The context is the normalised output of the second to last of 24 layers.
             "num_attention_heads": 16,
             "hidden_act": "gelu",
             "bos_token_id": 49406,
@@ -74,7 +82,8 @@ PROFILES = {
     ),
     "tiny": Profile(
         "tiny",
-        # Groups of 8 channels and more: normalised in groups of 2, a plain area keeps but a sign a group, no colour.
+        # Two norm groups, so at least 8 channels each. With 2 channels per group, GroupNorm reduces a flat area to signs and loses
+        # its colour.
         vae=_VAE | {"block_out_channels": (16, 24, 32, 32), "layers_per_block": 1, "norm_num_groups": 2},
         unet=_UNET
         | {
@@ -98,9 +107,17 @@ PROFILES = {
 
 
 class DiffusionBackbone(nn.Module):
-    """The three networks of one profile, with random weights from the current generator; `load` gives trained ones.
+    """The three networks of one profile, with random weights from torch's global generator; `load_backbone` loads trained ones.
 
-    Attributes: `vae`, `unet`, `text`; `abar` (1000,) float64, the cumulative product of 1 - beta (scaled-linear, 0.00085 to 0.012).
+    Args:
+        profile: Sizes of the networks.
+
+    Attributes:
+        profile: The profile.
+        vae: diffusers' AutoencoderKL.
+        unet: diffusers' UNet2DConditionModel.
+        text: transformers' CLIPTextModel.
+        abar: (1000,) float64 on the CPU, the cumulative product of 1 - beta; beta is scaled-linear from 0.00085 to 0.012.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -113,61 +130,95 @@ class DiffusionBackbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the networks."""
         return self.unet.dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of the networks."""
         return self.unet.device
 
     def with_unet(self, unet: Any) -> DiffusionBackbone:
-        """The same backbone with another UNet, everything else shared."""
-        other = copy.copy(self)
-        other._modules = {**self._modules, "unet": unet}
-        return other
+        """Return a backbone with another UNet that shares everything else with this one."""
+        backbone = copy.copy(self)
+        backbone._modules = {**self._modules, "unet": unet}
+        return backbone
 
     def encode(self, pixels: Tensor, tile: int = 0, overlap: int = 0) -> Tensor:
-        """pixels (N, 3, 8H, 8W) float32 in [0, 1] -> the posterior's mode, scaled: (N, 4, H, W) float32.
+        """Compute the VAE latent: the mode of the VAE's posterior, scaled to unit variance.
 
-        tile, overlap: latents with a side beyond `tile` are made in tiles, 0 for never.
+        Args:
+            pixels: (N, 3, 8H, 8W) float32 in [0, 1].
+            tile: Latents with a longer side than this many positions are computed in tiles; 0 for never.
+            overlap: Positions that neighbouring tiles share.
+
+        Returns:
+            z (N, 4, H, W) float32.
         """
         tiles = Tiles(pixels.shape[-2] // DOWNSCALE, pixels.shape[-1] // DOWNSCALE, tile, overlap)
-        parts = [(2 * part - 1).to(self.device, self.dtype) for part in tiles.cut(pixels, DOWNSCALE)]
-        return tiles.paste([self.vae.encode(part).latent_dist.mode().float() for part in parts]) * self.profile.scaling
+        inputs = [(2 * x - 1).to(self.device, self.dtype) for x in tiles.cut(pixels, DOWNSCALE)]
+        return tiles.paste([self.vae.encode(x).latent_dist.mode().float() for x in inputs]) * self.profile.scaling
 
     def decode(self, z: Tensor, tile: int = 0, overlap: int = 0) -> Tensor:
-        """z (N, 4, H, W) -> pixels (N, 3, 8H, 8W) float32 in [0, 1]. tile, overlap: as for encode."""
+        """Compute the pixels of a VAE latent.
+
+        Args:
+            z: (N, 4, H, W), scaled as by `encode`.
+            tile: As for `encode`.
+            overlap: As for `encode`.
+
+        Returns:
+            Pixels (N, 3, 8H, 8W) float32 in [0, 1].
+        """
         tiles = Tiles(z.shape[-2], z.shape[-1], tile, overlap)
-        parts = [(part / self.profile.scaling).to(self.device, self.dtype) for part in tiles.cut(z)]
-        pixels = tiles.paste([self.vae.decode(part).sample.float() for part in parts], DOWNSCALE)
+        inputs = [(x / self.profile.scaling).to(self.device, self.dtype) for x in tiles.cut(z)]
+        pixels = tiles.paste([self.vae.decode(x).sample.float() for x in inputs], DOWNSCALE)
         return ((pixels + 1) / 2).clamp(0, 1)
 
     def embed(self, prompts: Sequence[Prompt] | Tensor) -> Tensor:
-        """N prompts, or their token ids (N, 77) int64 -> context (N, 77, D) in the backbone's dtype. Longer prompts are cut."""
+        """Embed prompts, or their token ids (N, 77) int64.
+
+        Returns:
+            Context (N, 77, D) in the backbone's dtype. Prompts longer than 75 tokens are cut.
+        """
         ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
         return self.text(input_ids=ids.to(self.device)).last_hidden_state
 
     def tokenize(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Token ids (N, 77) int64: beginning, text cut to what fits, end, zeros."""
+        """Return the token ids (N, 77) int64 of prompts: beginning, at most 75 tokens of text, end, zeros."""
         first, last = self.profile.text["bos_token_id"], self.profile.text["eos_token_id"]
         ids = torch.zeros(len(prompts), TOKENS, dtype=torch.int64)
         for row, prompt in zip(ids, prompts):
-            tokens = [first, *self.split(prompt)[: TOKENS - 2], last]
+            tokens = [first, *self.token_ids(prompt)[: TOKENS - 2], last]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 
-    def split(self, prompt: Prompt) -> Sequence[int]:
-        """A prompt as ids of this text encoder's tokens: CLIP's, or the few of the tiny profile that stand for them."""
+    def token_ids(self, prompt: Prompt) -> Sequence[int]:
+        """Return the token ids of a whole prompt: CLIP's, or for the tiny profile hashed into its small vocabulary."""
         return _clip_tokens(prompt) if self.profile.name == "sd21" else _hashed_tokens(prompt, self.profile.text["bos_token_id"])
 
     def eps(self, x: Tensor, t: Tensor, context: Tensor, inject: unet.Injector | None = None) -> Tensor:
-        """x (N, 4, H, W) at times t (N,) with context (N, 77, D) -> the predicted noise (N, 4, H, W), in the backbone's dtype."""
+        """Predict the noise in a latent.
+
+        Args:
+            x: Noisy latent (N, 4, H, W).
+            t: Times (N,) int64, 0 to 999.
+            context: Text embedding (N, 77, D).
+            inject: Changes the hidden states of the UNet; None for the UNet alone.
+
+        Returns:
+            eps (N, 4, H, W) in the backbone's dtype.
+        """
         emb = self.unet.time_embedding(unet.embed_time(self.unet, t).to(self.dtype))
-        return unet.predict(self.unet, x.to(self.dtype), emb, context, inject)
+        return unet.run_unet(self.unet, x.to(self.dtype), emb, context, inject)
 
     def mid_features(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The middle block's output (N, C, H/8, W/8) of the UNet alone: what Diff-ICMH's semantic consistency compares."""
+        """Return the middle block's output (N, C, H/8, W/8) of the UNet alone, which Diff-ICMH's semantic consistency compares.
+
+        Arguments as for `eps`.
+        """
         emb = self.unet.time_embedding(unet.embed_time(self.unet, t).to(self.dtype))
-        return unet.encode(self.unet, x.to(self.dtype), emb, context)[0]
+        return unet.run_encoder(self.unet, x.to(self.dtype), emb, context)[0]
 
 
 def _clip_tokens(prompt: Prompt) -> Sequence[int]:
@@ -176,27 +227,34 @@ def _clip_tokens(prompt: Prompt) -> Sequence[int]:
 
 @functools.cache
 def clip_tokenizer() -> Any:
-    """Text to CLIP's token ids, without those of beginning and end, and back: `encode`, `decode`."""
-    from open_clip.tokenizer import SimpleTokenizer  # holds the vocabulary, so that no file is needed
+    """Return CLIP's tokenizer: `encode` turns text into token ids without those of beginning and end, `decode` turns them back."""
+    from open_clip.tokenizer import SimpleTokenizer  # This one ships its vocabulary, so that no file is needed.
 
     return SimpleTokenizer()
 
 
 def _hashed_tokens(prompt: Prompt, size: int) -> list[int]:
-    """Words, or CLIP's ids, as tokens 1 to size - 1 by their checksum: the tiny profile only needs words to differ."""
+    """Map words, or CLIP's token ids, to tokens 1 to size - 1 by checksum: the tiny profile only needs words to differ."""
     words = prompt.lower().replace(",", " ,").split() if isinstance(prompt, str) else map(str, prompt)
     return [1 + zlib.crc32(word.encode()) % (size - 1) for word in words]
 
 
-@functools.lru_cache(maxsize=1)  # the rate points of a codec share it; another configuration takes its place
-def load(profile: str, source: Path | None, dtype: torch.dtype, device: str, seed: int = 0) -> DiffusionBackbone:
-    """The frozen backbone of a profile, in evaluation mode.
+@functools.lru_cache(maxsize=1)  # Large, so only one stays in memory; all rate points of a codec share it.
+def load_backbone(profile: str, source: Path | None, dtype: torch.dtype, device: str, seed: int = 0) -> DiffusionBackbone:
+    """Load the frozen backbone of a profile, in evaluation mode.
 
-    source: a folder in diffusers layout, or a file: a checkpoint of the original code, or this project's. None: random weights from
-    `seed`. Raises CodecError where it cannot be read or does not fit.
+    Args:
+        profile: Name of the profile.
+        source: A folder in diffusers layout, a checkpoint of the original code or a file of this project; None for random weights.
+        dtype: The dtype of the networks.
+        device: Name of a torch device.
+        seed: Seed of random weights.
+
+    Raises:
+        CodecError: the source cannot be read or does not fit the profile.
     """
     if source is None:
-        backbone = random(profile, seed)
+        backbone = random_backbone(profile, seed)
     else:
         with init_empty_weights():
             backbone = DiffusionBackbone(PROFILES[profile])
@@ -205,8 +263,8 @@ def load(profile: str, source: Path | None, dtype: torch.dtype, device: str, see
     return nn.utils.convert_conv2d_weight_memory_format(backbone, torch.channels_last)
 
 
-def random(profile: str, seed: int = 0) -> DiffusionBackbone:
-    """A backbone with random weights that follow from `seed`."""
+def random_backbone(profile: str, seed: int = 0) -> DiffusionBackbone:
+    """Build a backbone with random weights that depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DiffusionBackbone(PROFILES[profile])
@@ -214,8 +272,8 @@ def random(profile: str, seed: int = 0) -> DiffusionBackbone:
 
 def _fill_from_file(backbone: DiffusionBackbone, path: Path) -> None:
     state = weights.read_state(path)
-    if any(key.startswith("unet.") for key in state):  # written by this project: the networks' own names
-        weights.fill(backbone, state, path)
+    if any(key.startswith("unet.") for key in state):  # Written by `models.save_backbone`, with the keys of DiffusionBackbone.
+        weights.fill_module(backbone, state, path)
         return
     for part in SD_FOLDERS:
         weights.fill_part(getattr(backbone, part), part, state, path)
@@ -226,13 +284,13 @@ def _fill_from_folder(backbone: DiffusionBackbone, source: Path) -> None:
     if config.is_file() and json.loads(config.read_text()).get("prediction_type", "epsilon") != "epsilon":
         raise CodecError(f"{source} predicts velocity, not noise: name Stable Diffusion 2.1-base (512 pixels), not the 768 model")
     for part, folder in SD_FOLDERS.items():
-        own = getattr(backbone, part)
+        network = getattr(backbone, part)
         try:
-            loaded = type(own).from_pretrained(source / folder, local_files_only=True)
+            loaded = type(network).from_pretrained(source / folder, local_files_only=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise CodecError(
                 f"{source / folder} cannot be read ({reason}): name {SD_CHECKPOINT} or a folder with unet/, vae/ and text_encoder/ "
                 "in diffusers layout"
             ) from error
-        weights.fill(own, loaded.state_dict(), source / folder)
+        weights.fill_module(network, loaded.state_dict(), source / folder)

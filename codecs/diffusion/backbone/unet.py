@@ -1,10 +1,10 @@
-"""A diffusers UNet walked sub-block by sub-block, so that a control module can look at and add to what passes.
+"""A diffusers UNet run sub-block by sub-block, so that a control module can read and change the hidden states in between.
 
     x -> 12 encoder sub-blocks -> middle -> 12 decoder sub-blocks -> eps
               |  each: h = inject.encoder(i, h)     |  before the skip is concatenated: h = inject.decoder(i, h)
               +-> skips                  h = inject.middle(h)
 
-The numbering is the one of the original Stable Diffusion code: `input_blocks`, `middle_block`, `output_blocks`.
+Sub-blocks are numbered as in the original Stable Diffusion code: `input_blocks`, `middle_block`, `output_blocks`.
 """
 
 from __future__ import annotations
@@ -17,53 +17,66 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-UNet: TypeAlias = Any  # diffusers' UNet2DConditionModel, whose parts are not typed
+UNet: TypeAlias = Any  # A UNet2DConditionModel of diffusers, which does not declare the types of its layers.
 
 
 class Injector(Protocol):
-    """What joins one evaluation of the UNet. Each method gets the hidden state and returns what goes on in its place."""
+    """Reads and changes the hidden states of one evaluation of the UNet.
+
+    Each method gets a hidden state (N, C, H, W) and returns the one that the UNet continues with.
+    """
 
     def encoder(self, index: int, h: Tensor) -> Tensor:
-        """After encoder sub-block `index`; the result is also the skip connection."""
+        """Called after encoder sub-block `index`; the result is also the skip connection."""
 
     def middle(self, h: Tensor) -> Tensor:
-        """After the middle block."""
+        """Called after the middle block."""
 
     def decoder(self, index: int, h: Tensor) -> Tensor:
-        """Before decoder sub-block `index`, ahead of the skip connection."""
+        """Called before decoder sub-block `index`, before the skip connection is concatenated."""
 
 
 def encoder_blocks(unet: UNet) -> list[list[nn.Module]]:
-    """The layers of each encoder sub-block: the input convolution; resnet and attention; or a downsampler."""
+    """Return the layers of each encoder sub-block: the input convolution; resnet and attention; or a downsampler."""
     blocks: list[list[nn.Module]] = [[unet.conv_in]]
     for down in unet.down_blocks:
-        blocks += _paired(down)
+        blocks += _resnets_with_attention(down)
         blocks += [[layer] for layer in down.downsamplers or ()]
     return blocks
 
 
 def middle_block(unet: UNet) -> list[nn.Module]:
-    """resnet, attention, resnet."""
+    """Return the layers of the middle block: resnet, attention, resnet."""
     middle = unet.mid_block
     return [middle.resnets[0], middle.attentions[0], middle.resnets[1]]
 
 
 def decoder_blocks(unet: UNet) -> list[list[nn.Module]]:
-    """The layers of each decoder sub-block; an upsampler belongs to the last sub-block of its level."""
+    """Return the layers of each decoder sub-block; an upsampler belongs to the last sub-block of its level."""
     blocks: list[list[nn.Module]] = []
     for up in unet.up_blocks:
-        blocks += _paired(up)
+        blocks += _resnets_with_attention(up)
         blocks[-1] += list(up.upsamplers or ())
     return blocks
 
 
-def _paired(level: Any) -> list[list[nn.Module]]:
+def _resnets_with_attention(level: Any) -> list[list[nn.Module]]:
     attentions: Sequence[nn.Module] = getattr(level, "attentions", ())
     return [[resnet, *attentions[i : i + 1]] for i, resnet in enumerate(level.resnets)]
 
 
 def run_block(layers: Iterable[nn.Module], h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-    """h (N, C, H, W) through the layers of one sub-block; emb (N, E) the embedded time, context (N, T, D) the text."""
+    """Run the layers of one sub-block.
+
+    Args:
+        layers: Layers as `encoder_blocks`, `middle_block` and `decoder_blocks` list them.
+        h: Hidden state (N, C, H, W).
+        emb: Time embedding (N, E).
+        context: Text embedding (N, T, D).
+
+    Returns:
+        The next hidden state (N, C', H', W').
+    """
     for layer in layers:
         if isinstance(layer, ResnetBlock2D):
             h = layer(h, emb)
@@ -74,8 +87,19 @@ def run_block(layers: Iterable[nn.Module], h: Tensor, emb: Tensor, context: Tens
     return h
 
 
-def encode(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None) -> tuple[Tensor, list[Tensor]]:
-    """x (N, 4, H, W), the dtype of the UNet -> the middle block's output and the encoder's skips."""
+def run_encoder(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None) -> tuple[Tensor, list[Tensor]]:
+    """Run the encoder and the middle block of the UNet.
+
+    Args:
+        unet: The UNet.
+        x: Noisy latent (N, 4, H, W), in the dtype of the UNet.
+        emb: Time embedding (N, E).
+        context: Text embedding (N, T, D).
+        inject: Changes the hidden states; None for the UNet alone.
+
+    Returns:
+        The output (N, C, H/8, W/8) of the middle block, and the skip connections of the encoder sub-blocks.
+    """
     h, skips = x, []
     for index, layers in enumerate(encoder_blocks(unet)):
         h = run_block(layers, h, emb, context)
@@ -86,9 +110,9 @@ def encode(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injector
     return (h if inject is None else inject.middle(h)), skips
 
 
-def predict(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None) -> Tensor:
-    """The UNet's output (N, 4, H, W) at x, embedded time and text; with no injector, what the UNet alone computes."""
-    h, skips = encode(unet, x, emb, context, inject)
+def run_unet(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injector | None = None) -> Tensor:
+    """Run the whole UNet and return its output (N, 4, H, W), the predicted noise. Arguments as for `run_encoder`."""
+    h, skips = run_encoder(unet, x, emb, context, inject)
     for index, layers in enumerate(decoder_blocks(unet)):
         if inject is not None:
             h = inject.decoder(index, h)
@@ -97,5 +121,5 @@ def predict(unet: UNet, x: Tensor, emb: Tensor, context: Tensor, inject: Injecto
 
 
 def embed_time(unet: UNet, t: Tensor) -> Tensor:
-    """t (N,) integers -> (N, C) sinusoids, float32, for the time embeddings of the UNet and of the control."""
+    """Return the sinusoids (N, C) float32 of times t (N,) int64, which the time embeddings of UNet and control module read."""
     return unet.time_proj(t)

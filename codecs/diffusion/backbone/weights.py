@@ -1,7 +1,7 @@
-"""Reading published weights: safetensors, and PyTorch checkpoints without running what they contain.
+"""Read published weights: safetensors files, and PyTorch checkpoints without running the code they may contain.
 
-A checkpoint is read with `weights_only`; what old Lightning stores beside the tensors (callbacks, hyper-parameters) becomes inert
-stand-ins. Whatever is missing or left over is an error that lists the keys.
+A checkpoint is read with `weights_only`. The objects that old versions of PyTorch Lightning store beside the tensors (callbacks,
+hyper-parameters) are replaced by inert stand-ins. Missing and superfluous keys are errors that list the keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from icmbench.codecs.diffusion.backbone import keys
 
 
 class _Inert:
-    """Stands for an object of a training framework: takes any arguments and state, does nothing with them."""
+    """Stand-in for an object of a training framework: accepts any arguments and state, and ignores them."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return super().__new__(cls)
@@ -34,7 +34,7 @@ class _Inert:
         pass
 
 
-# What checkpoints of PyTorch Lightning 1.x and 2.x configured with OmegaConf are known to name, and what stands for it.
+# Classes that checkpoints of PyTorch Lightning 1.x and 2.x, configured with OmegaConf, are known to name; each with its stand-in.
 _STAND_INS: list[tuple[type, str]] = [
     (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
     (dict, "lightning_fabric.utilities.data.AttributeDict"),
@@ -53,16 +53,19 @@ _STAND_INS: list[tuple[type, str]] = [
     (_Inert, "numpy.dtype"),
 ]
 
-
-# The last two are of what a trusted pickle names.
+# What reading a damaged or foreign file raises. ImportError and AttributeError: a trusted pickle names a class that does not exist.
 UNREADABLE = (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError, ImportError, AttributeError)
 
 
 def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file or a PyTorch checkpoint (its "state_dict" or "model" if it has one), on the CPU.
+    """Read all tensors of a weight file, on the CPU. Large files are memory-mapped, not copied.
 
-    Large files are mapped, not copied. trust: a pickle may hold more than tensors, and run its code. Raises CodecError where the
-    file is absent or is no such thing.
+    Args:
+        path: A .safetensors file or a PyTorch checkpoint. If a checkpoint has an entry "state_dict" or "model", that one is read.
+        trust: Whether a checkpoint may hold any pickled object. Reading such a file runs the code that it names.
+
+    Raises:
+        CodecError: the file is absent, damaged, or holds no dictionary of tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,10 +74,10 @@ def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(list(_STAND_INS)):
-            # Only files in the zip format of PyTorch 1.6 and later can be mapped.
+            # Only the zip format of PyTorch 1.6 and later can be memory-mapped.
             content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipfile.is_zipfile(path))
     except UNREADABLE as error:
-        # PyTorch's message first says how to give up safety, then the reason.
+        # PyTorch's message first explains how to turn this protection off; the reason follows.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please")[0]
         remedy = "fetch it again" if trust else "fetch it again, or see `icmbench convert --trust`"
         raise CodecError(f"{path} cannot be read as weights ({reason}): {remedy}") from error
@@ -84,37 +87,55 @@ def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     return dict(state)
 
 
-# Frequency tables of the entropy models: of any length, and absent where they are yet to be made.
+# Endings of the keys of the entropy models' frequency tables. Their lengths vary, and weights without tables are valid: the tables
+# can be made from the weights.
 TABLES = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table")
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, unknown: Iterable[str] = ()) -> None:
-    """Make `tensors` the parameters of `module`, without copying. CodecError unless they are exactly the ones it has.
+def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, unknown: Iterable[str] = ()) -> None:
+    """Make tensors the parameters and buffers of a module, without copying them.
 
-    unknown: keys of the source that already found no place.
+    Args:
+        module: The module to fill; it may be on the meta device.
+        tensors: The tensors by the keys of the module's state dict. Frequency tables may be missing.
+        source: The file or folder that the tensors are from, for error messages.
+        unknown: Keys of the source that could not be translated to keys of the module.
+
+    Raises:
+        CodecError: the keys or shapes are not exactly those of the module.
     """
-    own = {key: value for key, value in module.state_dict().items() if not key.endswith(TABLES)}
-    given, tensors = dict(tensors), {key: value for key, value in tensors.items() if not key.endswith(TABLES)}
+    expected = {key: value for key, value in module.state_dict().items() if not key.endswith(TABLES)}
+    checked = {key: value for key, value in tensors.items() if not key.endswith(TABLES)}
     problems = {
-        "missing": sorted(own.keys() - tensors.keys()),
-        "left over": [*unknown, *sorted(tensors.keys() - own.keys())],
+        "missing": sorted(expected.keys() - checked.keys()),
+        "left over": [*unknown, *sorted(checked.keys() - expected.keys())],
         "of another shape": [
-            f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in sorted(own.keys() & tensors.keys())
-            if tensors[key].shape != own[key].shape
+            f"{key} {tuple(checked[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in sorted(expected.keys() & checked.keys())
+            if checked[key].shape != expected[key].shape
         ],
     }
-    found = "; ".join(f"{len(keys)} {what}: {_listing(keys)}" for what, keys in problems.items() if keys)
-    if found:
-        raise CodecError(f"{source} does not fit {type(module).__name__} ({found}): name the checkpoint made for this model")
-    module.load_state_dict(given, strict=True, assign=True)
+    message = "; ".join(f"{len(keys)} {problem}: {_first_keys(keys)}" for problem, keys in problems.items() if keys)
+    if message:
+        raise CodecError(f"{source} does not fit {type(module).__name__} ({message}): name the checkpoint made for this model")
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
 
 
-def _listing(keys: list[str], limit: int = 12) -> str:
+def _first_keys(keys: list[str], limit: int = 12) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
 def fill_part(module: nn.Module, part: str, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Fill a module from a published checkpoint. part: "unet", "vae", "text", "control" or "latent"."""
+    """Fill a module with its tensors of a published checkpoint.
+
+    Args:
+        module: The module to fill.
+        part: Which part of the checkpoint the module is: "unet", "vae", "text", "control" or "latent".
+        state: All tensors of the checkpoint by their published keys.
+        source: The checkpoint's path, for error messages.
+
+    Raises:
+        CodecError: the checkpoint does not hold exactly the tensors of this module.
+    """
     tensors, unknown = keys.PARTS[part](state)
-    fill(module, tensors, source, unknown)
+    fill_module(module, tensors, source, unknown)

@@ -1,4 +1,4 @@
-"""LFGCM, Diff-ICMH's latent compressor: an image and its VAE latent in, the decoded latent (the hint) out.
+"""LFGCM, the latent compressor of Diff-ICMH: it reads an image and its VAE latent, and returns a decoded latent, the hint.
 
     pixels --encoder--> y --hyper_enc--> z            modulated by the VAE latent `ref` at 1/8, 1/16, ... (SFT)
                |                  |
@@ -6,7 +6,7 @@
                |                  |
     hint <--decoder <-------- f_c(z_hat)              modulated by y_hat and f_c(z_hat)
 
-Strides: y 16, z 64 pixels; the hint has the shape of the VAE latent.
+y has a stride of 16 pixels, z of 64. The hint has the shape of the VAE latent.
 """
 
 from __future__ import annotations
@@ -18,12 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from icmbench.codecs.diffusion.latents.compressor import LatentCompressor
-from icmbench.codecs.diffusion.latents.layers import Bottleneck, Down, Up, context, conv, deconv, gelus, hyper_decoder
+from icmbench.codecs.diffusion.latents.layers import (
+    ResidualBlockUpsample,
+    ResidualBlockWithStride,
+    context_model,
+    conv,
+    deconv,
+    gelu_sequential,
+    hyper_decoder,
+    with_bottlenecks,
+)
 from icmbench.codecs.entropy.models import EntropyBottleneck, GaussianConditional
 
-PAD = 64  # pixels; image sides are multiples of it
+PAD = 64  # Image sides are padded to multiples of this many pixels.
 
-LFGCM: Mapping[str, Mapping[str, Any]] = {
+# Constructor arguments of `Lfgcm` for each profile.
+LFGCM_PROFILES: Mapping[str, Mapping[str, Any]] = {
     "sd21": {},
     "tiny": {
         "n": 16,
@@ -38,17 +48,17 @@ LFGCM: Mapping[str, Mapping[str, Any]] = {
 
 
 def _feature(prior: int, first: nn.Module) -> nn.Sequential:
-    """Two convolutions that carry the modulating features to the next stage."""
-    return gelus(first, conv(prior, prior, 1))
+    """Two convolutions that make the modulating features of the next stage."""
+    return gelu_sequential(first, conv(prior, prior, 1))
 
 
-def _merge(inside: int, prior: int) -> nn.Sequential:
-    """Three convolutions that make modulating features of several inputs."""
-    return gelus(conv(inside, 4 * prior), conv(4 * prior, 2 * prior), conv(2 * prior, prior))
+def _merge(in_channels: int, prior: int) -> nn.Sequential:
+    """Three convolutions that make modulating features from several concatenated inputs."""
+    return gelu_sequential(conv(in_channels, 4 * prior), conv(4 * prior, 2 * prior), conv(2 * prior, prior))
 
 
 class _Modulation(nn.Module):
-    """Spatial feature transform (Wang et al. 2018): x * (1 + gamma) + beta, both from the features."""
+    """Spatial feature transform (Wang et al. 2018): x * (1 + gamma) + beta, with gamma and beta computed from the features."""
 
     def __init__(self, width: int, prior: int, hidden: int) -> None:
         super().__init__()
@@ -62,7 +72,7 @@ class _Modulation(nn.Module):
 
 
 class _ModulatedBlock(nn.Module):
-    """Residual block of two modulated convolutions."""
+    """Residual block with two modulated convolutions."""
 
     def __init__(self, width: int, prior: int, hidden: int) -> None:
         super().__init__()
@@ -75,7 +85,7 @@ class _ModulatedBlock(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """pixels (B, 3, 16H, 16W), ref (B, 4, 2H, 2W) -> y (B, M, H, W)."""
+    """Pixels (B, 3, 16H, 16W) and ref (B, 4, 2H, 2W) to y (B, m, H, W)."""
 
     def __init__(self, m: int, widths: Sequence[int], prior: int, hidden: int, latent: int) -> None:
         super().__init__()
@@ -84,9 +94,9 @@ class _Encoder(nn.Module):
         self.sft_1_16 = _feature(prior, conv(prior, prior, stride=2))
         self.sft_1_16_2 = _feature(prior, conv(prior, prior))
         stages = ((3, a), (a, b), (b, c))
-        self.g_a1 = nn.Sequential(*(block for i, o in stages for block in (Down(i, o), *(Bottleneck(o) for _ in range(3)))))
+        self.g_a1 = nn.Sequential(*(block for i, o in stages for block in with_bottlenecks(ResidualBlockWithStride(i, o), o)))
         self.g_a1_ref = _Modulation(c, prior, hidden)
-        self.g_a2 = nn.Sequential(Down(c, d), *(Bottleneck(d) for _ in range(3)))
+        self.g_a2 = nn.Sequential(*with_bottlenecks(ResidualBlockWithStride(c, d), d))
         self.g_a2_ref = _Modulation(d, prior, hidden)
         self.g_a3 = conv(d, d)
         self.g_a4, self.g_a5 = _ModulatedBlock(d, prior, hidden), _ModulatedBlock(d, prior, hidden)
@@ -102,7 +112,7 @@ class _Encoder(nn.Module):
 
 
 class _HyperEncoder(nn.Module):
-    """y (B, M, 4H, 4W), ref (B, 4, 8H, 8W) -> z (B, N, H, W)."""
+    """y (B, m, 4H, 4W) and ref (B, 4, 8H, 8W) to z (B, n, H, W)."""
 
     def __init__(self, n: int, m: int, prior: int, hidden: int, latent: int) -> None:
         super().__init__()
@@ -127,7 +137,7 @@ class _HyperEncoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """y_hat (B, M, H, W), side (B, N/4, H, W) -> hint (B, 4, 2H, 2W)."""
+    """y_hat (B, m, H, W) and side features (B, n/4, H, W) to the hint (B, 4, 2H, 2W)."""
 
     def __init__(self, n: int, m: int, prior: int, hidden: int, latent: int) -> None:
         super().__init__()
@@ -135,9 +145,9 @@ class _Decoder(nn.Module):
         self.sft_feature_gs2 = _feature(prior, conv(prior, prior))
         self.sft_feature_gs3 = _feature(prior, deconv(prior, prior, 3))
         self.g_s0, self.g_s1 = _ModulatedBlock(m, prior, hidden), _ModulatedBlock(m, prior, hidden)
-        self.g_s2 = nn.Sequential(conv(m, n), *(Bottleneck(n) for _ in range(3)))
+        self.g_s2 = nn.Sequential(*with_bottlenecks(conv(m, n), n))
         self.g_s2_ref = _Modulation(n, prior, hidden)
-        self.g_s3 = nn.Sequential(Up(n, n), *(Bottleneck(n) for _ in range(3)))
+        self.g_s3 = nn.Sequential(*with_bottlenecks(ResidualBlockUpsample(n, n), n))
         self.g_s3_ref = _Modulation(n, prior, hidden)
         self.g_s4 = conv(n, latent)
 
@@ -151,10 +161,17 @@ class _Decoder(nn.Module):
 
 
 class Lfgcm(LatentCompressor):
-    """The latent compressor. Defaults are the published model, 51.49M parameters; parts bear the published names.
+    """The latent compressor LFGCM. The defaults are the published model with 51.49M parameters; its submodules keep their names.
 
-    n, m: channels of z and y. widths: of the encoder's four stages. prior, modulation: channels of the modulating features and of
-    the layer that turns them into scales and shifts. latent: channels of the VAE latent.
+    Args:
+        n: Channels of z.
+        m: Channels of y; the sum of `slices`.
+        widths: Channels of the encoder's four stages.
+        prior: Channels of the modulating features.
+        modulation: Channels of the hidden layer that turns modulating features into scales and shifts.
+        slices: Channels of each slice of y in the context model.
+        context_widths: Channels of the two hidden layers of each channel context.
+        latent: Channels of the VAE latent.
     """
 
     pad = z_stride = PAD
@@ -176,8 +193,8 @@ class Lfgcm(LatentCompressor):
         self.hyper_enc = _HyperEncoder(n, m, prior, modulation, latent)
         self.hyper_dec = hyper_decoder(n, m)
         self.decoder = _Decoder(n, m, prior, modulation, latent)
-        self.f_c = gelus(deconv(n, n // 2), deconv(n // 2, n // 4), deconv(n // 4, n // 4, 3, stride=1))
-        self.context = context(slices, context_widths)
+        self.f_c = gelu_sequential(deconv(n, n // 2), deconv(n // 2, n // 4), deconv(n // 4, n // 4, 3, stride=1))
+        self.context = context_model(slices, context_widths)
         self.entropy_bottleneck = EntropyBottleneck(n)
         self.gaussian_conditional = GaussianConditional()
 

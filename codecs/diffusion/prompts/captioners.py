@@ -1,8 +1,9 @@
 """Who describes images: a transformers model, a model served in OpenAI's chat protocol, or a function. Imports nothing heavy.
 
-    image --captioner--> caption        Transformers, Endpoint: also `ask(prompt, images)`, for models that follow instructions
+    image --caption--> one sentence
 
-Captions are remembered by image, so that the rate points of a codec pay for them once.
+Transformers and Endpoint also have `ask(prompt, images)`, for models that follow instructions. Captions are remembered by image, so
+that the rate points of a codec pay for them once.
 """
 
 from __future__ import annotations
@@ -21,30 +22,44 @@ import numpy as np
 from PIL import Image as Pictures
 
 from icmbench.codecs.base import CodecError, Image, file_sha256
-from icmbench.codecs.diffusion.prompts.guides import named
+from icmbench.codecs.diffusion.prompts.sources import function_name
 
-MAX_TOKENS = 48  # of a caption
-REMEMBERED = 20_000
-LARGEST_ANSWER = 2**22  # bytes
-BUSY = (408, 409, 429, 500, 502, 503, 504)  # worth another try
-_WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".jinja")
+MAX_TOKENS = 48  # Tokens of a caption.
+MAX_REMEMBERED = 20_000  # Captions. When there are more, all are forgotten.
+MAX_ANSWER_BYTES = 2**22  # An answer of a server is read up to this size.
+RETRY_STATUSES = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses of a server that may answer a second request.
+_MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".jinja")
 
 
 class Captioner(Protocol):
-    """Describes images. facts: JSON of all that decides the captions, for fingerprints."""
+    """Describes images."""
 
     @property
-    def facts(self) -> Any: ...
+    def facts(self) -> Any:
+        """Everything that decides the captions, as JSON for fingerprints."""
 
     def caption(self, image: Image) -> str:
-        """One sentence on an image, uint8 (H, W, 3); may be empty. CodecError where the model fails."""
+        """One sentence on an image, uint8 RGB (H, W, 3). It may be empty.
+
+        Raises:
+            CodecError: the model fails.
+        """
 
 
 class Transformers:
-    """An image-to-text model of transformers, decoding greedily: BLIP, BLIP-2, GIT; LLaVA, Qwen-VL and others that chat.
+    """An image-to-text model of transformers that decodes greedily: BLIP, BLIP-2, GIT; LLaVA, Qwen-VL and other chat models.
 
-    source: a folder, or a hub repository, at `revision`. prompt: what a caption starts with (BLIP), or the request (models that
-    chat). dtype: of the weights; by default bfloat16 on CUDA, float32 on the CPU. max_tokens: of an answer.
+    Args:
+        source: A folder with the model and its processor, or a hub repository.
+        device: Where the model runs, as torch names it.
+        prompt: How a caption begins (BLIP), or the request for one (chat models). By default empty: BLIP then captions freely, and
+            a chat model is asked for one sentence.
+        revision: Branch, tag or commit of the hub repository; "main" by default.
+        dtype: Name of the torch dtype of the weights. By default float32 on the CPU and bfloat16 elsewhere.
+        max_tokens: The most tokens of an answer. 48 are enough for a sentence.
+
+    Attributes:
+        facts: Everything that decides the captions, as JSON.
     """
 
     def __init__(
@@ -64,19 +79,19 @@ class Transformers:
         folder = Path(self._source)
         if not folder.is_dir():
             return ["transformers", self._source, self._revision, self._prompt, self._dtype, self._max_tokens]
-        files = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHTS]
+        files = [path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_SUFFIXES]
         return ["transformers", [[path.name, file_sha256(path)] for path in files], self._prompt, self._dtype, self._max_tokens]
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _processor_and_model(self) -> tuple[Any, Any]:
         import torch
         import transformers
 
-        local = {"local_files_only": True} if Path(self._source).is_dir() else {"revision": self._revision or "main"}
+        location = {"local_files_only": True} if Path(self._source).is_dir() else {"revision": self._revision or "main"}
         try:
-            processor = transformers.AutoProcessor.from_pretrained(self._source, **local)
+            processor = transformers.AutoProcessor.from_pretrained(self._source, **location)
             model = transformers.AutoModelForImageTextToText.from_pretrained(
-                self._source, dtype=getattr(torch, self._dtype), **local
+                self._source, dtype=getattr(torch, self._dtype), **location
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).strip() or type(error).__name__).split("\n")[0]
@@ -87,13 +102,22 @@ class Transformers:
         return processor, model.eval().to(self._device)
 
     def caption(self, image: Image) -> str:
+        """One sentence on an image, uint8 RGB (H, W, 3); see `ask`."""
         return self.ask(self._prompt, [image])
 
     def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
-        """What the model says to a prompt and images, uint8 (H, W, 3). CodecError where it takes no prompt without an image."""
+        """The model's answer to a prompt and images, as one line.
+
+        Args:
+            prompt: The request, or the words that a captioning model continues.
+            images: uint8 RGB, (H, W, 3) each. A model that does not chat takes exactly one.
+
+        Raises:
+            CodecError: the model cannot be loaded, or does not take this number of images.
+        """
         import torch
 
-        processor, model = self._loaded
+        processor, model = self._processor_and_model
         pictures = [Pictures.fromarray(image) for image in images]
         if getattr(processor, "chat_template", None):
             content = [{"type": "image"}] * len(pictures) + [
@@ -106,18 +130,33 @@ class Transformers:
         inputs = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=self._max_tokens, do_sample=False, num_beams=1)
-        given = inputs["input_ids"] if "input_ids" in inputs else ids[:, :0]
-        if ids.shape[1] > given.shape[1] and torch.equal(ids[:, : given.shape[1]], given):  # some repeat what they were told
-            ids = ids[:, given.shape[1] :]
+        prompt_ids = inputs["input_ids"] if "input_ids" in inputs else ids[:, :0]
+        length = prompt_ids.shape[1]
+        if ids.shape[1] > length and torch.equal(ids[:, :length], prompt_ids):  # Some models repeat the prompt before the answer.
+            ids = ids[:, length:]
         return " ".join(processor.batch_decode(ids, skip_special_tokens=True)[0].split())
 
 
 class Endpoint:
     """A multimodal model served over HTTP in OpenAI's chat protocol: vLLM, SGLang, llama.cpp, hosted services.
 
-    url: up to the version, such as http://localhost:8000/v1. model: as the server lists it. prompt: the request for a caption.
-    key: the environment variable that holds the server's key; none is sent where it is unset. timeout: seconds for an answer.
-    revision: what decides the answers but is not reported by the server. parameters: more keys of the request.
+    Args:
+        url: The server's address up to the version, such as http://localhost:8000/v1.
+        model: The model's name as the server lists it.
+        prompt: The request for a caption.
+        key: Name of the environment variable that holds the server's key. If it is unset, no key is sent.
+        timeout: Seconds to wait for an answer.
+        retries: Further requests, with growing pauses, if the server is busy or does not answer.
+        revision: Names what decides the answers but is not sent to the server, such as a version of the weights. It enters the
+            fingerprint.
+        parameters: More keys of the request, or other values than the usual temperature of 0, seed of 0 and 96 tokens.
+
+    Attributes:
+        facts: Everything that decides the captions, as JSON. The address is not among it, because the same model may be served
+            elsewhere tomorrow.
+
+    Raises:
+        CodecError: the url is not an http or https address.
     """
 
     def __init__(
@@ -136,13 +175,22 @@ class Endpoint:
         self._url, self._prompt, self._key = f"{url.rstrip('/')}/chat/completions", prompt, key
         self._timeout, self._retries = timeout, retries
         self._request = {"model": model, "temperature": 0, "max_tokens": 2 * MAX_TOKENS, "seed": 0} | dict(parameters or {})
-        self.facts: Any = ["endpoint", self._request, prompt, revision]  # not the address: it may be served elsewhere tomorrow
+        self.facts: Any = ["endpoint", self._request, prompt, revision]
 
     def caption(self, image: Image) -> str:
+        """One sentence on an image, uint8 RGB (H, W, 3); see `ask`."""
         return self.ask(self._prompt, [image])
 
     def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
-        """What the model says to a prompt and images, uint8 (H, W, 3), which are sent as PNG."""
+        """The model's answer to a prompt and images, as one line; empty if the answer holds no text.
+
+        Args:
+            prompt: The request.
+            images: uint8 RGB, (H, W, 3) each. They are sent as PNG before the prompt.
+
+        Raises:
+            CodecError: the server does not answer, refuses the request, or speaks another protocol.
+        """
         import urllib3
 
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
@@ -157,20 +205,20 @@ class Endpoint:
                 timeout=self._timeout,
                 preload_content=False,
             )
-            answer = response.read(LARGEST_ANSWER, decode_content=True)
+            answer = response.read(MAX_ANSWER_BYTES, decode_content=True)
             response.close()
         except urllib3.exceptions.HTTPError as error:
             raise CodecError(f"the captioner at {self._url} gave no answer ({error}); is the server up?") from error
-        shown = answer[:200].decode(errors="replace")
+        excerpt = answer[:200].decode(errors="replace")
         if response.status in (401, 403):
             raise CodecError(f"the captioner at {self._url} wants a key ({response.status}): put it into the variable {self._key}")
         if response.status != 200:
-            raise CodecError(f"the captioner at {self._url} refused the request ({response.status}): {shown}")
+            raise CodecError(f"the captioner at {self._url} refused the request ({response.status}): {excerpt}")
         try:
-            said = json.loads(answer)["choices"][0]["message"]["content"]
+            text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise CodecError(f"the captioner at {self._url} does not speak OpenAI's chat protocol; it said: {shown}") from error
-        return " ".join(said.split()) if isinstance(said, str) else ""
+            raise CodecError(f"the captioner at {self._url} does not speak OpenAI's chat protocol; it said: {excerpt}") from error
+        return " ".join(text.split()) if isinstance(text, str) else ""
 
     @functools.cached_property
     def _client(self) -> Any:
@@ -179,59 +227,87 @@ class Endpoint:
         except ImportError as error:
             raise CodecError("a served captioner needs urllib3: pip install 'icmbench[endpoint]'") from error
         retry = urllib3.Retry(
-            total=self._retries, allowed_methods=None, status_forcelist=BUSY, raise_on_status=False, backoff_factor=1
+            total=self._retries, allowed_methods=None, status_forcelist=RETRY_STATUSES, raise_on_status=False, backoff_factor=1
         )
         return urllib3.PoolManager(retries=retry)
 
 
-class Function:
-    """A function from image to text, known in fingerprints by its attribute `fingerprint` or its name."""
+class FunctionCaptioner:
+    """A function from image to text.
+
+    Args:
+        function: uint8 RGB (H, W, 3) -> a sentence.
+
+    Attributes:
+        facts: The function's name in fingerprints, see `sources.function_name`, as JSON.
+    """
 
     def __init__(self, function: Callable[[Image], str]) -> None:
         self._function = function
-        self.facts: Any = ["function", named(function)]
+        self.facts: Any = ["function", function_name(function)]
 
     def caption(self, image: Image) -> str:
-        said = self._function(image)
-        if not isinstance(said, str):
-            raise CodecError(f"the captioner {self.facts[1]} gave {type(said).__name__}, not text")
-        return said
+        """The function's value.
+
+        Raises:
+            CodecError: it is not text.
+        """
+        caption = self._function(image)
+        if not isinstance(caption, str):
+            raise CodecError(f"the captioner {self.facts[1]} gave {type(caption).__name__}, not text")
+        return caption
 
 
-class Remembered:
-    """A model that describes an image once."""
+class CachedCaptioner:
+    """A captioner that describes an image once and remembers the caption by the image's pixels.
+
+    Args:
+        captioner: Describes the images that are not remembered.
+    """
 
     def __init__(self, captioner: Transformers | Endpoint) -> None:
         self.captioner = captioner
-        self._said: dict[bytes, str] = {}
+        self._captions: dict[bytes, str] = {}
 
     @property
     def facts(self) -> Any:
+        """Those of the captioner."""
         return self.captioner.facts
 
     def caption(self, image: Image) -> str:
+        """The caption of an image, uint8 RGB (H, W, 3), from memory if it was described before."""
         key = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
-        if key not in self._said:
-            if len(self._said) >= REMEMBERED:
-                self._said.clear()
-            self._said[key] = self.captioner.caption(image)
-        return self._said[key]
+        if key not in self._captions:
+            if len(self._captions) >= MAX_REMEMBERED:
+                self._captions.clear()
+            self._captions[key] = self.captioner.caption(image)
+        return self._captions[key]
 
 
-def captioner_of(option: str | Path | Mapping[str, Any] | Callable[[Image], str] | None, device: str = "cpu") -> Captioner | None:
-    """The captioner that an option names: a model's folder or hub repository; {source: ...}, Transformers' arguments; {url: ...},
-    Endpoint's; a function; None for none. The same option gives the same captioner. CodecError."""
+def build_captioner(
+    option: str | Path | Mapping[str, Any] | Callable[[Image], str] | None, device: str = "cpu"
+) -> Captioner | None:
+    """The captioner that an option names. Equal options share one captioner, with its weights and captions.
+
+    Args:
+        option: A model's folder or hub repository; arguments of `Transformers`, {source: ...}, or of `Endpoint`, {url: ...}; a
+            function from image to text; or None for no captioner.
+        device: Where a transformers model runs, as torch names it.
+
+    Raises:
+        CodecError: the arguments are neither those of `Transformers` nor of `Endpoint`.
+    """
     if option is None or callable(option):
-        return None if option is None else Function(option)
+        return None if option is None else FunctionCaptioner(option)
     arguments = dict(option) if isinstance(option, Mapping) else {"source": str(option)}
-    return _named(json.dumps(arguments, sort_keys=True), device)
+    return _shared_captioner(json.dumps(arguments, sort_keys=True), device)
 
 
 @functools.lru_cache(maxsize=4)
-def _named(arguments: str, device: str) -> Remembered:
-    given = json.loads(arguments)
+def _shared_captioner(arguments_json: str, device: str) -> CachedCaptioner:
+    arguments = json.loads(arguments_json)
     try:
-        return Remembered(Endpoint(**given) if "url" in given else Transformers(**{"device": device} | given))
+        return CachedCaptioner(Endpoint(**arguments) if "url" in arguments else Transformers(**{"device": device} | arguments))
     except TypeError as error:
         raise CodecError(f"the captioner takes a source or a url and a model ({error})") from error
 

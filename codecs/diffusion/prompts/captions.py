@@ -1,13 +1,13 @@
-"""Captions in a stream: text, or CLIP's tokens, in as few bits as each coder can; and who writes them.
+"""Captions in a stream: text, or CLIP's tokens, in as few bits as each coder can.
 
-    image --the user or a captioner--> caption --pack--> Text --unpack--> prompt, as text or as token ids
+    image --the user or a captioner--> caption --pack_caption--> Text --unpack_caption--> prompt, as text or as token ids
 
-Coders, by their names in options; a stream says which it used:
+The coders by their names in options; a stream says which one it used:
 
     utf8, deflate, zlib     the text as it is, raw deflate, zlib (SLIM's own choice), both at level 9
-    smallest                whichever of these three is the smallest for this caption
+    smallest                the one of these three that takes the fewest bytes for this caption
     clip16                  CLIP's tokens, 16 bits each
-    prior                   CLIP's tokens under the static prior of prior.py; on COCO's captions 11.2 bits each, all counted
+    prior                   CLIP's tokens under the static prior of prior.py: 11.2 bits each on COCO's captions, everything counted
 
 A stream also spends 3 bytes, or 4 for long texts, on coder, count and length. An empty caption is no text and costs nothing.
 """
@@ -24,55 +24,77 @@ import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image
 from icmbench.codecs.bitstream import Text
+from icmbench.codecs.diffusion.prompts import clip_tokens
 from icmbench.codecs.diffusion.prompts.captioners import Captioner
-from icmbench.codecs.diffusion.prompts.tags import read
+from icmbench.codecs.diffusion.prompts.sources import read_json
 
 if TYPE_CHECKING:
     from icmbench.codecs.diffusion.backbone.stable_diffusion import Prompt
 
-CODERS = {"utf8": 2, "deflate": 3, "zlib": 4, "clip16": 5, "prior": 6}  # their numbers in a stream; 1 is that of tags
+CODERS = {"utf8": 2, "deflate": 3, "zlib": 4, "clip16": 5, "prior": 6}  # Their numbers in a stream; 1 is the number of tags.
 SMALLEST = "smallest"
 BYTE_CODERS, TOKEN_CODERS = ("utf8", "deflate", "zlib"), ("clip16", "prior")
-MAX_BYTES = 1024  # of a caption in UTF-8; the text encoder reads 75 tokens, which are fewer
-MAX_TOKENS = 75
-VOCABULARY = 49408  # CLIP's
+MAX_BYTES = 1024  # Bytes of a caption in UTF-8. The text encoder reads 75 tokens, which are usually fewer bytes.
 
 
-def pack(text: str, coder: str = SMALLEST) -> Text | None:
-    """A caption as text of a stream; None where it is empty. What the text encoder would not read is cut."""
+def pack_caption(text: str, coder: str = SMALLEST) -> Text | None:
+    """A caption as text of a stream, cut to what a stream may hold.
+
+    Args:
+        text: The caption. Runs of white space become one space.
+        coder: A name of CODERS, or "smallest".
+
+    Returns:
+        The coded caption, or None if it is empty.
+
+    Raises:
+        CodecError: there is no such coder.
+    """
     text = " ".join(text.split())
     if coder in TOKEN_CODERS:
-        return pack_tokens(tokens(text), coder)
-    whole = text.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore").encode()
-    if not whole:
+        return pack_tokens(clip_tokens.tokenize(text), coder)
+    data = text.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore").encode()
+    if not data:
         return None
-    names = BYTE_CODERS if coder == SMALLEST else [_known(coder)]
-    data, name = min(((_COMPRESS[name](whole), name) for name in names), key=lambda pair: len(pair[0]))
-    return Text(CODERS[name], 0, 8 * len(data), data)
+    names = BYTE_CODERS if coder == SMALLEST else [_check_coder(coder)]
+    compressed, name = min(((_COMPRESS[name](data), name) for name in names), key=lambda pair: len(pair[0]))
+    return Text(CODERS[name], 0, 8 * len(compressed), compressed)
 
 
 def pack_tokens(ids: Sequence[int], coder: str = "prior") -> Text | None:
-    """CLIP's token ids, without those of beginning and end, as text of a stream: the first 75; None where there are none.
+    """CLIP's token ids as text of a stream. Needed beside `pack_caption` because tokens need not be those of any text.
 
-    CodecError for an id that CLIP lacks, and for a coder of texts: ids -> text -> ids is not the identity.
+    Args:
+        ids: Without the marks of beginning and end. Ids after the first 75 are dropped.
+        coder: "prior" or "clip16".
+
+    Returns:
+        The coded ids, or None if there are none.
+
+    Raises:
+        CodecError: an id is not one of CLIP's, or the coder is one of texts.
     """
-    ids = [int(token) for token in ids[:MAX_TOKENS]]
-    if _known(coder) not in TOKEN_CODERS:
+    ids = [int(token) for token in ids[: clip_tokens.MAX_TOKENS]]
+    if _check_coder(coder) not in TOKEN_CODERS:
         raise CodecError(f"token ids are coded by {' or '.join(TOKEN_CODERS)}, not by {coder}")
-    if not all(0 <= token < VOCABULARY for token in ids):
-        raise CodecError(f"a token id is not among CLIP's {VOCABULARY}")
+    if not all(0 <= token < clip_tokens.VOCABULARY_SIZE for token in ids):
+        raise CodecError(f"a token id is not among CLIP's {clip_tokens.VOCABULARY_SIZE}")
     if not ids:
         return None
     if coder == "clip16":
         return Text(CODERS[coder], len(ids), 16 * len(ids), np.array(ids, "<u2").tobytes())
     from icmbench.codecs.diffusion.prompts import prior
 
-    data = prior.load().encode(ids)
+    data = prior.load_prior().encode(ids)
     return Text(CODERS[coder], len(ids), 8 * len(data), data)
 
 
-def unpack(text: Text | None) -> Prompt:
-    """The prompt of a stream's text: a string, or token ids where it was coded as such. BitstreamError for anything else."""
+def unpack_caption(text: Text | None) -> Prompt:
+    """The prompt in a stream's text: a string, or token ids if a token coder made it. Empty if there is no text.
+
+    Raises:
+        BitstreamError: no coder of captions made the text, or it is damaged.
+    """
     if text is None:
         return ""
     name = next((name for name, number in CODERS.items() if number == text.mode), None)
@@ -81,29 +103,22 @@ def unpack(text: Text | None) -> Prompt:
     if name in BYTE_CODERS:
         if text.count or text.bits != 8 * len(text.data):
             raise BitstreamError("the stream's caption is damaged: its length is not its own")
-        return _string(text.data, name)
-    if not 1 <= text.count <= MAX_TOKENS:
-        raise BitstreamError(f"the stream claims {text.count} tokens of text, not 1 to {MAX_TOKENS}")
+        return _decode_text(text.data, name)
+    if not 1 <= text.count <= clip_tokens.MAX_TOKENS:
+        raise BitstreamError(f"the stream claims {text.count} tokens of text, not 1 to {clip_tokens.MAX_TOKENS}")
     if text.bits != (16 * text.count if name == "clip16" else 8 * len(text.data)):
         raise BitstreamError("the stream's caption is damaged: its length is not its own")
     if name == "prior":
         from icmbench.codecs.diffusion.prompts import prior
 
-        return prior.load().decode(text.data, text.count)
+        return prior.load_prior().decode(text.data, text.count)
     ids = tuple(np.frombuffer(text.data, "<u2").tolist())
-    if max(ids) >= VOCABULARY:
+    if max(ids) >= clip_tokens.VOCABULARY_SIZE:
         raise BitstreamError("the stream's text is damaged: it names a token that CLIP lacks")
     return ids
 
 
-def tokens(text: str) -> list[int]:
-    """CLIP's token ids of a text, without those of beginning and end."""
-    from icmbench.codecs.diffusion.backbone.stable_diffusion import clip_tokenizer
-
-    return clip_tokenizer().encode(text)
-
-
-def _known(coder: str) -> str:
+def _check_coder(coder: str) -> str:
     if coder not in CODERS:
         raise CodecError(f"there is no coder of captions {coder!r}: choose from {', '.join([*CODERS, SMALLEST])}")
     return coder
@@ -121,16 +136,16 @@ _COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def _string(data: bytes, name: str) -> str:
-    if name != "utf8":
-        expander = zlib.decompressobj(-zlib.MAX_WBITS if name == "deflate" else zlib.MAX_WBITS)
+def _decode_text(data: bytes, coder: str) -> str:
+    if coder != "utf8":
+        decompressor = zlib.decompressobj(-zlib.MAX_WBITS if coder == "deflate" else zlib.MAX_WBITS)
         try:
-            whole = expander.decompress(data, MAX_BYTES + 1)  # never more, whatever the bytes promise
+            text = decompressor.decompress(data, MAX_BYTES + 1)  # The limit keeps a damaged stream from filling the memory.
         except zlib.error as error:
             raise BitstreamError(f"the stream's caption is damaged ({error})") from error
-        if not expander.eof or expander.unused_data:
+        if not decompressor.eof or decompressor.unused_data:
             raise BitstreamError("the stream's caption is damaged: it does not end where it should")
-        data = whole
+        data = text
     if not 1 <= len(data) <= MAX_BYTES:
         raise BitstreamError(f"the stream's caption has {len(data)} bytes, not 1 to {MAX_BYTES}")
     try:
@@ -142,46 +157,63 @@ def _string(data: bytes, name: str) -> str:
 class CaptionGuide:
     """A guide by captions.
 
-    given: a caption for all images, or by image id, or a JSON file {image id: caption}. captioner: describes the images that were
-    given none; without it these have no text where nothing is given at all. coder: see above.
+    Args:
+        captions: A caption for all images, a mapping from image id to caption, or a JSON file {image id: caption}. Empty for none.
+        captioner: Describes the images for which no caption is given. Without a captioner and given captions, no image has text.
+        coder: How captions are coded: a name of CODERS, or "smallest".
+
+    Attributes:
+        checksum: 0, because a stream names its coder and the tables of a coder never change.
+        coder: The coder's name.
+        facts: Everything that decides an image's caption and its bits, as JSON.
+
+    Raises:
+        CodecError: there is no such coder, or the file cannot be read or holds something else.
     """
 
-    checksum = 0  # a stream names its coder, and a coder's tables never change
+    checksum = 0
 
     def __init__(
-        self, given: str | Mapping[str, str] | Path = "", captioner: Captioner | None = None, coder: str = SMALLEST
+        self, captions: str | Mapping[str, str] | Path = "", captioner: Captioner | None = None, coder: str = SMALLEST
     ) -> None:
         if coder != SMALLEST:
-            _known(coder)
+            _check_coder(coder)
         self.coder, self._captioner = coder, captioner
-        self._given = _captions_of(given) if isinstance(given, Path) else given
-        listed = json.dumps(self._given if isinstance(self._given, str) else dict(self._given), sort_keys=True)
-        self.facts = [coder, zlib.crc32(listed.encode()), captioner and captioner.facts]
+        self._given_captions = _read_captions(captions) if isinstance(captions, Path) else captions
+        plain = self._given_captions if isinstance(self._given_captions, str) else dict(self._given_captions)
+        captions_json = json.dumps(plain, sort_keys=True)
+        self.facts = [coder, zlib.crc32(captions_json.encode()), captioner and captioner.facts]
 
     def encode(self, image: Image, image_id: str | None = None, draft: object = None) -> Text | None:
-        """The caption of an image as text of a stream. CodecError where the given captions lack this id and nobody writes one."""
-        return pack(self.caption(image, image_id), self.coder)
+        """The caption of an image as text of a stream.
+
+        Args:
+            image: uint8 RGB, (H, W, 3).
+            image_id: The image's id, for captions that are given by image id.
+            draft: Not used.
+
+        Raises:
+            CodecError: captions are given by image id, but not for this image, and there is no captioner; or the captioner fails.
+        """
+        return pack_caption(self.caption(image, image_id), self.coder)
 
     def prompt(self, text: Text | None) -> Prompt:
-        """What the text encoder reads. BitstreamError for bad text."""
-        return unpack(text)
+        """What the text encoder reads; see `unpack_caption`."""
+        return unpack_caption(text)
 
     def caption(self, image: Image, image_id: str | None = None) -> str:
-        """The caption before coding."""
-        if isinstance(self._given, str):
-            return self._given or (self._captioner.caption(image) if self._captioner else "")
-        if (given := self._given.get(image_id or "")) is not None:
-            return given
+        """The caption before coding, with the arguments and errors of `encode`."""
+        if isinstance(self._given_captions, str):
+            return self._given_captions or (self._captioner.caption(image) if self._captioner else "")
+        if (caption := self._given_captions.get(image_id or "")) is not None:
+            return caption
         if self._captioner is None:
             raise CodecError(f"there is no caption for image {image_id!r}: add it to the file, with an empty one for none")
         return self._captioner.caption(image)
 
 
-def _captions_of(path: Path) -> Mapping[str, str]:
-    try:
-        captions = json.loads(read(path))
-    except json.JSONDecodeError as error:
-        raise CodecError(f"{path} is no JSON ({error}): write {{image id: caption}}") from error
+def _read_captions(path: Path) -> Mapping[str, str]:
+    captions = read_json(path, "{image id: caption}")
     if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
         raise CodecError(f"{path} is no file of captions: write {{image id: caption}}, in JSON")
     return captions

@@ -1,10 +1,10 @@
-"""RAM++ (Huang et al. 2023), the tagger of Diff-ICMH, reading its published weights.
+"""RAM++ (Huang et al. 2023), the tagger of Diff-ICMH, with its published weights.
 
     image --384x384--> Swin-L --> 1 + 144 features of 512
-    51 descriptions a tag, weighted by how they agree with the first feature --> one query a tag
-    queries --2 cross-attention layers over the features--> logit a tag --threshold of the tag--> tags
+    51 descriptions per tag, weighted by how they agree with the first feature --> one query per tag
+    queries --2 cross-attention layers over the features--> one logit per tag --threshold of the tag--> tags
 
-The networks are those of the published code, built from transformers' Swin; its own package is not needed.
+The networks equal those of the published code and are built from transformers' Swin, so the authors' package is not needed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from transformers import SwinConfig, SwinModel
 
 from icmbench.codecs.base import CodecError, Image, file_sha256
 from icmbench.codecs.diffusion.backbone import weights
-from icmbench.codecs.diffusion.prompts.tags import VOCABULARY
+from icmbench.codecs.diffusion.prompts.tags import RAM_TAG_LIST
 
 CHECKPOINT = "ram_plus_swin_large_14m.pth"
 THRESHOLDS = "ram_tag_list_threshold.txt"
 SIZE = 384
 SWIN = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12}
-DESCRIPTIONS = 51  # of each tag, written by a language model and embedded by CLIP
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DESCRIPTIONS = 51  # Descriptions per tag. A language model wrote them and CLIP embedded them.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's statistics of pixels in [0, 1].
 
-# Names in the published checkpoint, from the original Swin and BERT code, and here.
+# Patterns of names in the published checkpoint, which come from the original Swin and BERT code, and the names in this file.
 _NAMES = [
     (r"visual_encoder\.patch_embed\.proj\.", "swin.embeddings.patch_embeddings.projection."),
     (r"visual_encoder\.patch_embed\.norm\.", "swin.embeddings.norm."),
@@ -52,12 +52,13 @@ _NAMES = [
 
 
 class _CrossLayer(nn.Module):
-    """One layer of the tagging head: tags look at the image, not at each other."""
+    """One layer of the tagging head: the queries of tags attend to features of the image, not to each other."""
 
-    def __init__(self, width: int, seen: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, feature_width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(seen, width), nn.Linear(seen, width)
+        self.query = nn.Linear(width, width)
+        self.key, self.value = nn.Linear(feature_width, width), nn.Linear(feature_width, width)
         self.out, self.norm1 = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-12)
         self.expand, self.reduce = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
@@ -72,7 +73,20 @@ class _CrossLayer(nn.Module):
 
 
 class RamPlusNetwork(nn.Module):
-    """Pixels (B, 3, size, size), normalised as for ImageNet -> logits (B, tags). The defaults are the published model's."""
+    """RAM++: pixels (B, 3, size, size), normalised with ImageNet's statistics -> logits (B, tags).
+
+    The defaults are those of the published model.
+
+    Args:
+        tags: Number of tags.
+        size: Side of the input in pixels.
+        swin: Arguments of transformers' SwinConfig.
+        width: Channels of the queries.
+        embedding: Channels of the image features and of the descriptions' embeddings.
+        heads: Attention heads of each layer of the tagging head.
+        hidden: Channels within each layer's perceptron.
+        descriptions: Descriptions per tag.
+    """
 
     def __init__(
         self,
@@ -99,18 +113,18 @@ class RamPlusNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         tokens = self.swin(pixels).last_hidden_state
         features = self.image_proj(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))
-        whole = F.normalize(features[:, 0], dim=-1)
-        agreement = self.reweight_scale.exp() * whole @ self.label_embed.t()
-        share = agreement.view(len(pixels), self.tags, self.descriptions).softmax(-1)
-        described = torch.einsum("btd,tde->bte", share, self.label_embed.view(self.tags, self.descriptions, -1))
-        queries = F.relu(self.wordvec_proj(described))
+        global_feature = F.normalize(features[:, 0], dim=-1)
+        agreement = self.reweight_scale.exp() * global_feature @ self.label_embed.t()
+        weight = agreement.view(len(pixels), self.tags, self.descriptions).softmax(-1)
+        descriptions = torch.einsum("btd,tde->bte", weight, self.label_embed.view(self.tags, self.descriptions, -1))
+        queries = F.relu(self.wordvec_proj(descriptions))
         for layer in self.layers:
             queries = layer(queries, features)
         return self.fc(queries).squeeze(-1)
 
 
-def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published checkpoint under the names here. What only training needs is left out."""
+def rename_published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a published checkpoint under the names of `RamPlusNetwork`, without the constants that it recomputes."""
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = key
@@ -127,14 +141,24 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class RamPlus:
-    """The tagger. folder: holds the checkpoint, the tag list and the tags' thresholds of the published code. CodecError otherwise.
+    """The tagger of Diff-ICMH: a function from image to tag indexes.
 
-    The checkpoint, 3 GB, is read when the first image comes. architecture: where the network is not the published one.
+    Args:
+        folder: Holds the checkpoint, the tag list and the tags' thresholds, under their published names. The checkpoint of 3 GB is
+            read when the first image comes.
+        device: Where the network runs, as torch names it.
+        **architecture: Arguments of `RamPlusNetwork`, for a network other than the published one.
+
+    Attributes:
+        fingerprint: SHA-256 of the checkpoint.
+
+    Raises:
+        CodecError: the folder lacks one of the files.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", **architecture: Any) -> None:
         self._folder, self._device, self._architecture = folder, device, architecture
-        for name in (CHECKPOINT, VOCABULARY, THRESHOLDS):
+        for name in (CHECKPOINT, RAM_TAG_LIST, THRESHOLDS):
             if not (folder / name).is_file():
                 raise CodecError(
                     f"RAM++ needs {name} in {folder}: the checkpoint is on its authors' hub, the lists are in their code"
@@ -145,14 +169,15 @@ class RamPlus:
 
     @torch.no_grad()
     def __call__(self, image: Image) -> list[int]:
-        """Indexes of the recognised tags, ascending. image: uint8 (H, W, 3)."""
+        """The indexes of the recognised tags, ascending, of an image, uint8 RGB (H, W, 3)."""
         pixels = torch.from_numpy(image.copy()).to(self._device).permute(2, 0, 1)[None].float() / 255
-        pixels = F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", align_corners=False)  # as Diff-ICMH's code resizes
-        mean, deviation = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _DEVIATION))
-        return self.select(self._load()((pixels - mean) / deviation)[0])
+        # Diff-ICMH's code resizes in this way too: bilinear, without antialiasing.
+        pixels = F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
+        return self.select(self._load()((pixels - mean) / std)[0])
 
     def select(self, logits: Tensor) -> list[int]:
-        """Indexes of the tags whose probability is above their own threshold."""
+        """The indexes of the tags whose probability is above their threshold, from logits (tags,)."""
         return (torch.sigmoid(logits) > self._thresholds).nonzero()[:, 0].tolist()
 
     def _load(self) -> RamPlusNetwork:
@@ -162,7 +187,7 @@ class RamPlus:
             path = self._folder / CHECKPOINT
             with init_empty_weights():
                 network = RamPlusNetwork(len(self._thresholds), **self._architecture)
-            tensors = published(weights.read_state(path))
-            weights.fill(network, {key: tensors[key] for key in network.state_dict().keys() & tensors.keys()}, path)
+            tensors = rename_published_keys(weights.read_state(path))
+            weights.fill_module(network, {key: tensors[key] for key in network.state_dict().keys() & tensors.keys()}, path)
             self._network = network.to(self._device).float().eval()
         return self._network

@@ -1,4 +1,4 @@
-"""Colour correction of a decoded image: its low frequencies replaced by those of a reference that the decoder has too."""
+"""Colour correction of a decoded image: its low frequencies are replaced by those of a reference that the decoder has too."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEVELS = 5
+LEVELS = 5  # Levels of the wavelet: the blur that separates the low frequencies reaches 31 pixels.
 
 
-def wavelet(pixels: Tensor, reference: Tensor, levels: int = LEVELS) -> Tensor:
-    """The detail of `pixels` on the low frequencies of `reference`, both (N, 3, H, W) in [0, 1] -> the same, clamped.
+def wavelet_colour_fix(pixels: Tensor, reference: Tensor, levels: int = LEVELS) -> Tensor:
+    """Combine the high frequencies of one image with the low frequencies of another.
 
-    An undecimated ("à trous") wavelet with the kernel [1 2 1] / 4 along each axis, as in StableSR (Wang et al. 2024).
+    The frequencies are separated by an undecimated ("à trous") wavelet with the kernel [1 2 1] / 4 along each axis, as in StableSR
+    (Wang et al. 2024).
+
+    Args:
+        pixels: Images (N, 3, H, W) in [0, 1] whose detail is kept.
+        reference: Images (N, 3, H, W) in [0, 1] whose low frequencies are taken.
+        levels: Levels of the wavelet.
+
+    Returns:
+        Images (N, 3, H, W), clamped to [0, 1].
     """
-    return (pixels - _low(pixels, levels) + _low(reference, levels)).clamp(0, 1)
+    return (pixels - _low_pass(pixels, levels) + _low_pass(reference, levels)).clamp(0, 1)
 
 
-def _low(x: Tensor, levels: int) -> Tensor:
+def _low_pass(x: Tensor, levels: int) -> Tensor:
+    """x (N, C, H, W) blurred with the kernel [1 2 1] / 4, dilated by 1, 2, 4, ... pixels."""
     taps = torch.tensor([1.0, 2.0, 1.0], device=x.device, dtype=x.dtype) / 4
     channels = x.shape[1]
     for level in range(levels):

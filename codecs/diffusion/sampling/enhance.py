@@ -1,10 +1,11 @@
-"""SLIM's denoising: the decoded latent is noised up to a level and denoised from there, in few steps.
+"""SLIM's denoising: noise is added to the decoded latent, which is then denoised in few steps.
 
     z_N = sqrt(abar_N) hint + sqrt(1 - abar_N) eps --step--> ... --step--> z        N: the noise level
 
-The paper (section 3.3) says "enhanced by denoising steps" and leaves open where they start, how many there are and of what kind.
-The cost of decoding that it prints (table 3, 1082 GFLOPs) fits three evaluations with the narrow control module and no guidance, so
-three are the default here; the start follows the words. At N = 999 it is nearly pure noise, of which the hint keeps 7%.
+The paper (section 3.3) says "enhanced by denoising steps" and gives neither their start nor their number nor their kind. The cost
+of decoding that it prints (table 3, 1082 GFLOPs) fits three evaluations with the narrow control module and without guidance, so
+three steps are the default here. The default start is a guess from the paper's words: at N = 999 the latent is nearly pure noise,
+of which the hint keeps 7%.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from itertools import pairwise
 from torch import Tensor
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion.sampling.samplers import Predict
+from icmbench.codecs.diffusion.sampling.samplers import NoisePredictor
 
 
 @dataclass(frozen=True)
-class Enhance:
-    """DDIM (Song et al. 2021, eqs. 12 and 16) from the noised hint. Every step is one evaluation.
+class EnhancementSampler:
+    """DDIM (Song et al. 2021, eqs. 12 and 16) that starts from the hint with noise added.
 
-    steps: S; the times: round(N (S - i) / S) for i = 0 .. S - 1, then the clean latent. noise_level: N, S to 999. eta: 0 for DDIM,
-    1 for DDPM's fresh noise at every step but the last.
+    Args:
+        steps: S, the evaluations of the noise predictor. Their times are round(N (S - i) / S) for i = 0 .. S - 1.
+        noise_level: N, the time of the start, S to 999.
+        eta: 0 for DDIM; 1 for DDPM, which adds fresh noise at every step but the last.
+
+    Raises:
+        CodecError: an argument is out of range.
     """
 
     steps: int = 3
@@ -36,15 +42,16 @@ class Enhance:
 
     @property
     def draws(self) -> int:
+        """One latent for the start and, if eta is 1, one for each step but the last."""
         return 1 + (self.steps - 1) * self.eta
 
     @property
     def times(self) -> list[int]:
-        """From the noise level down, the clean latent left out."""
+        """Times of the evaluations, from the noise level down; the clean latent that follows is not among them."""
         return [round(self.noise_level * (self.steps - index) / self.steps) for index in range(self.steps)]
 
-    def __call__(self, predict: Predict, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
-        """As in `sampling.Sampler`."""
+    def __call__(self, predict: NoisePredictor, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+        """Sample latents; see `samplers.Sampler`."""
         values = [*(float(abar[t]) for t in self.times), 1.0]
         x = values[0] ** 0.5 * hint + (1 - values[0]) ** 0.5 * noise[:, 0]
         for step, (t, (now, after)) in enumerate(zip(self.times, pairwise(values)), 1):
@@ -58,11 +65,15 @@ class Enhance:
 
 
 @dataclass(frozen=True)
-class Undenoised:
-    """The hint itself: SLIM without its diffusion module (paper, section 4.4, figure 5)."""
+class IdentitySampler:
+    """Returns the hint itself: SLIM without its diffusion model (paper, section 4.4, figure 5).
+
+    Args:
+        draws: Standard-normal latents per image; none of them is read.
+    """
 
     draws: int = 1
 
-    def __call__(self, predict: Predict, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
-        """As in `sampling.Sampler`."""
+    def __call__(self, predict: NoisePredictor, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+        """Return the hints (N, 4, H, W)."""
         return hint

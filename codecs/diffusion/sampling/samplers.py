@@ -1,9 +1,9 @@
-"""From start noise and a hint to a latent: samplers, classifier-free guidance, tiles.
+"""Samplers, from start noise and a hint to a latent; and noise prediction with classifier-free guidance and tiles.
 
-    sampler(predict, hint, noise) -> z        predict(x, t) -> eps, both (N, 4, H, W) float32
+    sampler(predict, abar, hint, noise) -> z        predict(x, t) -> eps, both (N, 4, H, W) float32
 
-A sampler says how many standard-normal latents an image needs (`draws`); they come from a CPU generator seeded by the stream, so
-that the device does not matter to them. Time t runs from 999 (noise) to 0.
+A sampler needs `draws` standard-normal latents per image. They come from a CPU generator that is seeded by the stream, so they do
+not depend on the device. Time t runs from 999 (noise) to 0.
 """
 
 from __future__ import annotations
@@ -21,43 +21,60 @@ from icmbench.codecs.diffusion.backbone.stable_diffusion import DiffusionBackbon
 from icmbench.codecs.diffusion.backbone.tiles import Tiles
 from icmbench.codecs.diffusion.backbone.unet import embed_time
 
-Predict: TypeAlias = Callable[[Tensor, int], Tensor]
+# From a noisy latent x (N, C, H, W) float32 and a time to the predicted noise eps (N, 4, H, W) float32.
+NoisePredictor: TypeAlias = Callable[[Tensor, int], Tensor]
 
 
 class Sampler(Protocol):
-    """One way from noise to a latent. Instances are small and immutable; they are named in fingerprints by their repr."""
+    """Turns start noise and a hint into a latent. Samplers are immutable and can be compared and hashed."""
 
     @property
     def draws(self) -> int:
-        """Standard-normal latents used for an image, the start among them."""
+        """Standard-normal latents per image, the start included."""
 
-    def __call__(self, predict: Predict, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
-        """hint (N, 4, H, W), noise (N, draws, 4, H, W), abar (1000,) -> z (N, 4, H, W), all float32 but abar."""
+    def __call__(self, predict: NoisePredictor, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+        """Sample latents.
+
+        Args:
+            predict: Predicts the noise in a latent.
+            abar: (1000,) float64, the cumulative product of 1 - beta.
+            hint: Hints (N, 4, H, W) float32.
+            noise: Standard-normal values (N, draws, 4, H, W) float32.
+
+        Returns:
+            z (N, 4, H, W) float32.
+        """
 
 
-def respaced(steps: int, total: int = 1000) -> list[int]:
-    """`steps` times from total - 1 down to 0, evenly spaced and rounded, as in the published code; a single one is the first."""
+def space_timesteps(steps: int, total: int = 1000) -> list[int]:
+    """Return evenly spaced times from total - 1 down to 0, rounded as in the published code; one step takes only the first."""
     return [round(index * (total - 1) / (steps - 1)) for index in range(steps - 1, -1, -1)] if steps > 1 else [total - 1]
 
 
 def _transitions(abar: Tensor, steps: int) -> list[tuple[int, float, float]]:
-    """(t, abar at t, abar at the next time) of each step; after the last comes the clean latent."""
-    times = respaced(steps)
+    """(t, abar at t, abar at the next time) of each step; the last step leads to the clean latent, where abar is 1."""
+    times = space_timesteps(steps)
     values = [*(float(abar[t]) for t in times), 1.0]
     return [(t, now, after) for t, (now, after) in zip(times, pairwise(values))]
 
 
 @dataclass(frozen=True)
-class AncestralDdpm:
-    """DDPM (Ho et al. 2020, eq. 7) on evenly respaced times, with the posterior's variance: the published code's sampler."""
+class DdpmSampler:
+    """DDPM (Ho et al. 2020, eq. 7) with the posterior's variance, on evenly spaced times, as in Diff-ICMH's published code.
+
+    Args:
+        steps: Evaluations of the noise predictor.
+    """
 
     steps: int = 50
 
     @property
     def draws(self) -> int:
+        """One latent for the start and one for each step but the last."""
         return self.steps
 
-    def __call__(self, predict: Predict, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, predict: NoisePredictor, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+        """Sample latents; see `Sampler`."""
         x = noise[:, 0]
         for step, (t, now, after) in enumerate(_transitions(abar, self.steps), 1):
             clean = (x - (1 - now) ** 0.5 * predict(x, t)) / now**0.5
@@ -69,16 +86,22 @@ class AncestralDdpm:
 
 
 @dataclass(frozen=True)
-class Ddim:
-    """DDIM (Song et al. 2021, eq. 12) without noise, on the same times: what Diff-ICMH's paper names."""
+class DdimSampler:
+    """DDIM (Song et al. 2021, eq. 12) without noise, on the times of `DdpmSampler`; Diff-ICMH's paper names this sampler.
+
+    Args:
+        steps: Evaluations of the noise predictor.
+    """
 
     steps: int = 50
 
     @property
     def draws(self) -> int:
+        """One latent, for the start."""
         return 1
 
-    def __call__(self, predict: Predict, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, predict: NoisePredictor, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+        """Sample latents; see `Sampler`."""
         x = noise[:, 0]
         for t, now, after in _transitions(abar, self.steps):
             eps = predict(x, t)
@@ -88,49 +111,86 @@ class Ddim:
 
 
 @dataclass(frozen=True)
-class OneStep:
-    """The clean latent by one evaluation at the noisiest time, as distilled models allow (CADC, StableCodec).
+class OneStepSampler:
+    """The clean latent by one evaluation at a noisy time, as distilled models allow (CADC, StableCodec).
 
-    Instead of noise it starts from the hint (N, C, H, W), C >= 4, which the prediction reads whole; its first four channels are the
-    noisy latent.
+    It starts from the hint instead of noise: the noise predictor reads all channels of the hint, and the first four are the noisy
+    latent.
+
+    Args:
+        time: The time of the evaluation.
     """
 
     time: int = 999
 
     @property
     def draws(self) -> int:
+        """No latent."""
         return 0
 
-    def __call__(self, predict: Predict, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, predict: NoisePredictor, abar: Tensor, hint: Tensor, noise: Tensor) -> Tensor:
+        """Estimate the clean latents of hints (N, C, H, W) with C >= 4; see `Sampler`."""
         now = float(abar[self.time])
         return (hint[:, :4] - (1 - now) ** 0.5 * predict(hint, self.time)) / now**0.5
 
 
-SAMPLERS: dict[str, type[AncestralDdpm | Ddim]] = {"ddpm": AncestralDdpm, "ddim": Ddim}
+SAMPLERS: dict[str, type[DdpmSampler | DdimSampler]] = {"ddpm": DdpmSampler, "ddim": DdimSampler}
 
 
 def draw_noise(seeds: Sequence[int], draws: int, height: int, width: int) -> Tensor:
-    """(N, draws, 4, height, width) float32 on the CPU; each image's from its own seed, whatever else is in the batch."""
+    """Draw standard-normal latents for several images.
+
+    Args:
+        seeds: One seed per image; the noise of an image depends only on its seed.
+        draws: Latents per image.
+        height: Height of the latents.
+        width: Width of the latents.
+
+    Returns:
+        (N, draws, 4, height, width) float32 on the CPU.
+    """
     return torch.stack([torch.randn(draws, 4, height, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def evaluate(
+def evaluate_unet(
     backbone: DiffusionBackbone, control: ControlModule | None, x: Tensor, t: Tensor, context: Tensor, prepared: Tensor | None
 ) -> Tensor:
-    """One evaluation of UNet and control, to be compiled: its shapes stay the same over all steps. Arguments as in `Guided`."""
+    """Evaluate UNet and control module once. This function can be compiled, because its shapes are the same at every step.
+
+    Args:
+        backbone: Stable Diffusion.
+        control: The control module; None for the UNet alone.
+        x: Noisy latents (N, 4, H, W).
+        t: Times (N,) int64.
+        context: Text embeddings (N, T, D).
+        prepared: What `control.prepare` returned for the hints.
+
+    Returns:
+        eps (N, 4, H, W) in the backbone's dtype.
+    """
     x = x.to(backbone.dtype)
     if control is None or prepared is None:
         return backbone.eps(x, t, context)
-    return backbone.eps(x, t, context, control.start(x, embed_time(backbone.unet, t), context, prepared))
+    return backbone.eps(x, t, context, control.make_injector(x, embed_time(backbone.unet, t), context, prepared))
 
 
-class Guided:
-    """Noise prediction with control and classifier-free guidance, one UNet evaluation a step; a Predict.
+class GuidedPredictor:
+    """Predicts noise with a control module and classifier-free guidance; a NoisePredictor.
 
-    hint: (N, 4, H, W). positive, negative: contexts (N, T, D), or (1, T, D) for all images; without negative, or at scale 1, there
-    is no guidance. tile, overlap: latents with a side beyond `tile` are predicted tile by tile, blended by a Gaussian, while noise
-    and sampler see the whole. at_once: latents in one evaluation. What does not change between steps (the hint's features, the
-    text) is computed once, here.
+    Everything that is the same at every step (the features of the hint, the text embeddings) is computed once, in the constructor.
+
+    Args:
+        backbone: Stable Diffusion.
+        control: The control module; None for the UNet alone.
+        hint: Hints (N, 4, H, W).
+        positive: Text embeddings (N, T, D) of the prompts, or (1, T, D) for all images.
+        negative: Text embeddings, shaped like `positive`, that guidance leads away from; None for no guidance.
+        scale: Guidance scale; 1 for no guidance.
+        tile: Latents with a longer side than this many positions are predicted in tiles and blended, while the noise and the
+            sampler see the whole latent; 0 for never.
+        overlap: Positions that neighbouring tiles share.
+        batch_size: Latents per evaluation of the UNet, at most.
+        run: Evaluates the UNet; `evaluate_unet` or a faster version of it.
     """
 
     def __init__(
@@ -144,26 +204,27 @@ class Guided:
         *,
         tile: int = 96,
         overlap: int = 32,
-        at_once: int = 16,
-        run: Callable[..., Tensor] = evaluate,
+        batch_size: int = 16,
+        run: Callable[..., Tensor] = evaluate_unet,
     ) -> None:
         self._backbone, self._control, self._scale, self._run = backbone, control, scale, run
         self._tiles = Tiles(hint.shape[-2], hint.shape[-1], tile, overlap)
         contexts = [positive] if negative is None or scale == 1 else [negative, positive]
         self._copies = len(contexts)
-        # Order of a batch: tile by tile; in each negative, then positive; in each image by image.
+        # Order within a batch: tile by tile; for each tile first all negative, then all positive contexts; image by image.
         context = torch.cat([c.expand(len(hint), -1, -1) for c in contexts]).repeat(len(self._tiles), 1, 1)
-        self._context = context.split(at_once)
-        self._prepared = [None if control is None else control.prepare(part) for part in self._cut(hint).split(at_once)]
+        self._context = context.split(batch_size)
+        self._prepared = [None if control is None else control.prepare(batch) for batch in self._cut(hint).split(batch_size)]
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
-        parts = self._cut(x).split([len(context) for context in self._context])
-        times = [torch.full((len(part),), t, device=x.device) for part in parts]
-        arguments = zip(parts, times, self._context, self._prepared)
-        eps = torch.cat([self._run(self._backbone, self._control, *one).float() for one in arguments])
+        """Predict the noise eps (N, 4, H, W) float32 in latents x (N, C, H, W) at time t."""
+        batches = self._cut(x).split([len(context) for context in self._context])
+        times = [torch.full((len(batch),), t, device=x.device) for batch in batches]
+        arguments = zip(batches, times, self._context, self._prepared)
+        eps = torch.cat([self._run(self._backbone, self._control, *args).float() for args in arguments])
         eps = eps.unflatten(0, (len(self._tiles), self._copies, len(x)))
         guided = eps[:, 0] if self._copies == 1 else torch.lerp(eps[:, 0], eps[:, 1], self._scale)
         return self._tiles.paste(guided.unbind())
 
     def _cut(self, x: Tensor) -> Tensor:
-        return torch.cat([part for part in self._tiles.cut(x) for _ in range(self._copies)])
+        return torch.cat([tile for tile in self._tiles.cut(x) for _ in range(self._copies)])

@@ -1,4 +1,4 @@
-"""The papers' analyses: sums that must come out, counts that are known."""
+"""The papers' analyses: bits that add up to the streams, energies computed directly, and known operation counts."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from icmbench.codecs.resulic import Resulic
 from icmbench.codecs.slim import Slim
 
 
-def test_bit_split_is_that_of_the_streams(tiny, photo, tmp_path):
+def test_bit_split_adds_up_to_the_streams(tiny, photo, tmp_path):
     images = {"a": photo[:128, :192], "b": photo[128:256, :64]}
     (tmp_path / "words.txt").write_text("door\nhouse\nwall")
     codecs = [tiny(point, vocabulary=tmp_path / "words.txt", tags=["door", "wall"]) for point in (2, 32)]
@@ -44,14 +44,14 @@ def test_bit_map_sums_to_the_payload(tiny, photo):
     assert len(of_y) == 16 * 20 and set(of_y["stride"]) == {16} and (of_y["row"].max(), of_y["column"].max()) == (15, 19)
 
 
-def test_bit_map_says_where(tiny, photo):
-    """What changes in one corner of the picture changes the bits there most."""
+def test_bit_map_shows_where_the_bits_are(tiny, photo):
+    """Noise in one corner of the picture changes the bits there most."""
     image = photo[:256, :256].copy()
     before = bit_map(tiny(), {"a": image})
     image[32:64, 208:240] = np.random.default_rng(0).integers(0, 256, (32, 32, 3))
     changed = (bit_map(tiny(), {"a": image})["bits"] - before["bits"]).abs()[before["part"] == "y"]
-    at = before.loc[changed.idxmax()]
-    assert 1 <= at["row"] <= 4 and 12 <= at["column"] <= 15
+    most_changed = before.loc[changed.idxmax()]
+    assert 1 <= most_changed["row"] <= 4 and 12 <= most_changed["column"] <= 15
 
 
 @pytest.mark.filterwarnings("ignore:.*random")
@@ -71,10 +71,11 @@ def counted(codec, **options) -> pd.DataFrame:
     return complexity(codec, **options).set_index(["stage", "part"])
 
 
-def test_counts_are_those_of_the_networks_at_work(tiny):
-    """Tiny networks with values do the operations that are counted without."""
+def test_counts_on_the_meta_device_equal_counts_in_memory(tiny):
+    """Counting runs on the meta device, without values; networks with values do as many operations."""
     model, _ = tiny().networks()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:  # the CPU's own attention is not counted
+    # The counter does not know the fused attention of the CPU, so this turns it off.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
         model.backbone.decode(torch.zeros(1, 4, 16, 24))
     table = counted(tiny(), height=128, width=192)
     assert table.loc[("decode", "VAE decoder"), "gmac"] == pytest.approx(flops.get_total_flops() / 2e9)

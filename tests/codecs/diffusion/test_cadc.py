@@ -1,4 +1,4 @@
-"""CADC: any image to real bytes and back, by one evaluation of the UNet and no text."""
+"""CADC: any image to bytes and back, with one evaluation of the UNet and no text in the stream."""
 
 import os
 import subprocess
@@ -17,38 +17,38 @@ from icmbench.codecs.cadc import PROMPT, Cadc
 from icmbench.codecs.diffusion import models
 from icmbench.codecs.diffusion.backbone import adapted
 from icmbench.codecs.diffusion.cadc_model import CadcModel
-from icmbench.codecs.diffusion.latents.cadc_compressor import CADC, CadcCompressor
+from icmbench.codecs.diffusion.latents.cadc_compressor import CADC_PROFILES, CadcCompressor
 from icmbench.codecs.diffusion.sampling import samplers
 
 
 @pytest.fixture(scope="module")
 def folder(backbone, tmp_path_factory):
-    """Weights of two points, random but with latents and UNets that differ from nothing and from each other."""
+    """Random weights of two points, with latents that are not all zero and with UNets that differ."""
     folder = tmp_path_factory.mktemp("cadc")
     for point in (2, 32):
         with torch.random.fork_rng():
             torch.manual_seed(point)
-            latent, unet = CadcCompressor(**CADC["tiny"]), adapted.adapted(backbone.unet, 32)
+            latent, unet = CadcCompressor(**CADC_PROFILES["tiny"]), adapted.adapt_unet(backbone.unet, 32)
             torch.nn.init.normal_(latent.g_a[-2].dense[-1].weight, std=1.0)
             torch.nn.init.normal_(unet.conv_in.weight, std=0.05)
             for net in latent.context.adapters_out:
-                torch.nn.init.constant_(net.light.bias[32:], 1.5)  # scales that fit such latents
-        models.save(CadcModel(backbone, latent, unet), folder / f"cadc-lambda{point}.safetensors")
+                torch.nn.init.constant_(net.light.bias[32:], 1.5)  # Scales that fit latents of this size.
+        models.save_model(CadcModel(backbone, latent, unet), folder / f"cadc-lambda{point}.safetensors")
     models.save_backbone(backbone, folder / "backbone.safetensors")
     return folder
 
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    """A codec of the tiny profile; keyword arguments are options."""
+    """A function that makes a codec of the tiny profile from options."""
     return lambda point=2, **options: Cadc(point, **{"profile": "tiny", "weights": folder, "device": "cpu"} | options)
 
 
 @pytest.fixture
 def calls(tiny):
-    """Counts evaluations of the UNet of lambda 2 while a test runs: shapes of what it read."""
+    """The shapes of the inputs of all evaluations of the UNet of lambda 2 during a test."""
     shapes = []
-    unet = tiny()._setting(Container("cadc", 1 | 1 << 6, 1, 1, b""))[0].backbone.unet
+    unet = tiny()._model_and_decoding(Container("cadc", 1 | 1 << 6, 1, 1, b""))[0].backbone.unet
     handle = unet.conv_in.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
     yield shapes
     handle.remove()
@@ -56,7 +56,7 @@ def calls(tiny):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (65, 130), (257, 33)])
 def test_any_size_in_one_evaluation_without_text(tiny, size, picture, calls):
-    """Reflection, repeated, pads whatever is smaller than the padding."""
+    """An image that is smaller than its padding is reflected repeatedly."""
     codec, image = tiny(), picture(*size)
     data = codec.compress(image)
     assert not calls
@@ -68,8 +68,8 @@ def test_any_size_in_one_evaluation_without_text(tiny, size, picture, calls):
     assert len(calls) == 1 and calls[0][:2] == (1, 32)
 
 
-def test_the_step_is_the_paper_s(tiny, picture):
-    """The decoder's pixels are those of x0 = (x - sqrt(1 - abar) eps) / sqrt(abar), computed here from the parts."""
+def test_the_step_is_that_of_the_paper(tiny, picture):
+    """The decoder's pixels are those of x0 = (x - sqrt(1 - abar) eps) / sqrt(abar), computed here from the networks."""
     codec, image = tiny(), picture(256, 256)
     request = codec._request(codec.compress(image))
     model, backbone = request.model, request.model.backbone
@@ -83,27 +83,27 @@ def test_the_step_is_the_paper_s(tiny, picture):
     assert np.abs(codec.decompress(request.data).astype(int) - expected).max() <= 1
 
 
-def test_captions_cost_nothing_and_guide(tiny, picture, calls):
-    seen = []
+def test_captions_cost_no_bits_and_change_the_pixels(tiny, picture, calls):
+    captioned_pictures = []
 
     def captioner(picture):
-        seen.append(picture)
+        captioned_pictures.append(picture)
         return "a red door"
 
     image = picture(256, 300)
     plain, captioned = tiny(), tiny(captioner=captioner)
     data = captioned.compress(image)
-    assert not seen
+    assert not captioned_pictures
     assert captioned.rate_breakdown(data) == plain.rate_breakdown(plain.compress(image))
     decoded = captioned.decompress(data)
     assert len(calls) == 1
-    assert (seen[0].shape, seen[0].dtype) == ((256, 512, 3), np.uint8)
-    worded = tiny(prompt="a red door, " + PROMPT)
-    assert np.array_equal(worded.decompress(worded.compress(image)), decoded)
+    assert (captioned_pictures[0].shape, captioned_pictures[0].dtype) == ((256, 512, 3), np.uint8)
+    prompted = tiny(prompt="a red door, " + PROMPT)
+    assert np.array_equal(prompted.decompress(prompted.compress(image)), decoded)
     assert not np.array_equal(plain.decompress(plain.compress(image)), decoded)
     with pytest.raises(BitstreamError, match=r"set `captioner`"):
         plain.decompress(data)
-    assert captioned.fingerprint != plain.fingerprint != worded.fingerprint
+    assert captioned.fingerprint != plain.fingerprint != prompted.fingerprint
 
 
 @pytest.mark.parametrize("mode", ["default", "portable"])
@@ -124,15 +124,15 @@ def test_batches(tiny, mode, picture, calls):
     assert codec.compress_batch(images, ["a", "b"]) == [codec.compress(image) for image in images]
 
 
-def test_uncertainty_is_the_encoder_s_alone(tiny, photo):
-    """m >= 1 shrinks y; z does not depend on it; a decoder that knows nothing of it decodes the same."""
-    with_it, without = tiny(), tiny(ugaq=False)
-    data, other = with_it.compress(photo[:256]), without.compress(photo[:256])
-    assert data != other
-    assert with_it.rate_breakdown(data)["z"] == without.rate_breakdown(other)["z"]
-    assert np.array_equal(without.decompress(data), with_it.decompress(data))
-    assert with_it.fingerprint != without.fingerprint
-    latent = with_it._request(data).model.latent
+def test_uncertainty_concerns_only_the_encoder(tiny, photo):
+    """m >= 1 shrinks y, z does not depend on m, and a decoder without UGAQ decodes the same pixels."""
+    ugaq, plain = tiny(), tiny(ugaq=False)
+    data, plain_data = ugaq.compress(photo[:256]), plain.compress(photo[:256])
+    assert data != plain_data
+    assert ugaq.rate_breakdown(data)["z"] == plain.rate_breakdown(plain_data)["z"]
+    assert np.array_equal(plain.decompress(data), ugaq.decompress(data))
+    assert ugaq.fingerprint != plain.fingerprint
+    latent = ugaq._request(data).model.latent
     pixels = torch.from_numpy(photo[:256]).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         y = latent.g_a(2 * pixels - 1)
@@ -150,14 +150,14 @@ def test_bad_bytes(tiny, picture):
     data = codec.compress(picture(64, 64))
     parsed = Container.from_bytes(data)
     with pytest.raises(BitstreamError):
-        Cadc(2, profile="tiny", weights="random", device="cpu").decompress(data)  # other weights
+        Cadc(2, profile="tiny", weights="random", device="cpu").decompress(data)
     foreign = [
         b"",
         data[:-1],
         data[:-1] + bytes([data[-1] ^ 1]),
         replace(parsed, codec="slim", checksum=0).to_bytes(),
         replace(parsed, model=15, checksum=0).to_bytes(),
-        replace(parsed, model=1, checksum=0).to_bytes(),  # another profile
+        replace(parsed, model=1, checksum=0).to_bytes(),  # Another profile.
         replace(parsed, checksum=0).to_bytes(),
         replace(parsed, text=Text(2, 0, 8, b"a"), checksum=0).to_bytes(),
         replace(parsed, width=700, checksum=0).to_bytes(),
@@ -189,14 +189,14 @@ def test_fresh_process_decodes_the_same(tiny, folder, picture, tmp_path):
 
 
 def test_points_share_the_backbone(tiny, picture):
-    """In memory two points differ in conv_in and their compressors; on disk likewise, plus what they trained."""
-    two, other = (tiny(point)._request(tiny(point).compress(picture(64, 64))).model.backbone for point in (2, 32))
-    shared = {id(p) for p in two.unet.parameters()} & {id(p) for p in other.unet.parameters()}
-    assert len(shared) == len(list(two.unet.parameters())) - 2
-    assert two.vae is other.vae
+    """In memory, two points share all parameters of the UNet except conv_in, the only layer that these files replace."""
+    first, second = (tiny(point)._request(tiny(point).compress(picture(64, 64))).model.backbone for point in (2, 32))
+    shared = {id(p) for p in first.unet.parameters()} & {id(p) for p in second.unet.parameters()}
+    assert len(shared) == len(list(first.unet.parameters())) - 2
+    assert first.vae is second.vae
 
 
-def test_lora_is_trained_beside_and_decodes_merged(backbone, tmp_path):
+def test_lora_is_trained_as_factors_and_decodes_merged(backbone, tmp_path):
     pytest.importorskip("peft")
     t, context = torch.tensor([999]), backbone.embed(["a door"])
     x = torch.randn(1, 32, 16, 16)
@@ -204,8 +204,8 @@ def test_lora_is_trained_beside_and_decodes_merged(backbone, tmp_path):
     def predict(unet):
         return backbone.with_unet(unet).eps(x, t, context)
 
-    unet = adapted.adapted(backbone.unet, 32)
-    torch.testing.assert_close(predict(unet), backbone.eps(x[:, :4], t, context))  # starts as the backbone
+    unet = adapted.adapt_unet(backbone.unet, 32)
+    torch.testing.assert_close(predict(unet), backbone.eps(x[:, :4], t, context))
     adapted.add_lora(unet, rank=4)
     for name, parameter in unet.named_parameters():
         if "lora_B" in name:
@@ -214,10 +214,10 @@ def test_lora_is_trained_beside_and_decodes_merged(backbone, tmp_path):
     trained.square().mean().backward()
     trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None for parameter in trainable)
-    state = adapted.own_state(unet, backbone.unet)
+    state = adapted.adapted_state(unet, backbone.unet)
     assert sum(value.numel() for value in state.values()) == sum(parameter.numel() for parameter in trainable)
-    merged = adapted.adapted(backbone.unet, 32)
-    adapted.fill(merged, state, "file")
+    merged = adapted.adapt_unet(backbone.unet, 32)
+    adapted.fill_adapted(merged, state, "file")
     torch.testing.assert_close(predict(merged), trained, atol=1e-4, rtol=1e-4)
     assert (trained - backbone.eps(x[:, :4], t, context)).abs().max() > 0.1
     for damaged in (
@@ -226,11 +226,11 @@ def test_lora_is_trained_beside_and_decodes_merged(backbone, tmp_path):
         state | {"conv_out.lora_A.weight": torch.ones(2, 2)},
     ):
         with pytest.raises(CodecError, match=r"does not fit"):
-            adapted.fill(adapted.adapted(backbone.unet, 32), damaged, "file")
+            adapted.fill_adapted(adapted.adapt_unet(backbone.unet, 32), damaged, "file")
 
 
 def test_training_reaches_all_parameters():
-    latent = CadcCompressor(**CADC["tiny"]).train()
+    latent = CadcCompressor(**CADC_PROFILES["tiny"]).train()
     hint, likelihoods = latent(torch.rand(2, 3, 256, 256), None)
     assert hint.shape == (2, 32, 32, 32)
     assert likelihoods["y"].shape == (2, 32, 4, 4) and likelihoods["z"].shape == (2, 32, 1, 1)
@@ -238,16 +238,16 @@ def test_training_reaches_all_parameters():
     assert auxiliary.shape == (2, 3, 256, 256)
     (hint.mean() + auxiliary.mean() + sum(p.log().mean() for p in likelihoods.values())).backward()
     idle = [name for name, p in latent.named_parameters() if p.grad is None]
-    assert idle == ["entropy_bottleneck.quantiles"]  # those of the auxiliary loss
+    assert idle == ["entropy_bottleneck.quantiles"]  # The auxiliary loss trains these.
 
 
 def test_sizes_of_the_full_profile():
-    """866.82M in the UNet (specs/codecs.md); the rest follows StableCodec's blocks, whose g_s and context model are as large."""
+    """866.82M parameters in the UNet, as in the paper; the other networks have the sizes of StableCodec's blocks."""
     from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
 
     with init_empty_weights():
         base = DiffusionBackbone(PROFILES["sd21"])
-        unet, latent = adapted.adapted(base.unet, 320), CadcCompressor()
+        unet, latent = adapted.adapt_unet(base.unet, 320), CadcCompressor()
 
     def millions(*modules):
         return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
@@ -269,7 +269,7 @@ def test_importing_the_codec_is_cheap():
 
 
 def test_one_step_draws_no_noise():
-    sampler = samplers.OneStep()
+    sampler = samplers.OneStepSampler()
     abar = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
     hint = torch.randn(2, 8, 4, 4)
     noise = samplers.draw_noise([1, 2], sampler.draws, 4, 4)
@@ -281,7 +281,7 @@ def test_one_step_draws_no_noise():
 
 @pytest.mark.skipif(not os.environ.get("ICMBENCH_SLOW"), reason="8 GB and minutes; set ICMBENCH_SLOW=1")
 def test_full_size_model_runs(picture):
-    """The paper's sizes with random weights, 1x300 padded to 256x512, on the CPU, once."""
+    """The paper's sizes with random weights code an image of 1x300 pixels, padded to 256x512, on the CPU."""
     codec, image = Cadc(2, weights="random", device="cpu", dtype="float32"), picture(1, 300)
     start = time.perf_counter()
     with pytest.warns(UserWarning, match=r"random"):

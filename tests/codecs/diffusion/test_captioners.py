@@ -1,4 +1,4 @@
-"""Captioners: transformers' own classes at random weights, a real server on loopback, functions."""
+"""Captioners: transformers' own classes with random weights, a real server on loopback, and functions."""
 
 import base64
 import io
@@ -14,12 +14,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion.prompts.captioners import Endpoint, Transformers, captioner_of
+from icmbench.codecs.diffusion.prompts.captioners import Endpoint, Transformers, build_captioner
 from icmbench.codecs.diffusion.prompts.roi import MaskedCaptioner
 
 WORDS = ["a", "the", "dog", "cat", "barn", "field", "bone", "with", "in", "of", "on", "red", "green", "small", "large"]
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-EYES = {"image_size": 32, "patch_size": 16} | SMALL
+VISION = {"image_size": 32, "patch_size": 16} | SMALL
 PHOTOS = [np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8) for seed in range(2)]
 
 
@@ -27,14 +27,14 @@ def tokenizer(*special: str) -> transformers.PreTrainedTokenizerFast:
     pieces = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS, *special])}
     words = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    if not special:  # BLIP reads as BERT does, between two marks
+    if not special:  # BLIP's text, like BERT's, stands between two marks.
         words.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names, additional_special_tokens=list(special))
 
 
-def wild(network: torch.nn.Module) -> torch.nn.Module:
-    """Far from its initialisation, so that its words depend on what it sees."""
+def randomised(network: torch.nn.Module) -> torch.nn.Module:
+    """The network with weights so large that its words depend on the image."""
     with torch.no_grad():
         for weight in network.parameters():
             if weight.ndim > 1:
@@ -49,10 +49,10 @@ def blip(tmp_path_factory):
     ids = {"bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
     text = {"vocab_size": len(reader.tokenizer), "encoder_hidden_size": 32, "max_position_embeddings": 64} | SMALL | ids
     network = transformers.BlipForConditionalGeneration(
-        transformers.BlipConfig(text_config=text, vision_config=EYES, projection_dim=32)
+        transformers.BlipConfig(text_config=text, vision_config=VISION, projection_dim=32)
     )
     folder = tmp_path_factory.mktemp("blip")
-    wild(network).save_pretrained(folder)
+    randomised(network).save_pretrained(folder)
     reader.save_pretrained(folder)
     return folder
 
@@ -68,32 +68,32 @@ def blip2(tmp_path_factory):
     text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | SMALL
     queries = {"vocab_size": len(words), "encoder_hidden_size": 32, "cross_attention_frequency": 1} | SMALL
     config = transformers.Blip2Config(
-        vision_config=EYES,
+        vision_config=VISION,
         qformer_config=queries,
         text_config=text,
         num_query_tokens=4,
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )
     folder = tmp_path_factory.mktemp("blip2")
-    wild(transformers.Blip2ForConditionalGeneration(config)).save_pretrained(folder)
+    randomised(transformers.Blip2ForConditionalGeneration(config)).save_pretrained(folder)
     reader.save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["blip", "blip2"])
-def test_captions_are_the_library_s(kind, request):
-    """As transformers' documentation of the two classes captions an image, and different for different images."""
-    folder = request.getfixturevalue(kind)
+@pytest.mark.parametrize("name", ["blip", "blip2"])
+def test_captions_equal_those_of_transformers(name, request):
+    """Captions equal those made as transformers documents for the two classes, and differ between images."""
+    folder = request.getfixturevalue(name)
     reader = transformers.AutoProcessor.from_pretrained(folder)
     library = {"blip": transformers.BlipForConditionalGeneration, "blip2": transformers.Blip2ForConditionalGeneration}
-    network = library[kind].from_pretrained(folder)
+    network = library[name].from_pretrained(folder)
     captioner = Transformers(folder)
-    said = [captioner.caption(photo) for photo in PHOTOS]
-    for photo, text in zip(PHOTOS, said):
+    captions = [captioner.caption(photo) for photo in PHOTOS]
+    for photo, caption in zip(PHOTOS, captions):
         ids = network.generate(**reader(images=Image.fromarray(photo), return_tensors="pt"), max_new_tokens=48)
-        assert text == reader.batch_decode(ids, skip_special_tokens=True)[0].strip()
-    assert said[0] != said[1]
-    assert set(said[0].split()) <= set(WORDS)
+        assert caption == reader.batch_decode(ids, skip_special_tokens=True)[0].strip()
+    assert captions[0] != captions[1]
+    assert set(captions[0].split()) <= set(WORDS)
 
 
 def test_a_prompt_is_continued(blip):
@@ -103,39 +103,39 @@ def test_a_prompt_is_continued(blip):
         Transformers(blip).ask("what is a dog", [])
 
 
-def test_what_cannot_be_had_is_said(tmp_path):
+def test_missing_model_is_named(tmp_path):
     with pytest.raises(CodecError, match=r"cannot be had .* name a folder"):
         Transformers(tmp_path).caption(PHOTOS[0])
 
 
 class Server:
-    """Speaks OpenAI's chat protocol: says the mean of the image's pixels; the first request is refused as too many."""
+    """A server of OpenAI's chat protocol that answers with the means of the images' pixels, and refuses the first request."""
 
     def __init__(self):
-        self.requests, self.keys, self.status, self.answer = [], [], [429], None
-        outer = self
+        self.requests, self.keys, self.statuses, self.answer = [], [], [429], None
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append(body)
-                outer.keys.append(self.headers.get("Authorization"))
+                server.requests.append(body)
+                server.keys.append(self.headers.get("Authorization"))
                 content = body["messages"][-1]["content"]
                 pixels = [
                     np.array(Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].split(",")[1]))))
                     for part in content[:-1]
                 ]
-                said = f" mean\n{[round(float(array.mean()), 3) for array in pixels]} {content[-1]['text']}"
-                status = outer.status.pop(0) if outer.status else 200
-                data = json.dumps({"choices": [{"message": {"content": said}}]}).encode() if status == 200 else b"no"
-                data = data if outer.answer is None else outer.answer
+                text = f" mean\n{[round(float(array.mean()), 3) for array in pixels]} {content[-1]['text']}"
+                status = server.statuses.pop(0) if server.statuses else 200
+                data = json.dumps({"choices": [{"message": {"content": text}}]}).encode() if status == 200 else b"no"
+                data = data if server.answer is None else server.answer
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
 
             def log_message(self, *_):
-                """Nothing is printed."""
+                """Print nothing."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
@@ -154,7 +154,7 @@ def server():
 
 
 def test_endpoint(server, monkeypatch):
-    """The pixels arrive unharmed, after one try too many; answers come as one line."""
+    """A refused request is repeated, the pixels arrive unchanged, and the answer becomes one line."""
     monkeypatch.setenv("CAPTION_KEY", "secret")
     captioner = Endpoint(server.url, "llava", prompt="what is it", key="CAPTION_KEY", parameters={"top_p": 1})
     assert captioner.caption(PHOTOS[0]) == f"mean [{round(float(PHOTOS[0].mean()), 3)}] what is it"
@@ -166,8 +166,8 @@ def test_endpoint(server, monkeypatch):
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "wants a key"), (400, "refused the request")])
-def test_endpoint_refuses(server, status, message):
-    server.status = [status]
+def test_endpoint_that_refuses(server, status, message):
+    server.statuses = [status]
     with pytest.raises(CodecError, match=message):
         Endpoint(server.url, "llava").caption(PHOTOS[0])
 
@@ -177,38 +177,36 @@ GARBAGE = [b"", b"\xff", b"<html>", b"[" * 100_000, b'{"choices": 3}', b" " * 2*
 
 @pytest.mark.parametrize("answer", GARBAGE, ids=lambda answer: str(len(answer)))
 def test_endpoint_that_answers_garbage(server, answer):
-    server.answer, server.status = answer, []
+    server.answer, server.statuses = answer, []
     with pytest.raises(CodecError, match="does not speak OpenAI's chat protocol"):
         Endpoint(server.url, "llava").caption(PHOTOS[0])
 
 
-def test_endpoint_is_not_there():
+def test_endpoint_without_a_server():
     with pytest.raises(CodecError, match=r"is the server up"):
         Endpoint("http://127.0.0.1:9/v1", "llava", retries=0).caption(PHOTOS[0])
 
 
 def test_options_name_captioners(server, blip):
-    assert captioner_of(None) is None
-    assert captioner_of(lambda image: "a dog").caption(PHOTOS[0]) == "a dog"
+    assert build_captioner(None) is None
+    assert build_captioner(lambda image: "a dog").caption(PHOTOS[0]) == "a dog"
     with pytest.raises(CodecError, match=r"gave int, not text"):
-        captioner_of(len).caption(PHOTOS[0])
-    served = captioner_of({"url": server.url, "model": "llava"})
-    assert served is captioner_of({"model": "llava", "url": server.url})
+        build_captioner(len).caption(PHOTOS[0])
+    served = build_captioner({"url": server.url, "model": "llava"})
+    assert served is build_captioner({"model": "llava", "url": server.url})
     assert [served.caption(photo) for photo in (*PHOTOS, *PHOTOS)] == [served.caption(photo) for photo in PHOTOS] * 2
-    assert len(server.requests) == 3  # one refused, then one an image
-    assert captioner_of(blip).caption(PHOTOS[0]) == Transformers(blip).caption(PHOTOS[0])
+    assert len(server.requests) == 3  # One that was refused, and one per image.
+    assert build_captioner(blip).caption(PHOTOS[0]) == Transformers(blip).caption(PHOTOS[0])
 
 
-def test_masked_captioner():
-    dark = MaskedCaptioner(
-        captioner_of(lambda image: str(image.sum())), type("Nothing", (), {"__call__": lambda *_: np.zeros((40, 50))})()
-    )
-    assert dark.caption(PHOTOS[0]) == "0"
+def test_masked_captioner_sees_only_the_region_of_interest():
+    masked = MaskedCaptioner(build_captioner(lambda image: str(image.sum())), lambda image: np.zeros((40, 50)))
+    assert masked.caption(PHOTOS[0]) == "0"
 
 
 @pytest.mark.filterwarnings("ignore:.*random")
-def test_cadc_decodes_under_what_blip_sees_in_its_preview(blip):
-    """The decoder's own caption, by a folder in transformers' layout; no bits for it."""
+def test_cadc_decodes_under_a_caption_of_its_preview(blip):
+    """The decoder captions its preview by BLIP, from a folder in transformers' layout. The caption costs no bits."""
     from icmbench.codecs.cadc import PROMPT, Cadc
 
     options = {"profile": "tiny", "weights": "random", "device": "cpu"}
@@ -220,5 +218,5 @@ def test_cadc_decodes_under_what_blip_sees_in_its_preview(blip):
     caption = Transformers(blip).caption(preview)
     assert caption and set(caption.split()) <= set(WORDS)
     assert codec.rate_breakdown(data)["text"] == 0
-    worded = Cadc(prompt=f"{caption}, {PROMPT}", **options)
-    assert np.array_equal(codec.decompress(data), worded.decompress(worded.compress(PHOTOS[0])))
+    prompted = Cadc(prompt=f"{caption}, {PROMPT}", **options)
+    assert np.array_equal(codec.decompress(data), prompted.decompress(prompted.compress(PHOTOS[0])))

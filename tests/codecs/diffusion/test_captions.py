@@ -1,4 +1,4 @@
-"""Captions: SLIM's published bits, CLIP's tokens under the static prior, hostile text."""
+"""Captions: the bits that SLIM published, CLIP's tokens under the static prior, and hostile text."""
 
 import hashlib
 import json
@@ -13,18 +13,20 @@ from hypothesis import strategies as st
 
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Text
-from icmbench.codecs.diffusion.prompts import captions, prior
-from icmbench.codecs.diffusion.prompts.captions import CODERS, MAX_BYTES, MAX_TOKENS, CaptionGuide, pack, pack_tokens, unpack
+from icmbench.codecs.diffusion.prompts import clip_tokens, prior
+from icmbench.codecs.diffusion.prompts.captions import CODERS, MAX_BYTES, CaptionGuide, pack_caption, pack_tokens, unpack_caption
 
 SHA256 = "d56014fab5cf91fa0bcae745931d1adc257518183da46233fe383ee8a54512d6"
-WRITTEN = [
+# PUBLISHED's captions as the prior of these counts codes them.
+PRIOR_BYTES = [
     "80da0aa01afd18d25101",
     "a542bc45154f55bef9f28c5b7135c4b101",
     "e1d2a26cec9f29f7471d",
     "45aee182bd9100dec3db391d",
-]  # by the prior of these counts
+]
 IMAGE = np.zeros((4, 4, 3), np.uint8)
-PUBLISHED = {  # SLIM, supplementary figure 7: caption, bits
+# Captions and their bits in SLIM's supplementary figure 7.
+PUBLISHED = {
     "a dog with a bone in its mouth": 304,
     "three yellow bowls with green floral designs on them": 456,
     "a red barn in the middle of a field": 344,
@@ -33,24 +35,24 @@ PUBLISHED = {  # SLIM, supplementary figure 7: caption, bits
 
 
 def test_zlib_gives_the_published_bits():
-    assert [pack(caption, "zlib").bits for caption in PUBLISHED] == list(PUBLISHED.values())
-    assert [pack(caption, "deflate").bits for caption in PUBLISHED] == [bits - 48 for bits in PUBLISHED.values()]
-    assert [pack(caption, "utf8").bits for caption in PUBLISHED] == [240, 416, 280, 320]
+    assert [pack_caption(caption, "zlib").bits for caption in PUBLISHED] == list(PUBLISHED.values())
+    assert [pack_caption(caption, "deflate").bits for caption in PUBLISHED] == [bits - 48 for bits in PUBLISHED.values()]
+    assert [pack_caption(caption, "utf8").bits for caption in PUBLISHED] == [240, 416, 280, 320]
 
 
 def test_the_smallest_is_chosen():
-    assert pack("a dog").mode == CODERS["utf8"]
-    assert pack("a dog and " * 8).mode == CODERS["deflate"]
+    assert pack_caption("a dog").mode == CODERS["utf8"]
+    assert pack_caption("a dog and " * 8).mode == CODERS["deflate"]
     for caption in (*PUBLISHED, "a dog and " * 8):
-        assert pack(caption).bits == min(pack(caption, coder).bits for coder in ("utf8", "deflate", "zlib"))
+        assert pack_caption(caption).bits == min(pack_caption(caption, coder).bits for coder in ("utf8", "deflate", "zlib"))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=300), st.sampled_from(["utf8", "deflate", "zlib", "smallest"]))
 def test_any_text_comes_back(text, coder):
     expected = " ".join(text.encode("utf-8", "replace").decode().split())
-    packed = pack(text, coder)
-    assert unpack(packed) == expected[: len(expected.encode()[:MAX_BYTES].decode("utf-8", "ignore"))]
+    packed = pack_caption(text, coder)
+    assert unpack_caption(packed) == expected[: len(expected.encode()[:MAX_BYTES].decode("utf-8", "ignore"))]
     assert (packed is None) == (not expected)
 
 
@@ -58,49 +60,48 @@ def test_any_text_comes_back(text, coder):
 @given(st.lists(st.integers(0, 49407), max_size=100), st.sampled_from(["clip16", "prior"]))
 def test_any_tokens_come_back(ids, coder):
     packed = pack_tokens(ids, coder)
-    assert unpack(packed) == (tuple(ids[:MAX_TOKENS]) or "")
+    assert unpack_caption(packed) == (tuple(ids[: clip_tokens.MAX_TOKENS]) or "")
     if packed and coder == "clip16":
-        assert packed.bits == 16 * min(len(ids), MAX_TOKENS)
+        assert packed.bits == 16 * min(len(ids), clip_tokens.MAX_TOKENS)
 
 
 def test_empty_captions_cost_nothing():
     for coder in ("smallest", *CODERS):
-        assert pack("  \n", coder) is None
+        assert pack_caption("  \n", coder) is None
     assert pack_tokens([]) is None
-    assert unpack(None) == ""
+    assert unpack_caption(None) == ""
 
 
 def test_prior_on_coco_captions(shared):
-    """Captions that the prior's corpus, WordNet's definitions and examples, has nothing of."""
+    """The prior comes from WordNet's definitions and examples, so COCO's captions are new to it."""
     annotations = json.loads((shared / "data/coco/annotations/captions_val2017.json").read_text())["annotations"]
-    ids = [captions.tokens(annotation["caption"]) for annotation in annotations]
+    ids = [clip_tokens.tokenize(annotation["caption"]) for annotation in annotations]
     bits = [pack_tokens(tokens, "prior").bits for tokens in ids]
-    smallest = [pack(annotation["caption"]).bits for annotation in annotations]
-    each = sum(bits) / sum(map(len, ids))
-    print(
-        f"prior: {each:.2f} bits a token over {len(ids)} captions, {np.mean(bits):.0f} a caption; smallest {np.mean(smallest):.0f}"
-    )
-    assert each < 12
+    smallest = [pack_caption(annotation["caption"]).bits for annotation in annotations]
+    bits_per_token = sum(bits) / sum(map(len, ids))
+    print(f"prior: {bits_per_token:.2f} bits per token over {len(ids)} captions")
+    print(f"bits per caption: prior {np.mean(bits):.0f}, smallest {np.mean(smallest):.0f}")
+    assert bits_per_token < 12
     assert sum(bits) < 0.5 * sum(smallest)
-    assert [unpack(pack_tokens(tokens, "prior")) for tokens in ids[:50]] == [tuple(tokens) for tokens in ids[:50]]
+    assert [unpack_caption(pack_tokens(tokens, "prior")) for tokens in ids[:50]] == [tuple(tokens) for tokens in ids[:50]]
 
 
 def test_the_prior_is_the_one_that_streams_name():
-    """Other counts, or other bytes, need another number in CODERS."""
-    counts = hashlib.sha256(b"".join(value.tobytes() for value in vars(prior.load()).values() if isinstance(value, np.ndarray)))
-    assert counts.hexdigest() == SHA256
-    for (caption, _), data in zip(PUBLISHED.items(), WRITTEN):
-        packed = pack(caption, "prior")
+    """If the counts or the coded bytes change, the prior needs another number in CODERS."""
+    arrays = [value for value in vars(prior.load_prior()).values() if isinstance(value, np.ndarray)]
+    assert hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest() == SHA256
+    for (caption, _), data in zip(PUBLISHED.items(), PRIOR_BYTES):
+        packed = pack_caption(caption, "prior")
         assert (packed.mode, packed.data.hex()) == (6, data)
-        assert unpack(packed) == tuple(captions.tokens(caption))
+        assert unpack_caption(packed) == tuple(clip_tokens.tokenize(caption))
 
 
 def test_counting_a_corpus():
-    """Two texts: the pair (5, 6) is seen twice and has a row; the rest goes through the single counts."""
-    small = prior.count([[5, 6, 7], [5, 6, 8]])
-    assert small.before.tolist() == [5, prior.START]
+    """The pairs (START, 5) and (5, 6) occur twice and get a row each. All other pairs are coded by the single counts."""
+    small = prior.count_tokens([[5, 6, 7], [5, 6, 8]])
+    assert small.before.tolist() == [5, clip_tokens.START]
     assert small.followers.tolist() == [6, 5]
-    assert small.pairs.tolist() == [5, 5]  # 2 - 3/4, in quarters
+    assert small.pairs.tolist() == [5, 5]  # 2 - 3/4 in quarters.
     assert small.other.tolist() == [4, 4]
     assert small.single[[5, 7, 9]].tolist() == [17, 9, 1]
     usual, rare = small.encode([5, 6, 5, 6, 5, 6]), small.encode([5, 9, 5, 10, 5, 11])
@@ -112,7 +113,7 @@ def test_wordnet_is_read_as_documented(tmp_path):
     (tmp_path / "data.noun").write_text('  1 licence\n00001740 03 n 01 dog 0 000 | a canine; "the dog barked all night"; (a; b)\n')
     for part in ("verb", "adj", "adv"):
         (tmp_path / f"data.{part}").write_text("")
-    assert list(prior.wordnet(tmp_path)) == ["a canine", "the dog barked all night", "(a", "b)"]
+    assert list(prior.wordnet_texts(tmp_path)) == ["a canine", "the dog barked all night", "(a", "b)"]
 
 
 BOMB = zlib.compress(b"a" * 50_000_000, 9)
@@ -121,9 +122,9 @@ BOMB = zlib.compress(b"a" * 50_000_000, 9)
 @pytest.mark.parametrize(
     "text",
     [
-        Text(1, 1, 8, b"a"),  # tags
-        Text(9, 1, 8, b"a"),  # no coder
-        Text(CODERS["utf8"], 0, 0, b""),  # an empty caption is no text
+        Text(1, 1, 8, b"a"),  # The number of tags.
+        Text(9, 1, 8, b"a"),  # A number of no coder.
+        Text(CODERS["utf8"], 0, 0, b""),  # An empty caption, which an encoder does not send.
         Text(CODERS["utf8"], 1, 8, b"a"),
         Text(CODERS["utf8"], 0, 7, b"a"),
         Text(CODERS["utf8"], 0, 8, b"\xff"),
@@ -145,21 +146,21 @@ BOMB = zlib.compress(b"a" * 50_000_000, 9)
 )
 def test_hostile_text(text):
     with pytest.raises(BitstreamError):
-        unpack(text)
+        unpack_caption(text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(CODERS.values())), st.integers(0, 80), st.binary(max_size=60))
 def test_random_text_is_read_or_refused(mode, count, data):
     try:
-        prompt = unpack(Text(mode, count, 8 * len(data), data))
+        prompt = unpack_caption(Text(mode, count, 8 * len(data), data))
     except BitstreamError:
         return
     assert isinstance(prompt, str) or all(0 <= token < 49408 for token in prompt)
 
 
 def test_guide_takes_captions_and_captioners(tmp_path):
-    class Says:
+    class SizeCaptioner:
         facts = "size"
 
         def caption(self, image):
@@ -173,8 +174,8 @@ def test_guide_takes_captions_and_captioners(tmp_path):
     assert CaptionGuide().encode(IMAGE) is None
     with pytest.raises(CodecError, match=r"no caption for image 'c.png'"):
         by_id.encode(IMAGE, "c.png")
-    both = CaptionGuide(tmp_path / "captions.json", Says(), "prior")
-    assert both.prompt(both.encode(IMAGE, "c.png")) == tuple(captions.tokens("a picture of 4 lines"))
+    both = CaptionGuide(tmp_path / "captions.json", SizeCaptioner(), "prior")
+    assert both.prompt(both.encode(IMAGE, "c.png")) == tuple(clip_tokens.tokenize("a picture of 4 lines"))
     assert both.encode(IMAGE, "b.png") is None
     assert (
         len({json.dumps(guide.facts) for guide in (for_all, by_id, both, CaptionGuide(), CaptionGuide("a dog", coder="utf8"))}) == 5

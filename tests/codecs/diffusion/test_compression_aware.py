@@ -1,4 +1,4 @@
-"""ResULIC's sampler against its forward process, equation 11 of the paper, at the noise levels of its rate points."""
+"""ResULIC's sampler against its forward process (equation 11 of the paper) at noise levels of its rate points."""
 
 from itertools import pairwise
 
@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
-from icmbench.codecs.diffusion.sampling.samplers import Guided, draw_noise
+from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAwareSampler
+from icmbench.codecs.diffusion.sampling.samplers import GuidedPredictor, draw_noise
 
 LEVELS = (100, 300, 405, 600, 795)
 SHAPE = (2, 4, 8, 8)
 
 
-def drawn(seed: int) -> torch.Tensor:
+def normal(seed: int) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def gamma(abar: torch.Tensor, level: int, n: int, eta: int) -> float:
-    """As the paper prints it below equations 30 and 34, bars restored; at the noise level the residual has its full weight."""
+    """gamma_n as the paper prints it below equations 30 and 34, with the missing bars restored."""
     a_n, a_level = float(abar[n]), float(abar[level])
     return ((1 - a_n) / a_n) ** 0.5 * a_level / (1 - a_level) if eta else (a_level / (1 - a_level)) ** 0.5
 
@@ -32,7 +32,7 @@ def equation_11(abar, level: int, n: int, eta: int, z_0, z_c, eps) -> torch.Tens
 @pytest.mark.parametrize("eta", [0, 1])
 @pytest.mark.parametrize("level", LEVELS)
 def test_estimate_is_exact_at_every_time(backbone, level, eta):
-    sampler, abar, (z_0, z_c, eps) = CompressionAware(level, 3, eta), backbone.abar, map(drawn, range(3))
+    sampler, abar, (z_0, z_c, eps) = CompressionAwareSampler(level, 3, eta), backbone.abar, map(normal, range(3))
     worst = 0.0
     for n in range(level):
         z_n = equation_11(abar, level, n, eta, z_0, z_c, eps)
@@ -46,8 +46,8 @@ def test_estimate_is_exact_at_every_time(backbone, level, eta):
 @pytest.mark.parametrize("steps", [2, 3, 7, 50])
 @pytest.mark.parametrize("level", LEVELS)
 def test_deterministic_step_lands_on_equation_11(backbone, level, steps):
-    """From every time, the first included, with the true noise: the same noise at the next time."""
-    sampler, abar, (z_0, z_c, eps) = CompressionAware(level, steps), backbone.abar, map(drawn, range(3))
+    """With the true noise, a step from any time leads to the latent with the same noise at the next time."""
+    sampler, abar, (z_0, z_c, eps) = CompressionAwareSampler(level, steps), backbone.abar, map(normal, range(3))
     for n, p in pairwise(sampler.times):
         z_n = equation_11(abar, level, n, 0, z_0, z_c, eps)
         z_p = sampler.step(abar, n, p, z_n, sampler.estimate(abar, n, z_n, z_c, eps) if n < level else z_0)
@@ -57,25 +57,28 @@ def test_deterministic_step_lands_on_equation_11(backbone, level, steps):
 @pytest.mark.parametrize("steps", [2, 3, 50])
 @pytest.mark.parametrize("level", LEVELS)
 def test_stochastic_step_lands_on_equation_11(backbone, level, steps):
-    """eta = 1: the step is linear in z_n's noise and in the fresh noise; both shares are read off, and give mean and variance."""
-    sampler, abar, (z_0, z_c) = CompressionAware(level, steps, 1), backbone.abar, map(drawn, range(2))
-    nothing, one = torch.zeros(SHAPE, dtype=torch.float64), torch.ones(SHAPE, dtype=torch.float64)
+    """With eta 1, mean and variance after a step are those of equation 11.
 
-    def landed(n: int, p: int, eps: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    The step is linear in the noise of z_n and in the fresh noise, so both coefficients can be measured one at a time.
+    """
+    sampler, abar, (z_0, z_c) = CompressionAwareSampler(level, steps, 1), backbone.abar, map(normal, range(2))
+    zeros, ones = torch.zeros(SHAPE, dtype=torch.float64), torch.ones(SHAPE, dtype=torch.float64)
+
+    def take_step(n: int, p: int, eps: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
         z_n = equation_11(abar, level, n, 1, z_0, z_c, eps)
         return sampler.step(abar, n, p, z_n, sampler.estimate(abar, n, z_n, z_c, eps) if n < level else z_0, fresh)
 
     for n, p in pairwise(sampler.times):
-        mean = landed(n, p, nothing, nothing)
-        torch.testing.assert_close(mean, equation_11(abar, level, p, 1, z_0, z_c, nothing), rtol=0, atol=1e-6)
-        variance = (landed(n, p, one, nothing) - mean) ** 2 + (landed(n, p, nothing, one) - mean) ** 2
-        torch.testing.assert_close(variance, (1 - abar[p]) * one, rtol=1e-6, atol=0)
+        mean = take_step(n, p, zeros, zeros)
+        torch.testing.assert_close(mean, equation_11(abar, level, p, 1, z_0, z_c, zeros), rtol=0, atol=1e-6)
+        variance = (take_step(n, p, ones, zeros) - mean) ** 2 + (take_step(n, p, zeros, ones) - mean) ** 2
+        torch.testing.assert_close(variance, (1 - abar[p]) * ones, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("eta", [0, 1])
-def test_drawn_steps_have_the_variance_of_equation_11(backbone, eta):
-    """With drawn noise: mean and variance over 200,000 values, N = 300, from 200 to 100."""
-    sampler, abar = CompressionAware(300, 3, eta), backbone.abar
+def test_random_steps_have_the_variance_of_equation_11(backbone, eta):
+    """Mean and variance of 200,000 values after a step from 200 to 100 with random noise, at N = 300."""
+    sampler, abar = CompressionAwareSampler(300, 3, eta), backbone.abar
     generator = torch.Generator().manual_seed(0)
     eps, fresh = (torch.randn(2, 4, 160, 160, generator=generator, dtype=torch.float64) for _ in range(2))
     z_0, z_c = torch.full_like(eps, 0.7), torch.full_like(eps, 0.2)
@@ -91,9 +94,9 @@ def test_drawn_steps_have_the_variance_of_equation_11(backbone, eta):
 def test_times(level, steps):
     if steps > level:
         with pytest.raises(CodecError, match=r"noise level"):
-            CompressionAware(level, steps)
+            CompressionAwareSampler(level, steps)
         return
-    times = CompressionAware(level, steps).times
+    times = CompressionAwareSampler(level, steps).times
     assert times == np.round(np.linspace(0, level, steps + 1)).astype(int)[::-1].tolist()
     assert len(set(times)) == steps + 1
 
@@ -101,45 +104,45 @@ def test_times(level, steps):
 @pytest.mark.parametrize(("steps", "calls"), [(1, 0), (2, 1), (3, 2), (10, 9)])
 @pytest.mark.parametrize("eta", [0, 1])
 def test_useless_calls_are_skipped(backbone, steps, calls, eta):
-    """S - 1 evaluations, none at the noise level or at 0; a guided pair is one."""
-    seen: list[tuple[int, int]] = []
-    sampler = CompressionAware(405, steps, eta)
+    """There are S - 1 evaluations and none at the noise level or at 0; guidance evaluates both prompts in one batch."""
+    evaluations: list[tuple[int, int]] = []
+    sampler = CompressionAwareSampler(405, steps, eta)
 
     def run(backbone, control, x, t, context, prepared):
-        seen.append((len(x), int(t[0])))
+        evaluations.append((len(x), int(t[0])))
         return torch.zeros_like(x)
 
-    hint, context = drawn(0).float(), torch.zeros(1, 77, 32)
-    predict = Guided(backbone, None, hint, context, context, 2.5, run=run)
+    hint, context = normal(0).float(), torch.zeros(1, 77, 32)
+    predict = GuidedPredictor(backbone, None, hint, context, context, 2.5, run=run)
     noise = draw_noise([0, 1], sampler.draws, 8, 8)
     assert sampler(predict, backbone.abar, hint, noise).dtype == torch.float32
-    assert seen == [(4, n) for n in sampler.times[1:-1]]
-    assert len(seen) == calls
+    assert evaluations == [(4, n) for n in sampler.times[1:-1]]
+    assert len(evaluations) == calls
 
 
 @pytest.mark.parametrize("eta", [0, 1])
 def test_times_of_a_batch_may_differ(backbone, eta):
-    """As training draws them: the same as one by one, with gradients that are numbers at the noise level too."""
-    sampler, abar, (z_0, z_c, eps) = CompressionAware(300, 3, eta), backbone.abar, map(drawn, range(3))
+    """A batch with several times, as in training, equals its images one by one, and gradients are finite at the noise level."""
+    sampler, abar, (z_0, z_c, eps) = CompressionAwareSampler(300, 3, eta), backbone.abar, map(normal, range(3))
     times = torch.tensor([300, 120])
     z_c.requires_grad_()
     z_n = sampler.diffuse(abar, times, z_0, z_c, eps)
     estimate = sampler.estimate(abar, times, z_n, z_c, eps + 0.1)
     for index, n in enumerate(times.tolist()):
-        one = slice(index, index + 1)
-        torch.testing.assert_close(z_n[one], sampler.diffuse(abar, n, z_0[one], z_c[one], eps[one]))
-        torch.testing.assert_close(estimate[one], sampler.estimate(abar, n, z_n[one], z_c[one], eps[one] + 0.1))
+        item = slice(index, index + 1)
+        torch.testing.assert_close(z_n[item], sampler.diffuse(abar, n, z_0[item], z_c[item], eps[item]))
+        torch.testing.assert_close(estimate[item], sampler.estimate(abar, n, z_n[item], z_c[item], eps[item] + 0.1))
     (gradient,) = torch.autograd.grad(estimate.sum(), z_c)
-    torch.testing.assert_close(gradient[0], torch.ones_like(gradient[0]))  # z_c itself
+    torch.testing.assert_close(gradient[0], torch.ones_like(gradient[0]))  # At the noise level the estimate is z_c itself.
     assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("eta", [0, 1])
 @pytest.mark.parametrize("level", LEVELS)
 def test_an_oracle_recovers_the_latent(backbone, level, eta):
-    """A network that names the noise that equation 11 leaves around z_0 leads to z_0, but for the little noise of time 0."""
-    z_0, z_c = drawn(0).float(), drawn(1).float()
-    sampler = CompressionAware(level, 10, eta)
+    """A network that predicts the noise of equation 11 exactly leads to z_0, except for the little noise of time 0."""
+    z_0, z_c = normal(0).float(), normal(1).float()
+    sampler = CompressionAwareSampler(level, 10, eta)
 
     def oracle(x: torch.Tensor, n: int) -> torch.Tensor:
         a_n = float(backbone.abar[n])
@@ -148,7 +151,7 @@ def test_an_oracle_recovers_the_latent(backbone, level, eta):
 
     noise = draw_noise([0, 1], sampler.draws, 8, 8)
     z = sampler(oracle, backbone.abar, z_c, noise)
-    if eta == 0:  # after the first step, which can only go to z_c, all that is not z_0 shrinks as the noise does
+    if eta == 0:  # The first step aims at z_c. After it, the difference from z_0 shrinks in proportion to the noise.
         a_0, a_1 = (float(backbone.abar[n]) for n in (0, sampler.times[1]))
         z_1 = a_1**0.5 * z_c + (1 - a_1) ** 0.5 * noise[:, 0]
         torch.testing.assert_close(z, a_0**0.5 * z_0 + ((1 - a_0) / (1 - a_1)) ** 0.5 * (z_1 - a_1**0.5 * z_0), rtol=0, atol=1e-5)

@@ -1,14 +1,14 @@
-"""The walked UNet against diffusers' own forward pass, and the control module on it."""
+"""The UNet run sub-block by sub-block against diffusers' own forward pass, and the control module."""
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 
-from icmbench.codecs.diffusion.backbone import unet as walk
 from icmbench.codecs.diffusion.backbone.control import ControlModule
 from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
-from icmbench.codecs.diffusion.latents.lfgcm import LFGCM, Lfgcm
-from icmbench.codecs.diffusion.sampling.samplers import evaluate
+from icmbench.codecs.diffusion.backbone.unet import embed_time
+from icmbench.codecs.diffusion.latents.lfgcm import LFGCM_PROFILES, Lfgcm
+from icmbench.codecs.diffusion.sampling.samplers import evaluate_unet
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def inputs():
 
 
 @torch.no_grad()
-def test_walk_equals_diffusers(backbone, inputs):
+def test_unet_equals_diffusers(backbone, inputs):
     x, t, context, _ = inputs
     assert torch.equal(backbone.eps(x, t, context), backbone.unet(x, t, context).sample)
 
@@ -31,12 +31,12 @@ def test_zero_initialised_control_changes_nothing(backbone, inputs, feedback, ra
     x, t, context, hint = inputs
     control = ControlModule(backbone.unet, ratio=ratio, feedback=feedback)
     control.copy_base(backbone.unet)
-    assert torch.equal(evaluate(backbone, control, x, t, context, control.prepare(hint)), backbone.eps(x, t, context))
+    assert torch.equal(evaluate_unet(backbone, control, x, t, context, control.prepare(hint)), backbone.eps(x, t, context))
 
 
 @torch.no_grad()
 def test_each_injection_counts(backbone, inputs):
-    """All 25 zero convolutions reach eps, each by itself."""
+    """Each of the 25 zero convolutions alone changes eps."""
     x, t, context, hint = inputs
     control = ControlModule(backbone.unet)
     base = backbone.eps(x, t, context)
@@ -44,41 +44,41 @@ def test_each_injection_counts(backbone, inputs):
     assert len(convs) == 25
     for conv in convs:
         conv.bias.fill_(1.0)
-        assert not torch.allclose(evaluate(backbone, control, x, t, context, control.prepare(hint)), base, atol=1e-5)
+        assert not torch.allclose(evaluate_unet(backbone, control, x, t, context, control.prepare(hint)), base, atol=1e-5)
         conv.bias.zero_()
 
 
 @torch.no_grad()
 def test_feedback_reaches_the_control(backbone, inputs):
-    """Type B: what the base computes changes what the control injects."""
+    """With feedback, the UNet's states change what the control module injects."""
     x, t, context, hint = inputs
     control = ControlModule(backbone.unet, feedback=True)
     torch.nn.init.normal_(control.middle_out.weight)
-    before = evaluate(backbone, control, x, t, context, control.prepare(hint))
+    before = evaluate_unet(backbone, control, x, t, context, control.prepare(hint))
     torch.nn.init.normal_(control.encoder_in[0].weight)
-    assert not torch.allclose(evaluate(backbone, control, x, t, context, control.prepare(hint)), before, atol=1e-5)
+    assert not torch.allclose(evaluate_unet(backbone, control, x, t, context, control.prepare(hint)), before, atol=1e-5)
 
 
 @torch.no_grad()
 def test_copied_control_computes_what_the_base_does(backbone, inputs):
-    """With the base's weights, heads and input, and no hint, the control's middle is the base's."""
+    """With the UNet's weights, heads and input, and a hint of zeros, the control's middle block computes what the UNet's does."""
     x, t, context, _ = inputs
-    head = max(PROFILES["tiny"].unet["block_out_channels"])  # one head a level, as in the base
+    head = max(PROFILES["tiny"].unet["block_out_channels"])  # One head per level, as in the UNet.
     control = ControlModule(backbone.unet, head_dim=head)
     control.copy_base(backbone.unet)
     weight = control.blocks[0][0].weight
     assert torch.equal(weight[:, :4], backbone.unet.conv_in.weight)
     assert torch.equal(weight[:, 4:], backbone.unet.conv_in.weight)
-    start = control.start(x, walk.embed_time(backbone.unet, t), context, control.prepare(torch.zeros_like(x)))
+    injector = control.make_injector(x, embed_time(backbone.unet, t), context, control.prepare(torch.zeros_like(x)))
     for index in range(12):
-        start.encoder(index, torch.zeros(()) + torch.zeros(2, control.encoder_out[index].out_channels, 1, 1))
+        injector.encoder(index, torch.zeros(()) + torch.zeros(2, control.encoder_out[index].out_channels, 1, 1))
     control.middle_out.weight.copy_(torch.eye(64)[:, :, None, None])
-    middle = start.middle(torch.zeros(2, 64, 1, 2))
+    middle = injector.middle(torch.zeros(2, 64, 1, 2))
     torch.testing.assert_close(middle, backbone.mid_features(x, t, context), rtol=1e-4, atol=1e-4)
 
 
 def test_published_sizes():
-    """Parameters in millions, as instantiating the published code gives them."""
+    """The networks have as many parameters, in millions, as the published code."""
 
     def millions(*modules: torch.nn.Module) -> float:
         return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
@@ -93,7 +93,7 @@ def test_published_sizes():
         assert round(millions(ControlModule(full.unet, ratio=0.2, feedback=True)), 2) == 54.81
         assert round(millions(Lfgcm()), 2) == 51.49
         small = DiffusionBackbone(PROFILES["tiny"])
-        assert millions(small, ControlModule(small.unet), Lfgcm(**LFGCM["tiny"])) < 5
+        assert millions(small, ControlModule(small.unet), Lfgcm(**LFGCM_PROFILES["tiny"])) < 5
 
 
 @torch.no_grad()
@@ -107,11 +107,11 @@ def test_vae_and_text(backbone):
     context = backbone.embed(["cat, dog", "cat, tree", ""])
     assert context.shape == (3, 77, 32)
     assert not torch.allclose(context[0], context[1])
-    assert backbone.embed(["word " * 200]).shape == (1, 77, 32)  # cut, not refused
+    assert backbone.embed(["word " * 200]).shape == (1, 77, 32)  # A long prompt is cut.
     assert torch.equal(backbone.embed(backbone.tokenize([""])), context[2:])
 
 
-def test_schedule_is_stable_diffusions(backbone):
+def test_schedule_is_that_of_stable_diffusion(backbone):
     from diffusers import DDIMScheduler
 
     theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod

@@ -1,4 +1,4 @@
-"""Perceptual fidelity optimisation on the tiny profile with random weights: gradients through UNet and text encoder."""
+"""Perceptual fidelity optimisation on the tiny profile with random weights, with gradients through UNet and text encoder."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.diffusion import models
-from icmbench.codecs.diffusion.engine import Decoding, Draft
-from icmbench.codecs.diffusion.prompts import captions, pfo
+from icmbench.codecs.diffusion.engine import Decoding, LatentDraft
+from icmbench.codecs.diffusion.prompts import clip_tokens, pfo
 from icmbench.codecs.diffusion.prompts.pfo import PerceptualFidelity
-from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
-from icmbench.codecs.diffusion.sampling.samplers import Ddim
+from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAwareSampler
+from icmbench.codecs.diffusion.sampling.samplers import DdimSampler
 
-WORDS = tuple(captions.tokens("a red barn"))
+WORDS = tuple(clip_tokens.tokenize("a red barn"))
 
 
 def error(decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
@@ -23,34 +23,35 @@ def error(decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 def model(backbone):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        parts = models.RESULIC.parts(backbone, "tiny")
+        parts = models.RESULIC.build_parts(backbone, "tiny")
         for conv in (*parts["control"].encoder_out, *parts["control"].encoder_in):
             torch.nn.init.normal_(conv.weight, std=0.05)
-    return models.RESULIC.model(backbone, **parts)
+    return models.RESULIC.build_model(backbone, **parts)
 
 
 @pytest.fixture
 def draft(model, picture):
-    """Of a 64x100 picture, with a sampler of two evaluations and strong guidance, so that words matter."""
+    """A function that drafts a 64x100 picture, with a sampler of two evaluations and strong guidance, so that words matter."""
 
-    def make(sampler=None) -> Draft:
+    def make(sampler=None) -> LatentDraft:
         pixels = model.pixels(picture(64, 100))
         coded = model.latent.compress(pixels, model.backbone.encode(pixels))
-        return Draft(model, Decoding(sampler or CompressionAware(795, 3), guidance=7.0), "default", coded.payload, (64, 100))
+        decoding = Decoding(sampler or CompressionAwareSampler(795, 3), guidance=7.0)
+        return LatentDraft(model, decoding, "default", coded.payload, (64, 100))
 
     return make
 
 
-def test_the_best_of_what_was_decoded_is_kept(draft, picture, monkeypatch):
-    """As many tokens as given, never worse than these, and exactly those of the least distance seen."""
+def test_the_tokens_of_the_least_distance_are_kept(draft, picture, monkeypatch):
+    """The result has as many tokens as the start, and of all tokens whose decoding was judged, those of the least distance."""
     judged: list[tuple[float, tuple[int, ...]]] = []
-    drawn = draft()
-    render = drawn.model.render
+    first_draft = draft()
+    render = first_draft.model.render
     prompts = []
 
-    def spied(hint, decoding, given, seeds):
-        prompts.append(given[0])
-        return render(hint, decoding, given, seeds)
+    def record_prompt(hint, decoding, batch_prompts, seeds):
+        prompts.append(batch_prompts[0])
+        return render(hint, decoding, batch_prompts, seeds)
 
     def distance(decoded, original):
         assert decoded.shape == original.shape == (1, 3, 64, 100)
@@ -58,47 +59,48 @@ def test_the_best_of_what_was_decoded_is_kept(draft, picture, monkeypatch):
         judged.append((float(value), prompts[-1]))
         return value
 
-    monkeypatch.setattr(drawn.model, "render", spied)
+    monkeypatch.setattr(first_draft.model, "render", record_prompt)
     search = PerceptualFidelity(iterations=4, every=1, perceptual=distance)
-    found = search(WORDS, picture(64, 100), drawn, lambda ids: ids, 3)
+    best_ids = search(WORDS, picture(64, 100), first_draft, lambda ids: ids, 3)
     assert len(judged) == 5
     assert judged[0][1] == WORDS
-    assert (min(judged)[0], len(found)) == (min(judged)[0], len(WORDS))
-    assert found == next(ids for value, ids in judged if value == min(judged)[0])
-    assert len({ids for _, ids in judged}) > 2  # it moved
-    assert all(0 <= token < pfo.WORDS for token in found)
-    assert search(WORDS, picture(64, 100), draft(), lambda ids: ids, 3) == found  # the same again
+    assert len(best_ids) == len(WORDS)
+    assert best_ids == next(ids for value, ids in judged if value == min(judged)[0])
+    assert len({ids for _, ids in judged}) > 2  # The search moved away from its start.
+    assert all(0 <= token < clip_tokens.WORD_TOKENS for token in best_ids)
+    assert search(WORDS, picture(64, 100), draft(), lambda ids: ids, 3) == best_ids  # The search is deterministic.
 
 
 @pytest.mark.parametrize("projection", ["unit", "euclidean"])
 def test_projection_is_to_the_nearest_embedding(backbone, projection):
     embeddings = pfo._embeddings(backbone)
-    assert embeddings.shape == (pfo.WORDS, 32)
+    assert embeddings.shape == (49406, 32)
     ids = torch.tensor([5, 900, 49000])
     near = embeddings[ids] + 0.01 * embeddings[ids].std() * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    found = PerceptualFidelity(projection=projection)._nearest(near, embeddings)
-    assert torch.equal(embeddings[list(found)], embeddings[ids])  # many of CLIP's tokens are one in the tiny profile
+    nearest = PerceptualFidelity(projection=projection)._nearest(near, embeddings)
+    # The ids may differ, because the tiny profile maps many of CLIP's tokens to one embedding.
+    assert torch.equal(embeddings[list(nearest)], embeddings[ids])
 
 
 @torch.no_grad()
-def test_embedded_words_are_the_text_encoder_s_own(backbone):
-    own = pfo._encode(backbone.text, backbone.tokenize([WORDS]), pfo._embeddings(backbone)[list(WORDS)]).last_hidden_state
-    torch.testing.assert_close(own, backbone.embed([WORDS]))
+def test_passing_the_text_encoder_its_own_embeddings_changes_nothing(backbone):
+    context = pfo._encode(backbone.text, backbone.tokenize([WORDS]), pfo._embeddings(backbone)[list(WORDS)]).last_hidden_state
+    torch.testing.assert_close(context, backbone.embed([WORDS]))
     assert not backbone.text.get_input_embeddings()._forward_hooks
 
 
-def test_times_are_the_sampler_s(draft, picture, monkeypatch):
-    seen = set()
-    diffuse = CompressionAware.diffuse
+def test_times_are_those_of_the_sampler(draft, picture, monkeypatch):
+    times = set()
+    diffuse = CompressionAwareSampler.diffuse
 
-    def spied(self, abar, n, z_0, z_c, eps):
-        if z_0 is not z_c:  # not the decoder's own start
-            seen.add(n)
+    def record_time(self, abar, n, z_0, z_c, eps):
+        if z_0 is not z_c:  # When decoding starts, both are the hint.
+            times.add(n)
         return diffuse(self, abar, n, z_0, z_c, eps)
 
-    monkeypatch.setattr(CompressionAware, "diffuse", spied)
+    monkeypatch.setattr(CompressionAwareSampler, "diffuse", record_time)
     PerceptualFidelity(iterations=8, every=8, perceptual=error)(WORDS, picture(64, 100), draft(), lambda ids: ids, 0)
-    assert seen == {795, 530, 265}
+    assert times == {795, 530, 265}
 
 
 @pytest.fixture
@@ -115,38 +117,38 @@ def clip(tmp_path, backbone):
 
 
 def test_clip_pulls_towards_the_image(clip, draft, picture, backbone):
-    """With a heavy auxiliary term the tokens' similarity to the image grows, and the fingerprint knows the model."""
+    """With a heavy CLIP term the tokens' similarity to the image grows. The model enters the fingerprint."""
     pixels = draft().model.pixels(picture(64, 100))[..., :64, :100]
     similarity, embeddings = pfo._Similarity(clip, backbone, pixels), pfo._embeddings(backbone)
 
-    def similar(ids) -> float:
+    def similarity_of(ids) -> float:
         return float(similarity(backbone.tokenize([ids]), embeddings[list(ids)]))
 
-    seen: list[float] = []
+    similarities: list[float] = []
     search = PerceptualFidelity(iterations=12, every=6, clip_weight=1000.0, clip=clip, perceptual=lambda *_: torch.zeros(()))
-    search(WORDS, picture(64, 100), draft(), lambda ids: seen.append(similar(ids)) or ids, 0)
-    assert max(seen[1:]) > seen[0] + 0.05
+    search(WORDS, picture(64, 100), draft(), lambda ids: similarities.append(similarity_of(ids)) or ids, 0)
+    assert max(similarities[1:]) > similarities[0] + 0.05
     assert search.facts != PerceptualFidelity(iterations=12, every=6, clip_weight=1000.0, perceptual=search.perceptual).facts
 
 
-def test_what_cannot_be(draft, picture, tmp_path, backbone):
-    ready = PerceptualFidelity(iterations=1, perceptual=error)
+def test_mistakes_are_named(draft, picture, tmp_path, backbone):
+    search = PerceptualFidelity(iterations=1, perceptual=error)
     with pytest.raises(CodecError, match=r"cdm: true"):
-        ready(WORDS, picture(64, 100), draft(Ddim(3)), lambda ids: ids, 0)
+        search(WORDS, picture(64, 100), draft(DdimSampler(3)), lambda ids: ids, 0)
     with pytest.raises(CodecError, match=r"cannot be had"):
         PerceptualFidelity(clip=tmp_path, perceptual=error)(WORDS, picture(64, 100), draft(), lambda ids: ids, 0)
     with pytest.raises(CodecError, match=r"positive rate"):
         PerceptualFidelity(rate=0)
 
 
-def test_by_a_real_perceptual_network(draft, picture):
-    """ST-LPIPS comes with its weights; also where the picture is smaller than the network needs."""
+def test_real_perceptual_network(draft, picture):
+    """ST-LPIPS, whose package includes its weights, also judges a picture smaller than the network needs."""
     small = picture(20, 30)
     search = PerceptualFidelity(iterations=1, every=1, perceptual="stlpips-alex")
     assert len(search(WORDS, picture(64, 100), draft(), lambda ids: ids, 0)) == len(WORDS)
     model = draft().model
     pixels = model.pixels(small)
     payload = model.latent.compress(pixels, model.backbone.encode(pixels)).payload
-    drawn = Draft(model, Decoding(CompressionAware(300, 2)), "default", payload, small.shape[:2])
-    assert len(search(WORDS[:1], small, drawn, lambda ids: ids, 0)) == 1
+    small_draft = LatentDraft(model, Decoding(CompressionAwareSampler(300, 2)), "default", payload, small.shape[:2])
+    assert len(search(WORDS[:1], small, small_draft, lambda ids: ids, 0)) == 1
     assert np.array_equal(small, picture(20, 30))

@@ -1,4 +1,4 @@
-"""The small trained weights that ship: whole, small enough, ordered in rate, and better than the mean colour of a photograph."""
+"""The small trained weights of this package: complete, small, ordered in rate, and better than a photograph's mean colour."""
 
 import re
 import warnings
@@ -16,14 +16,15 @@ FOLDER = PRETRAINED / "tiny"
 FILES = sorted(FOLDER.glob("*-lambda*.safetensors"))
 NAMES = sorted({path.name.partition("-lambda")[0] for path in FILES})
 
-OPTIONS = {"diff-icmh": {"sampler": "ddim", "steps": 4, "colour": "wavelet"}, "slim": {"colour": "wavelet"}}  # the demo's
+# The options of `icmbench demo`.
+OPTIONS = {"diff-icmh": {"sampler": "ddim", "steps": 4, "colour": "wavelet"}, "slim": {"colour": "wavelet"}}
 
 pytestmark = pytest.mark.skipif(not FILES, reason="no trained weights in this checkout")
 
 
 @pytest.fixture(scope="module")
 def photo():
-    """Of scikit-learn, which training has not seen."""
+    """A crop of scikit-learn's photograph, which was not trained on."""
     return np.ascontiguousarray(load_sample_image("china.jpg")[100:292, 200:456])
 
 
@@ -53,20 +54,22 @@ def points(name):
 
 
 def build(name, point):
-    kind = next(iter(entry_points(group="icmbench.codecs", name=name))).load()
+    codec_class = next(iter(entry_points(group="icmbench.codecs", name=name))).load()
     point = int(point) if point == int(point) else point
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # such as: weights are random
-        return kind(point, weights="tiny") if name == "elic" else kind(point, profile="tiny", **OPTIONS.get(name, {}))
+        warnings.simplefilter("error")  # A missing file would mean random weights and a warning.
+        if name == "elic":
+            return codec_class(point, weights="tiny")
+        return codec_class(point, profile="tiny", **OPTIONS.get(name, {}))
 
 
-def test_all_of_it_is_small():
+def test_the_files_are_small():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 40e6
     assert all(len(points(name)) >= 3 for name in NAMES)
 
 
 def test_the_vae_beats_the_mean_colour_by_far(photo):
-    base = stable_diffusion.load("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
+    base = stable_diffusion.load_backbone("tiny", FOLDER / BACKBONE, torch.float32, "cpu")
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
         z = base.encode(pixels)
@@ -86,5 +89,5 @@ def test_rate_falls_with_lambda_and_pictures_beat_the_mean_colour(name, photo, d
         assert decoded.shape == photo.shape
         assert error(decoded, photo) < error(mean_colour(photo), photo)
         assert distance(decoded, photo) < distance(mean_colour(photo), photo)
-    rising = name == "elic"  # whose lambda weighs the distortion
+    rising = name == "elic"  # Its lambda weighs the distortion; that of the other codecs weighs the rate.
     assert sizes == sorted(set(sizes), reverse=not rising)

@@ -1,4 +1,4 @@
-"""RAM++ against what its authors' code computes on generated weights."""
+"""RAM++ equals its authors' code on generated weights."""
 
 import math
 import zlib
@@ -11,7 +11,7 @@ from icmbench.codecs.base import CodecError
 from icmbench.codecs.diffusion.backbone import weights
 from icmbench.codecs.diffusion.prompts import ram
 
-# Logits of the published code (its Swin with width 16, depths 2 and 2, heads 2 and 4; 20 tags) on the weights and image below.
+# Logits of the published code on the weights and image below. Its Swin has width 16, depths 2 and 2, and heads 2 and 4.
 LOGITS = [
     2.186178, 1.857091, 2.040179, 1.917108, 2.296512, 1.706145, 2.140753, 1.884190, 1.948514, 1.779172,
     1.716846, 1.976196, 1.610530, 1.916067, 2.092081, 2.041675, 1.762163, 2.027994, 1.945041, 1.789863,
@@ -28,13 +28,13 @@ def generate(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def generated() -> dict[str, torch.Tensor]:
-    """A checkpoint of such a network."""
+    """A generated checkpoint of this network, under the published names."""
     state = {key: generate(key, shape) for key, shape in published_shapes().items()}
     return state | {"label_embed": 25 * state["label_embed"]}
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
-    """The published names of such a network."""
+    """Shapes of this network's tensors under their published names."""
     shapes: dict[str, tuple[int, ...]] = {"label_embed": (TAGS * 51, 512), "reweight_scale": ()}
 
     def linear(name: str, outputs: int, inputs: int, *, bias: bool = True) -> None:
@@ -81,8 +81,8 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 def network() -> ram.RamPlusNetwork:
     network = ram.RamPlusNetwork(TAGS, swin=SWIN)
     state = generated()
-    state["visual_encoder.layers.0.blocks.1.attn_mask"] = torch.zeros(1)  # constants of the published code
-    weights.fill(network, ram.published(state), "generated weights")
+    state["visual_encoder.layers.0.blocks.1.attn_mask"] = torch.zeros(1)  # A constant of the published code.
+    weights.fill_module(network, ram.rename_published_keys(state), "generated weights")
     return network.eval()
 
 
@@ -92,8 +92,8 @@ def test_equals_the_published_code(network):
     torch.testing.assert_close(network(image)[0], torch.tensor(LOGITS), rtol=1e-4, atol=1e-5)
 
 
-def test_tags_are_what_passes_its_threshold(network, tmp_path):
-    (tmp_path / ram.VOCABULARY).write_text("\n".join(f"tag{i}" for i in range(TAGS)))
+def test_tags_above_their_thresholds_are_recognised(network, tmp_path):
+    (tmp_path / ram.RAM_TAG_LIST).write_text("\n".join(f"tag{i}" for i in range(TAGS)))
     with pytest.raises(CodecError, match=r"ram_plus_swin_large_14m.pth"):
         ram.RamPlus(tmp_path)
     torch.save({"model": generated() | {"text_encoder.only_for_training": torch.zeros(1)}}, tmp_path / ram.CHECKPOINT)

@@ -1,4 +1,4 @@
-"""ResULIC: any image to real bytes and back, by compression-aware diffusion."""
+"""ResULIC: images of any size become streams and come back, options have their effect, and hostile streams are refused."""
 
 import json
 import os
@@ -14,32 +14,33 @@ import torch
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Container
 from icmbench.codecs.diffusion import models
-from icmbench.codecs.diffusion.prompts import captions
-from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAware
+from icmbench.codecs.diffusion.prompts import clip_tokens
+from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAwareSampler
 from icmbench.codecs.resulic import NEGATIVE, NOISE_LEVELS, SUFFIX, Resulic
 
 
 @pytest.fixture(scope="module")
 def resulic_model(backbone):
-    """A rate point with random weights, whose control has an effect and whose latents are not all zero."""
+    """A rate point with random weights, chosen so that the control module has an effect and the latents are not all zero."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        parts = models.RESULIC.parts(backbone, "tiny")
+        parts = models.RESULIC.build_parts(backbone, "tiny")
         latent, control = parts["latent"], parts["control"]
         for conv in (*control.encoder_out, control.middle_out, *control.decoder_out, *control.encoder_in):
             torch.nn.init.normal_(conv.weight, std=0.05)
         torch.nn.init.normal_(latent.encoder[-1].weight, std=0.5)
         torch.nn.init.normal_(latent.hyper_enc[-1].weight, std=0.3)
         for net in (*latent.context.parameters_anchor, *latent.context.parameters_nonanchor):
-            torch.nn.init.constant_(net[-1].bias[: net[-1].out_channels // 2], 1.5)  # scales that fit such latents
-    return models.RESULIC.model(backbone, **parts)
+            # Scales that fit latents of this size.
+            torch.nn.init.constant_(net[-1].bias[: net[-1].out_channels // 2], 1.5)
+    return models.RESULIC.build_model(backbone, **parts)
 
 
 @pytest.fixture(scope="module")
 def folder(resulic_model, tmp_path_factory):
-    """The model and its backbone as files, for all lambdas."""
+    """A folder with the model, once for each lambda, and its backbone."""
     folder = tmp_path_factory.mktemp("weights")
-    models.save(resulic_model, folder / "resulic-lambda36.safetensors")
+    models.save_model(resulic_model, folder / "resulic-lambda36.safetensors")
     for point in (1.5, 3, 6, 16):
         os.link(folder / "resulic-lambda36.safetensors", folder / f"resulic-lambda{point:g}.safetensors")
     models.save_backbone(resulic_model.backbone, folder / "backbone.safetensors")
@@ -57,12 +58,12 @@ def tiny(folder):
 
 
 def test_full_profile_has_the_published_size():
-    """Control 54.81M, UNet 865.91M; the compressor is counted in test_vae_compressor.py."""
+    """Control module 54.81M, UNet 865.91M parameters; test_vae_compressor.py counts the compressor."""
     from icmbench.codecs.diffusion.backbone.stable_diffusion import PROFILES, DiffusionBackbone
 
     with torch.device("meta"):
         base = DiffusionBackbone(PROFILES["sd21"])
-        control = models.RESULIC.parts(base, "sd21")["control"]
+        control = models.RESULIC.build_parts(base, "sd21")["control"]
     count = {"unet": base.unet, "control": control}
     millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in count.items()}
     assert millions == {"unet": pytest.approx(865.91, abs=0.01), "control": pytest.approx(54.81, abs=0.01)}
@@ -80,19 +81,19 @@ def test_any_size(tiny, size, picture):
 
 
 def test_stream_says_how_to_decode(tiny, picture):
-    """The usual sampling of a point takes no bytes; whatever differs travels with the stream."""
+    """The default sampling of a point takes no bytes. Values that differ travel with the stream."""
     image = picture(64, 64)
-    usual = tiny(6).compress(image)
-    decoding = tiny(36)._request(usual).decoding
-    assert decoding.sampler == CompressionAware(NOISE_LEVELS[6], 3, 0)
-    assert (decoding.guidance, decoding.negative, decoding.wavelet) == (2.5, tuple(captions.tokens(NEGATIVE)), False)
-    assert tiny().rate_breakdown(usual)["header"] == 8 * 10
+    default = tiny(6).compress(image)
+    decoding = tiny(36)._request(default).decoding
+    assert decoding.sampler == CompressionAwareSampler(NOISE_LEVELS[6], 3, 0)
+    assert (decoding.guidance, decoding.negative, decoding.wavelet) == (2.5, tuple(clip_tokens.tokenize(NEGATIVE)), False)
+    assert tiny().rate_breakdown(default)["header"] == 8 * 10
     other = tiny(6, noise_level=405, steps=2, eta=1, cfg=1).compress(image)
     decoding = tiny(36)._request(other).decoding
-    assert (decoding.sampler, decoding.guidance) == (CompressionAware(405, 2, 1), 1)
+    assert (decoding.sampler, decoding.guidance) == (CompressionAwareSampler(405, 2, 1), 1)
     plain = tiny(6, cdm=False).compress(image)
     sampler = tiny(36)._request(plain).decoding.sampler
-    assert (type(sampler).__name__, sampler.steps) == ("Ddim", 50)
+    assert (type(sampler).__name__, sampler.steps) == ("DdimSampler", 50)
     assert np.array_equal(tiny(36).decompress(other), tiny(6).decompress(other))
 
 
@@ -104,7 +105,7 @@ def test_seed_decides_the_pixels(tiny, picture):
 
 
 def test_words_guide_and_are_counted(tiny, tmp_path, picture):
-    """16 bits a token, or fewer under the static prior; the suffix is said and not sent."""
+    """A token takes 16 bits, or fewer under the static prior. The suffix joins the prompt and is not sent."""
     image, words = picture(64, 64), "a barn reflected in a pond"
     for coder, bits in (("clip16", 16 * 6), ("prior", None)):
         codec = tiny(residuals=words, text=coder)
@@ -113,11 +114,11 @@ def test_words_guide_and_are_counted(tiny, tmp_path, picture):
         assert text.count == 6
         assert text.bits == bits or (bits is None and text.bits < 16 * 6)
         assert codec.rate_breakdown(data)["text"] == 8 * (3 + len(text.data))
-        assert tiny()._request(data).prompt == tuple(captions.tokens(f"{words}, {SUFFIX}"))
+        assert tiny()._request(data).prompt == tuple(clip_tokens.tokenize(f"{words}, {SUFFIX}"))
         assert not np.array_equal(codec.decompress(data), codec.decompress(tiny().compress(image)))
-    assert tiny()._request(tiny().compress(image)).prompt == tuple(captions.tokens(SUFFIX))
+    assert tiny()._request(tiny().compress(image)).prompt == tuple(clip_tokens.tokenize(SUFFIX))
     assert tiny()._request(tiny(residuals=words, text="deflate").compress(image)).prompt == tuple(
-        captions.tokens(f"{words}, {SUFFIX}")
+        clip_tokens.tokenize(f"{words}, {SUFFIX}")
     )
     (tmp_path / "captions.json").write_text(json.dumps({"a": words, "b": ""}))
     by_id = tiny(captions=tmp_path / "captions.json")
@@ -132,7 +133,7 @@ def test_long_captions_leave_room_for_the_suffix(tiny, picture):
     data = codec.compress(picture(64, 64))
     prompt = codec._request(data).prompt
     assert len(prompt) == 75
-    assert prompt[-6:] == tuple(captions.tokens(", " + SUFFIX))
+    assert prompt[-6:] == tuple(clip_tokens.tokenize(", " + SUFFIX))
     assert Container.from_bytes(data).text.count == 69
 
 
@@ -145,7 +146,7 @@ def test_guidance_leads_away_from_the_negative(tiny, picture):
 
 @pytest.mark.parametrize("mode", ["default", "portable"])
 def test_batches(tiny, mode, picture):
-    """Sizes, lambdas, seeds and words mixed: each image is what it would be alone, but for the last bit of float32."""
+    """In a batch of mixed sizes, lambdas, seeds and words, each image equals what it would be alone, up to rounding of float32."""
     streams = [
         tiny(36, seed=1, mode=mode).compress(picture(64, 100, 0)),
         tiny(6, mode=mode, residuals="a boat").compress(picture(40, 40, 1)),
@@ -170,14 +171,15 @@ def test_bad_bytes(tiny, picture):
     codec = tiny(residuals="a boat", text="clip16")
     data = codec.compress(picture(64, 64))
     parsed = Container.from_bytes(data)
+    unknown_tokens = replace(parsed.text, data=b"\xff" * len(parsed.text.data))
     foreign = [
         b"",
         data[:-1],
         replace(parsed, codec="diff-icmh", checksum=0).to_bytes(),
-        replace(parsed, model=6 | 64, checksum=0).to_bytes(),  # no such lambda
-        replace(parsed, model=5, checksum=0).to_bytes(),  # another profile
-        replace(parsed, checksum=0).to_bytes(),  # other symbols
-        replace(parsed, text=replace(parsed.text, data=b"\xff" * len(parsed.text.data)), checksum=0).to_bytes(),  # no such token
+        replace(parsed, model=6 | 64, checksum=0).to_bytes(),  # A lambda that does not exist.
+        replace(parsed, model=5, checksum=0).to_bytes(),  # Another profile.
+        replace(parsed, checksum=0).to_bytes(),  # Other symbols.
+        replace(parsed, text=unknown_tokens, checksum=0).to_bytes(),
         replace(parsed, width=700, checksum=0).to_bytes(),
     ]
     for bad in foreign:
@@ -209,13 +211,13 @@ numpy.save(f"{folder}/decoded.npy", codec.decompress(open(f"{folder}/stream", "r
 
 
 def test_fresh_process_with_other_threads_decodes(tiny, folder, photo, tmp_path):
-    """Encoded on one thread here, decoded on two there, from nothing but bytes and weights."""
+    """A stream made on one thread decodes in another process on two, from its bytes and the weights alone."""
     for name in ("resulic-lambda36.safetensors", "resulic-lambda1.5.safetensors", "backbone.safetensors"):
         os.link(folder / name, tmp_path / name)
     codec = tiny(residuals="a red door", seed=5)
     data = codec.compress(photo[:256, :384])
     (tmp_path / "stream").write_bytes(data)
-    assert codec.rate_breakdown(data)["y"] > 1000  # there is something to decode
+    assert codec.rate_breakdown(data)["y"] > 1000  # The stream must hold symbols that could be decoded wrongly.
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", DECODE, tmp_path], env=environment, check=True)
     assert np.abs(np.load(tmp_path / "decoded.npy").astype(int) - codec.decompress(data)).max() <= 2
@@ -223,6 +225,7 @@ def test_fresh_process_with_other_threads_decodes(tiny, folder, photo, tmp_path)
 
 def test_other_weights_are_noticed(tiny, picture):
     data = tiny().compress(picture(64, 64))
+    models.load_model.cache_clear()  # Random weights warn when they are loaded, and another test may have loaded them.
     with pytest.raises(BitstreamError), pytest.warns(UserWarning, match=r"random"):
         Resulic(36, profile="tiny", weights="random", device="cpu").decompress(data)
 
@@ -234,7 +237,7 @@ def test_bad_options(tmp_path):
             Resulic(**{"point": 36, "profile": "tiny", "weights": "random", "device": "cpu"} | options)
 
 
-def test_fingerprint_tells_what_decides(tiny):
+def test_fingerprint_holds_what_decides_the_pixels(tiny):
     changes = [
         {"noise_level": 600},
         {"eta": 1},
@@ -247,9 +250,9 @@ def test_fingerprint_tells_what_decides(tiny):
         {"text": "clip16"},
         {"seed": 2},
     ]
-    prints = {tiny().fingerprint, tiny(6).fingerprint, *(tiny(**options).fingerprint for options in changes)}
-    assert tiny().fingerprint in prints
-    assert len(prints) == 2 + len(changes)
+    fingerprints = {tiny().fingerprint, tiny(6).fingerprint, *(tiny(**options).fingerprint for options in changes)}
+    assert tiny().fingerprint in fingerprints
+    assert len(fingerprints) == 2 + len(changes)
 
 
 def test_importing_the_codec_is_cheap():

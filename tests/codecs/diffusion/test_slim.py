@@ -1,4 +1,4 @@
-"""SLIM: any image to real bytes and back, what its options decide, hostile streams."""
+"""SLIM: images of any size become streams and come back, options have their effect, and hostile streams are refused."""
 
 import json
 import os
@@ -19,19 +19,19 @@ CAPTION = "a dog with a bone in its mouth"
 
 @pytest.fixture(scope="module")
 def folder(backbone, tmp_path_factory):
-    """Random weights, of which the control and the latents have an effect, as files of all points."""
+    """A folder with one model for all points and its backbone. Its weights are random, but control and latents have an effect."""
     import torch
 
     from icmbench.codecs.diffusion import models
 
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        parts = models.SLIM.parts(backbone, "tiny")
+        parts = models.SLIM.build_parts(backbone, "tiny")
         for conv in (*parts["control"].encoder_out, parts["control"].middle_out, *parts["control"].decoder_out):
             torch.nn.init.normal_(conv.weight, std=0.05)
         torch.nn.init.normal_(parts["latent"].encoder[-1].weight, std=1.0)
     folder = tmp_path_factory.mktemp("slim")
-    models.save(models.SLIM.model(backbone, **parts), folder / "slim-lambda1.safetensors")
+    models.save_model(models.SLIM.build_model(backbone, **parts), folder / "slim-lambda1.safetensors")
     for point in Slim.points[1:]:
         os.link(folder / "slim-lambda1.safetensors", folder / f"slim-lambda{point}.safetensors")
     models.save_backbone(backbone, folder / "backbone.safetensors")
@@ -50,11 +50,11 @@ def slim(folder):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (65, 130), (129, 33)])
 def test_any_size(slim, size, picture):
-    """Padded to 128, as the full profile is."""
+    """Images are padded to multiples of 128, as in the full profile."""
     codec = slim(captions=CAPTION)
     image = picture(*size)
     data = codec.compress(image)
-    assert codec._setting(Container.from_bytes(data))[0].latent.pad == 128
+    assert codec._model_and_decoding(Container.from_bytes(data))[0].latent.pad == 128
     decoded = codec.decompress(data)
     assert (decoded.shape, decoded.dtype) == (image.shape, np.uint8)
     assert sum(codec.rate_breakdown(data).values()) == 8 * len(data)
@@ -62,7 +62,7 @@ def test_any_size(slim, size, picture):
 
 @pytest.mark.parametrize(("text", "bits"), [("zlib", 304), ("utf8", 240), ("smallest", 240), ("clip16", 128), ("prior", 80)])
 def test_captions_guide_and_are_counted(slim, picture, text, bits):
-    """The published caption's bits, and 3 or 4 bytes to say so; its words reach the UNet."""
+    """The text takes the published bits of this caption and 3 or 4 bytes for coder, count and length. It changes the picture."""
     image = picture(64, 64)
     codec = slim(captions=CAPTION, text=text)
     data = codec.compress(image)
@@ -70,7 +70,7 @@ def test_captions_guide_and_are_counted(slim, picture, text, bits):
     plain = slim()
     assert len(data) - len(plain.compress(image)) == codec.rate_breakdown(data)["text"] // 8
     assert not np.array_equal(plain.decompress(data), plain.decompress(plain.compress(image)))
-    assert np.array_equal(plain.decompress(data), codec.decompress(data))  # the stream says all
+    assert np.array_equal(plain.decompress(data), codec.decompress(data))  # The stream holds all that a decoder needs.
 
 
 def test_captions_by_image_and_captioner(slim, tmp_path, picture):
@@ -81,34 +81,34 @@ def test_captions_by_image_and_captioner(slim, tmp_path, picture):
     assert (Container.from_bytes(a).text.data, Container.from_bytes(b).text) == (b"a cat", None)
     with pytest.raises(CodecError, match=r"no caption for image 'c'"):
         codec.compress(image, "c")
-    seen = []
+    described = []
 
-    def says(image):
-        seen.append(image)
+    def describe(image):
+        described.append(image)
         return "left half"
 
-    masked = slim(captioner=says, roi=lambda image: np.arange(image.shape[1])[None] < np.full((image.shape[0], 1), 32))
+    masked = slim(captioner=describe, roi=lambda image: np.arange(image.shape[1])[None] < np.full((image.shape[0], 1), 32))
     assert Container.from_bytes(masked.compress(image)).text.data == b"left half"
-    assert np.array_equal(seen[0][:, :32], image[:, :32])
-    assert not seen[0][:, 32:].any()
-    slim(captioner=says, roi="none").compress(image)
-    assert np.array_equal(seen[1], image)
+    assert np.array_equal(described[0][:, :32], image[:, :32])
+    assert not described[0][:, 32:].any()
+    slim(captioner=describe, roi="none").compress(image)
+    assert np.array_equal(described[1], image)
 
 
 def test_stream_says_how_to_decode(slim, picture):
     image = picture(64, 64)
-    made = slim(4, sampler="ddpm", steps=3, noise_level=500, cfg=2.5, seed=9, captions="a dog")
-    data = made.compress(image)
+    codec = slim(4, sampler="ddpm", steps=3, noise_level=500, cfg=2.5, seed=9, captions="a dog")
+    data = codec.compress(image)
     request = slim()._request(data)
     assert (request.decoding.sampler.steps, request.decoding.sampler.noise_level, request.decoding.sampler.eta) == (3, 500, 1)
     assert (request.decoding.guidance, request.seed, request.prompt) == (2.5, 9, "a dog")
-    assert np.array_equal(slim().decompress(data), made.decompress(data))
-    usual = slim(steps=3)
-    assert usual.rate_breakdown(usual.compress(image))["header"] == 8 * 10
+    assert np.array_equal(slim().decompress(data), codec.decompress(data))
+    default = slim(steps=3)
+    assert default.rate_breakdown(default.compress(image))["header"] == 8 * 10
 
 
 def test_without_diffusion(slim, picture):
-    """The ablation decodes the hint alone: no noise, no words."""
+    """The ablation decodes the hint alone, so neither noise nor words change the picture."""
     image = picture(64, 64)
     codec = slim(sampler="none", seed=1)
     first = codec.decompress(codec.compress(image))
@@ -138,12 +138,12 @@ def test_bad_bytes(slim, picture):
         b"",
         data[:-1],
         replace(parsed, codec="resulic", checksum=0).to_bytes(),
-        replace(parsed, model=15, checksum=0).to_bytes(),  # no such point
-        replace(parsed, model=1 | 3 << 4 | 1 << 6, checksum=0).to_bytes(),  # no such sampler
-        replace(parsed, model=1, checksum=0).to_bytes(),  # another profile
-        replace(parsed, checksum=0).to_bytes(),  # other symbols
-        replace(parsed, overrides=Overrides(9, 5, 1.0), checksum=0).to_bytes(),  # more steps than times
-        replace(parsed, text=Text(1, 1, 13, b"\0\0"), checksum=0).to_bytes(),  # tags
+        replace(parsed, model=15, checksum=0).to_bytes(),  # A point that does not exist.
+        replace(parsed, model=1 | 3 << 4 | 1 << 6, checksum=0).to_bytes(),  # A sampler that does not exist.
+        replace(parsed, model=1, checksum=0).to_bytes(),  # Another profile.
+        replace(parsed, checksum=0).to_bytes(),  # Other symbols.
+        replace(parsed, overrides=Overrides(9, 5, 1.0), checksum=0).to_bytes(),  # More steps than times.
+        replace(parsed, text=Text(1, 1, 13, b"\0\0"), checksum=0).to_bytes(),  # Tags.
         replace(parsed, width=700, checksum=0).to_bytes(),
     ]
     for bad in foreign:
@@ -162,7 +162,7 @@ def test_mutated_streams(slim, fuzz, picture):
 
 
 def test_fresh_process_decodes_from_bytes_alone(slim, folder, tmp_path, picture):
-    """Another process, with two threads: the same symbols, pixels to the last bit of float32."""
+    """Another process with two threads decodes the same symbols, and the same pixels up to rounding of float32."""
     codec = slim(captions=CAPTION, text="prior")
     (tmp_path / "stream").write_bytes(data := codec.compress(picture(100, 70)))
     code = f"""
@@ -197,8 +197,8 @@ def test_bad_options(tmp_path):
             Slim(**{"point": 1, "profile": "tiny", "weights": "random", "device": "cpu"} | options)
 
 
-def test_fingerprint_tells_what_decides(slim, folder):
-    def facts(point=1, **options):
+def test_fingerprint_holds_what_decides_the_pixels(slim):
+    def fingerprint(point=1, **options):
         return slim(point, **options).fingerprint
 
     changes = [
@@ -209,8 +209,8 @@ def test_fingerprint_tells_what_decides(slim, folder):
         {"sampler": "none"},
         {"control": "full"},
     ]
-    assert facts() == facts()
-    assert len({facts(), facts(4), *(facts(**options) for options in changes)}) == 2 + len(changes)
+    assert fingerprint() == fingerprint()
+    assert len({fingerprint(), fingerprint(4), *(fingerprint(**options) for options in changes)}) == 2 + len(changes)
 
 
 def test_importing_the_codec_is_cheap():
@@ -219,7 +219,7 @@ def test_importing_the_codec_is_cheap():
 
 
 def test_full_profile_sizes():
-    """Specification: control 54.81M (light), 374.02M (full) parameters; the compressor as in ResULIC."""
+    """The control module has 54.81M (light) or 374.02M (full) parameters, and the compressor is ResULIC's."""
     import torch
     from accelerate import init_empty_weights
 
@@ -228,7 +228,7 @@ def test_full_profile_sizes():
 
     with init_empty_weights():
         base = DiffusionBackbone(PROFILES["sd21"])
-        light, full = models.SLIM.parts(base, "sd21"), models.SLIM_FULL.parts(base, "sd21")
+        light, full = models.SLIM.build_parts(base, "sd21"), models.SLIM_FULL.build_parts(base, "sd21")
 
     def millions(module: torch.nn.Module) -> float:
         return sum(parameter.numel() for parameter in module.parameters()) / 1e6

@@ -1,4 +1,4 @@
-"""The compressor of VAE latents: its size, and bytes that are what training sees."""
+"""The compressor of VAE latents: its size, and streams that hold what training computes."""
 
 import math
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from icmbench.codecs.base import BitstreamError
-from icmbench.codecs.diffusion.latents.vae_compressor import VAE_COMPRESSOR, VaeCompressor
+from icmbench.codecs.diffusion.latents.vae_compressor import VAE_COMPRESSOR_PROFILES, VaeCompressor
 
 
-def lively(profile: str, seed: int = 1) -> VaeCompressor:
-    """Random weights whose latents are not all zero, with scales that fit."""
+def random_compressor(profile: str, seed: int = 1) -> VaeCompressor:
+    """A compressor with random weights whose latents are not all zero, with scales that fit them."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        latent = VaeCompressor(**VAE_COMPRESSOR[profile])
+        latent = VaeCompressor(**VAE_COMPRESSOR_PROFILES[profile])
         torch.nn.init.normal_(latent.encoder[-1].weight, std=0.3 if profile == "tiny" else 0.1)
         torch.nn.init.normal_(latent.hyper_enc[-1].weight, std=0.3)
         for net in (*latent.context.parameters_anchor, *latent.context.parameters_nonanchor):
@@ -23,17 +23,17 @@ def lively(profile: str, seed: int = 1) -> VaeCompressor:
 
 
 def test_full_profile_has_the_published_size():
-    """13.07M as published, 0.27M of which (a branch `f_c`) no authors' code runs."""
+    """The published size is 13.07M parameters; the authors' code never runs 0.27M of them (a branch `f_c`)."""
     with torch.device("meta"):
-        latent = VaeCompressor(**VAE_COMPRESSOR["sd21"])
+        latent = VaeCompressor(**VAE_COMPRESSOR_PROFILES["sd21"])
     count = sum(parameter.numel() for parameter in latent.parameters())
     assert count == 13_072_908 - 265_344 == 12_807_564
 
 
 @pytest.mark.parametrize("mode", ["default", "portable"])
 @pytest.mark.parametrize(("profile", "height", "width"), [("tiny", 128, 640), ("sd21", 128, 384)])
-def test_what_is_coded_is_what_forward_sees(profile, height, width, mode):
-    latent = lively(profile)
+def test_stream_holds_the_latents_of_the_forward_pass(profile, height, width, mode):
+    latent = random_compressor(profile)
     ref = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
     hint, likelihoods = latent(torch.empty(0), ref)
     coded = latent.compress(torch.empty(0), ref, mode)
@@ -41,8 +41,8 @@ def test_what_is_coded_is_what_forward_sees(profile, height, width, mode):
     assert checksum == coded.checksum
     assert y_hat.shape == (1, sum(latent.context.slices), height // 32, width // 32)
     assert z_hat.shape == (1, latent.entropy_bottleneck.channels, height // 128, width // 128)
-    assert y_hat.abs().max() > 1  # there is something to decode
-    if mode == "default":  # the integer networks differ a little from what forward computes
+    assert y_hat.abs().max() > 1  # The latents are not all zero.
+    if mode == "default":  # The integer networks of the portable mode differ a little from the forward pass.
         torch.testing.assert_close(latent.hint(y_hat, z_hat), hint, rtol=1e-4, atol=1e-4)
     bits = sum(-p.log2().sum().item() for p in likelihoods.values())
     assert math.isclose(8 * len(coded.payload), bits, rel_tol=0.05, abs_tol=64)
@@ -51,11 +51,11 @@ def test_what_is_coded_is_what_forward_sees(profile, height, width, mode):
 
 
 def test_training_reaches_every_parameter():
-    latent = lively("tiny").train().requires_grad_(True)
+    latent = random_compressor("tiny").train().requires_grad_(True)
     ref = torch.randn(2, 4, 16, 32, generator=torch.Generator().manual_seed(0))
     hint, likelihoods = latent(torch.empty(0), ref)
     (sum(-p.log2().sum() for p in likelihoods.values()) + (hint - ref).square().sum()).backward()
-    still = {name for name, parameter in latent.named_parameters() if parameter.grad is None or not parameter.grad.any()}
-    assert still == {"entropy_bottleneck.quantiles"}  # moved by their own loss
+    idle = {name for name, parameter in latent.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    assert idle == {"entropy_bottleneck.quantiles"}  # These have a loss of their own.
     latent.entropy_bottleneck.auxiliary_loss().backward()
     assert latent.entropy_bottleneck.quantiles.grad.any()

@@ -1,4 +1,4 @@
-"""What the loop adds to an objective: accumulated, averaged, in low precision, in several processes, logged, validated."""
+"""What the loop adds to an objective: accumulation, averaging, low precision, several processes, logs and validation."""
 
 import json
 import os
@@ -14,14 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from icmbench.codecs.training import loop
-from icmbench.codecs.training.data import Crops
+from icmbench.codecs.training.data import CropDataset
+from icmbench.codecs.training.log import LOG
 from icmbench.codecs.training.objective import Objective
+from icmbench.codecs.training.stage import StageOptions
 
 STEPS = 6
 
 
-class Greys(Objective):
-    """A mixture of the colours that is near their mean: no noise, so that runs can be compared."""
+class GreyObjective(Objective):
+    """Learns a mixture of the colours that equals their mean. It draws no noise, so runs can be compared."""
 
     def __init__(self, device):
         super().__init__(None, device)
@@ -36,22 +38,22 @@ class Greys(Objective):
         save_file({key: value.clone() for key, value in self.state_dict().items()}, folder / "greys.safetensors")
 
 
-def run(photos, out, precision="no", validate=None, seen=None, **stage):
-    """(log, exported weights); `seen` gets the weights after each step."""
-    made = []
+def run(photos, out, precision="no", validate=None, history=None, **stage):
+    """Train; return the log and the exported weights. The weights after each step are appended to `history`."""
+    objectives = []
 
     def build(device):
-        made.append(Greys(device))
-        return made[-1]
+        objectives.append(GreyObjective(device))
+        return objectives[-1]
 
     def progress(count):
-        if seen is not None:
-            seen.append({key: value.detach().clone() for key, value in made[-1].state_dict().items()})
+        if history is not None:
+            history.append({key: value.detach().clone() for key, value in objectives[-1].state_dict().items()})
 
-    data, settings = Crops(photos, crop=16), loop.Stage(STEPS, lr=1e-2, **stage)
+    data, options = CropDataset(photos, crop=16), StageOptions(STEPS, lr=1e-2, **stage)
     loop.train(
-        *(build, data, settings, out),
-        accelerator=loop.accelerator(precision),
+        *(build, data, options, out),
+        accelerator=loop.make_accelerator(precision),
         export=out / "export",
         validate=validate,
         progress=progress,
@@ -60,7 +62,7 @@ def run(photos, out, precision="no", validate=None, seen=None, **stage):
 
 
 def log(out):
-    return [json.loads(line) for line in (out / loop.LOG).read_text().splitlines()]
+    return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +75,27 @@ def photos(tmp_path_factory):
 
 
 def test_accumulated_batches_are_one_larger_batch(photos, tmp_path):
-    (whole, weights), (parts, same) = (run(photos, tmp_path / "a", batch=4), run(photos, tmp_path / "b", batch=1, accumulate=4))
-    assert [row["mse"] for row in whole] == pytest.approx([row["mse"] for row in parts], rel=1e-5)
-    for key in weights:
-        torch.testing.assert_close(weights[key], same[key], rtol=1e-4, atol=1e-6)
+    large, large_weights = run(photos, tmp_path / "a", batch=4)
+    small, small_weights = run(photos, tmp_path / "b", batch=1, accumulate=4)
+    assert [row["mse"] for row in large] == pytest.approx([row["mse"] for row in small], rel=1e-5)
+    for key in large_weights:
+        torch.testing.assert_close(large_weights[key], small_weights[key], rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_exported_is_the_moving_average(photos, tmp_path):
-    steps = []
-    _, exported = run(photos, tmp_path, batch=2, ema=0.3, seen=steps)
+def test_the_moving_average_is_exported(photos, tmp_path):
+    history = []
+    _, exported = run(photos, tmp_path, batch=2, ema=0.3, history=history)
     torch.manual_seed(0)
-    expected = dict(Greys("cpu").state_dict())
-    for number, weights in enumerate(steps):  # Izmailov's average, whose decay grows from nothing (diffusers.EMAModel)
+    expected = dict(GreyObjective("cpu").state_dict())
+    for number, weights in enumerate(history):  # The decay of diffusers.EMAModel grows from 0 at the first step.
         decay = min(0.3, (1 + number) / (10 + number)) if number else 0.0
         expected = {key: decay * expected[key] + (1 - decay) * weights[key] for key in expected}
     for key, value in expected.items():
         torch.testing.assert_close(exported[key], value, rtol=1e-5, atol=1e-6)
-        assert not torch.equal(exported[key], steps[-1][key])
+        assert not torch.equal(exported[key], history[-1][key])
 
 
-def test_bf16_computes_coarsely_and_keeps_weights_fine(photos, tmp_path):
+def test_bf16_computes_coarsely_but_keeps_float32_weights(photos, tmp_path):
     exact, _ = run(photos, tmp_path / "no", batch=4)
     coarse, weights = run(photos, tmp_path / "bf16", "bf16", batch=4)
     first, second = ([row["mse"] for row in rows] for rows in (exact, coarse))
@@ -102,15 +105,15 @@ def test_bf16_computes_coarsely_and_keeps_weights_fine(photos, tmp_path):
 
 def test_validation_sees_the_average_and_leaves_no_trace(photos, tmp_path):
     def validate(folder):
-        torch.rand(7)  # as sampling would
+        torch.rand(7)  # Sampling would draw random numbers too.
         return {"bias": float(load_file(folder / "greys.safetensors")["mix.bias"])}
 
     plain, exported = run(photos, tmp_path / "a", batch=2, ema=0.5)
-    checked, same = run(photos, tmp_path / "b", batch=2, ema=0.5, validate=validate, validate_every=3)
-    assert [row for row in checked if "mse" in row] == plain
-    found = {row["step"]: row["validation/bias"] for row in checked if "mse" not in row}
-    assert found.keys() == {2, 5} and found[5] == pytest.approx(float(exported["mix.bias"]))
-    assert all(torch.equal(exported[key], same[key]) for key in exported)
+    validated, exported_again = run(photos, tmp_path / "b", batch=2, ema=0.5, validate=validate, validate_every=3)
+    assert [row for row in validated if "mse" in row] == plain
+    biases = {row["step"]: row["validation/bias"] for row in validated if "mse" not in row}
+    assert biases.keys() == {2, 5} and biases[5] == pytest.approx(float(exported["mix.bias"]))
+    assert all(torch.equal(exported[key], exported_again[key]) for key in exported)
 
 
 def test_tensorboard_reads_the_logs(photos, tmp_path):
@@ -120,12 +123,12 @@ def test_tensorboard_reads_the_logs(photos, tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert set(board.Tags()["scalars"]) == {"mse", "lr", "validation/bpp"}
-    shown = [(event.step, event.value) for event in board.Scalars("mse")]
-    assert shown == [(row["step"], pytest.approx(row["mse"], rel=1e-6)) for row in rows if "mse" in row]
+    logged = [(event.step, event.value) for event in board.Scalars("mse")]
+    assert logged == [(row["step"], pytest.approx(row["mse"], rel=1e-6)) for row in rows if "mse" in row]
     assert [(event.step, event.value) for event in board.Scalars("validation/bpp")] == [(3, 0.25)]
 
 
-@pytest.mark.skipif("ICMBENCH_OVERFIT" not in os.environ, reason="half a minute: tox run -e soak")
+@pytest.mark.skipif("ICMBENCH_OVERFIT" not in os.environ, reason="takes half a minute: tox run -e soak")
 def test_two_processes_are_one_with_twice_the_batch(photos, tmp_path):
     expected, weights = run(photos, tmp_path / "one", batch=4)
     recipe = {

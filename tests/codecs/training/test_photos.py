@@ -1,4 +1,4 @@
-"""The training set of the small weights: every source has a licence, tags say what is to be seen, a set is the seed's."""
+"""The training set of the small weights: every source has a licence, tags describe the pictures, and the seed decides the set."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ def test_every_source_names_a_free_licence_an_author_and_the_package():
     for source in sources:
         assert source.licence in FREE and source.author and source.package and source.version and source.words, source
         assert source.kind in ("photo", "cut-out")
-        assert "foolbox" not in source.package  # whose rights are not stated
+        assert "foolbox" not in source.package  # The rights in its photographs are not stated.
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_the_more_frequent_colour_comes_first():
     assert photos.colours(image) == ["green", "yellow"]
 
 
-@pytest.mark.parametrize("kind", synthetic.KINDS)
-def test_synthetic_pictures_vary_and_follow_the_generator(kind):
-    make = synthetic.KINDS[kind]
-    (first, words), (again, same), (other, _) = (make(np.random.default_rng(seed), 48) for seed in (3, 3, 4))
-    assert first.shape == (48, 48, 3) and first.dtype == np.uint8 and words == same and words
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
+@pytest.mark.parametrize("subject", synthetic.SUBJECTS)
+def test_synthetic_pictures_vary_and_follow_the_generator(subject):
+    draw = synthetic.SUBJECTS[subject]
+    (first, tags), (again, tags_again), (reseeded, _) = (draw(np.random.default_rng(seed), 48) for seed in (3, 3, 4))
+    assert first.shape == (48, 48, 3) and first.dtype == np.uint8 and tags == tags_again and tags
+    assert np.array_equal(first, again) and not np.array_equal(first, reseeded)
     assert first.std() > 2
 
 
@@ -57,13 +57,13 @@ def test_salience_marks_what_stands_out():
     assert mask[40:50, 40:50].min() > 200 and mask[:10, :10].max() < 60
 
 
-def test_a_set_is_collected(tmp_path):
+def test_a_training_set_is_collected(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (400, 800, 3), np.uint8)
     Image.fromarray(noise).resize((800, 400)).save(tmp_path / "photo.png")
-    thing = np.zeros((60, 60, 4), np.uint8)
-    thing[10:50, 10:50] = (250, 200, 20, 255)
+    cut_out = np.zeros((60, 60, 4), np.uint8)
+    cut_out[10:50, 10:50] = (250, 200, 20, 255)
     (tmp_path / "birds").mkdir()
-    Image.fromarray(thing).save(tmp_path / "birds" / "canary.png")
+    Image.fromarray(cut_out).save(tmp_path / "birds" / "canary.png")
     rows = [
         ["package", "version", "files", "kind", "author", "licence", "words"],
         ["p", "1", "photo.png", "photo", "A", "CC0-1.0", "sea"],
@@ -72,7 +72,7 @@ def test_a_set_is_collected(tmp_path):
     with (tmp_path / "sources.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     counts = [photos.collect(tmp_path, tmp_path / out, synthetic_count=12, sources=tmp_path / "sources.csv") for out in "ab"]
-    assert counts[0] == counts[1] == 2 + 2 + 12  # 400 x 200 pixels hold two crops of 192
+    assert counts[0] == counts[1] == 2 + 2 + 12  # Only the photograph reduced to 400 x 200 pixels holds crops of 192, two of them.
     tags = json.loads((tmp_path / "a" / "tags.json").read_text())
     assert set(tags) == {path.name for path in (tmp_path / "a" / "images").iterdir()}
     assert {path.name for path in (tmp_path / "a" / "masks").iterdir()} == set(tags)

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_loop.py: trains its objective in all processes, then a recipe by the command line."""
+"""Train the objective of test_loop.py in all processes, then a recipe by the command line; test_loop.py runs it under torchrun."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Plug-ins of another package, found by entry point: small codecs with one habit each, and tasks that cost nothing.
+"""Plug-ins of another package, found by entry point: small codecs with one peculiarity each, and tasks that cost nothing.
 
-Every call of a codec or model is written as a line to the file that ICMBENCH_CALLS names, also from other processes.
+Every call of a codec or model appends a line to the file that ICMBENCH_CALLS names, in whatever process it happens.
 """
 
 import ctypes
@@ -20,14 +20,14 @@ from icmbench.tasks.base import MetricSpec, Task
 from icmbench.tasks.base import fingerprint as task_fingerprint
 
 
-def called(what):
+def log_call(description):
     if "ICMBENCH_CALLS" in os.environ:
         with Path(os.environ["ICMBENCH_CALLS"]).open("a") as file:
-            file.write(what + "\n")
+            file.write(description + "\n")
 
 
 class Shift:
-    """Drops low bits, then zlib."""
+    """Drops the low bits of each sample and compresses the result with zlib."""
 
     name = "shift"
     default_points = (6, 4, 2)
@@ -38,12 +38,12 @@ class Shift:
         self.shift, self.seed = point, seed
 
     def compress(self, image):
-        called(f"compress {self.name}")
-        time.sleep(float(os.environ.get("ICMBENCH_SLOW_CODEC", 0)))  # so that a run can be met half-way
+        log_call(f"compress {self.name}")
+        time.sleep(float(os.environ.get("ICMBENCH_SLOW_CODEC", 0)))  # Gives a test time to interrupt a run.
         return bytes(np.array(image.shape, "<u4")) + zlib.compress((image >> self.shift).tobytes())
 
     def decompress(self, data):
-        called(f"decompress {self.name}")
+        log_call(f"decompress {self.name}")
         try:
             shape = np.frombuffer(data[:12], "<u4")
             return np.frombuffer(zlib.decompress(data[12:]), np.uint8).reshape(shape) << self.shift
@@ -55,7 +55,7 @@ class Shift:
 
 
 class Shaky(Shift):
-    """Decodes to other pixels every time, as a diffusion decoder on a GPU does."""
+    """Decodes a stream to other pixels every time, as a diffusion decoder on a GPU does."""
 
     name = "shaky"
     deterministic = False
@@ -66,7 +66,7 @@ class Shaky(Shift):
 
 
 class Small(Shift):
-    """Returns a picture of the wrong size."""
+    """Decodes to a picture of the wrong size."""
 
     name = "small"
 
@@ -75,7 +75,7 @@ class Small(Shift):
 
 
 class Picky(Shift):
-    """Cannot code dark pictures, while ICMBENCH_PICKY is set."""
+    """Cannot code dark pictures while ICMBENCH_PICKY is set."""
 
     name = "picky"
 
@@ -108,20 +108,20 @@ class Crash(Shift):
 
 
 class Clinging(Crash):
-    """So too, and leaves a child behind that holds open what its process held."""
+    """Takes its process down and leaves a child process behind, which holds the files and pipes of its parent open."""
 
     name = "clinging"
 
     def compress(self, image):
         if image.mean() < 100 and not os.fork():
-            called(f"left {os.getpid()}")
+            log_call(f"left {os.getpid()}")
             time.sleep(300)
             os._exit(0)
         return super().compress(image)
 
 
 class Quitting(Shift):
-    """Ends the program on the third picture, as if all were well."""
+    """Ends the program on the third picture with the exit code of success."""
 
     name = "quitting"
 
@@ -130,7 +130,7 @@ class Quitting(Shift):
 
 
 class Verbose(Shift):
-    """Complains at length."""
+    """Raises an error with a very long message."""
 
     name = "verbose"
 
@@ -139,7 +139,7 @@ class Verbose(Shift):
 
 
 class Odd(Shift):
-    """Returns something else than it should."""
+    """Returns a value of the wrong type, shape or number."""
 
     name = "odd"
 
@@ -162,7 +162,7 @@ class Odd(Shift):
 
 
 class Leaky(Shift):
-    """Keeps 60 MB of every picture for ever, in processes that are given room for five pictures."""
+    """Allocates 60 MB for every picture and never frees them, in a process whose memory is limited to five pictures."""
 
     name = "leaky"
     kept = []  # noqa: RUF012
@@ -176,7 +176,7 @@ class Leaky(Shift):
 
 
 class Chatty(Shift):
-    """Prints in three ways, and returns nothing for a batch of more than two images but an error of memory."""
+    """Prints to standard output in three ways, and runs out of memory on a batch of more than two images."""
 
     name = "chatty"
 
@@ -199,18 +199,18 @@ class Averager:
 
     def __call__(self, images):
         for _ in images:
-            called("model")
+            log_call("model")
         return [image.mean(axis=(0, 1)) for image in images]
 
 
 class Loader(Averager):
-    """The same, loaded at its first call; takes its time."""
+    """Mean colour of each image; the model is loaded at its first call and takes ICMBENCH_SLOW seconds per image."""
 
     loaded = False
 
     def __call__(self, images):
         if not self.loaded:
-            called(f"load {os.getpid()}")
+            log_call(f"load {os.getpid()}")
             self.loaded = True
         time.sleep(float(os.environ.get("ICMBENCH_SLOW", 0)) * len(images))
         return super().__call__(images)
@@ -230,11 +230,13 @@ class MeanColour(Task):
 
     name = "mean-colour"
     annotation = "colour"
+    has_context = True
+    has_pseudo_labels = True
     metrics = (MetricSpec("within", "%", primary=True, ceiling=100.0),)
     schema = pa.schema([("colour", pa.list_(pa.float64()))])
 
     def context(self):
-        called("context")
+        log_call("context")
         return {"step": np.array([2.0])}
 
     def predict(self, images, ids, originals=None):
@@ -260,7 +262,7 @@ class Distance(Task):
     schema = pa.schema([("distance", pa.float64())])
 
     def predict(self, images, ids, originals=None):
-        called("distance")
+        log_call("distance")
         return [{"distance": np.abs(a.astype(int) - b).mean()} for a, b in zip(images, originals, strict=True)]
 
     def statistics(self, predictions, targets):
@@ -271,7 +273,7 @@ class Distance(Task):
 
 
 class Vandal(Distance):
-    """Writes into the pictures that it is shown."""
+    """Writes into the pictures that it gets."""
 
     name = "vandal"
 
@@ -281,7 +283,7 @@ class Vandal(Distance):
 
 
 class Choosy(Distance):
-    """Does not like the colours of JPEG."""
+    """Fails on pictures that use the low bits of a sample, as the reconstructions of JPEG do."""
 
     name = "choosy"
 
@@ -292,7 +294,7 @@ class Choosy(Distance):
 
 
 class Unscorable(Distance):
-    """Predicts, but cannot be scored."""
+    """Makes predictions, but fails when they are scored."""
 
     name = "unscorable"
 

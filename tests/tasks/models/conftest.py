@@ -1,4 +1,4 @@
-"""Real photographs for the task models."""
+"""Photographs that the tests of task models share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def photos(shared: Path) -> list[NDArray[np.uint8]]:
-    """Five COCO photographs in three shapes, equal shapes apart: 480x640, 426x640, 427x640 and again the first two."""
+    """Five COCO photographs in three shapes. Photographs of one shape do not follow each other, so batches must be put together."""
     files = sorted((shared / "data/coco/val2017").glob("*.jpg"))
-    wanted = [(480, 640), (426, 640), (427, 640), (480, 640), (426, 640)]
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-    found = []
-    for shape in wanted:
+    selected = []
+    for shape in [(480, 640), (426, 640), (427, 640), (480, 640), (426, 640)]:
         index = next(i for i, image in enumerate(images) if image.shape[:2] == shape)
-        found.append(images.pop(index))
-    return found
+        selected.append(images.pop(index))
+    return selected

@@ -1,4 +1,4 @@
-"""Checkpoints by hub name, from a cache without a network, and packages that are not installed."""
+"""Checkpoints by hub name, read from a cache without a network, and packages that are not installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def test_a_missing_package_is_named_at_once(
     module: str, name: str, options: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = getattr(importlib.import_module(f"icmbench.tasks.models.{module}"), name)
-    for dependency in ("mmengine", "mmcv", "torch", "torchvision"):  # of which a machine may lack some too
+    # The machine may lack these as well. Any module stands in for them, so that only `package` is missing.
+    for dependency in ("mmengine", "mmcv", "torch", "torchvision"):
         monkeypatch.setitem(sys.modules, dependency, sys.modules.get(dependency, importlib.import_module("json")))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError) as raised:
@@ -44,7 +46,7 @@ def test_a_missing_package_is_named_at_once(
     assert (raised.value.name or "").split(".")[0] == package
 
 
-def test_an_import_of_an_adapter_costs_no_framework() -> None:
+def test_importing_an_adapter_imports_no_framework() -> None:
     names = [path.stem for path in Path(importlib.import_module("icmbench.tasks.models.hub").__file__ or "").parent.glob("*.py")]
     code = f"import sys, importlib; [importlib.import_module('icmbench.tasks.models.' + name) for name in {sorted(names)}];"
     code += "print(sorted({'torch', 'torchvision', 'transformers', 'timm', 'cv2', 'onnxruntime', 'urllib3'} & set(sys.modules)))"
@@ -52,23 +54,27 @@ def test_an_import_of_an_adapter_costs_no_framework() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_one_source_and_only_one(tmp_path: Path) -> None:
+def test_a_checkpoint_has_exactly_one_source(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    for given in ((None, None), ("a/b", tmp_path)):
+    for checkpoint, path in ((None, None), ("a/b", tmp_path)):
         with pytest.raises(ModelError, match="give either `checkpoint`"):
-            Checkpoint(*given, None)
+            Checkpoint(checkpoint, path, None)
+
+
+def test_documentation_is_not_hashed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("not hashed")
     assert set(Checkpoint(None, tmp_path, None).facts["files"]) == set(folder_sha256(tmp_path)) == {"config.json"}
 
 
-def cached(home: Path, repository: str, build: Any) -> None:
-    """A repository as huggingface_hub's cache holds it."""
+def write_to_cache(home: Path, repository: str, save: Callable[[Path], None]) -> None:
+    """Save a repository in the layout of huggingface_hub's cache."""
     folder = home / "hub" / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs/main").write_text(COMMIT)
     snapshot = folder / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
-    build(snapshot)
+    save(snapshot)
 
 
 def test_names_are_read_from_the_cache_without_a_network(tmp_path: Path) -> None:
@@ -76,30 +82,30 @@ def test_names_are_read_from_the_cache_without_a_network(tmp_path: Path) -> None
     transformers = pytest.importorskip("transformers")
     timm = pytest.importorskip("timm")
 
-    def classifier(folder: Path) -> None:
+    def save_resnet(folder: Path) -> None:
         config = transformers.ResNetConfig(embedding_size=16, hidden_sizes=[16], depths=[1], layer_type="basic", num_labels=4)
         transformers.ResNetForImageClassification(config).save_pretrained(folder)
         transformers.ConvNextImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
 
-    def of_timm(folder: Path) -> None:
+    def save_timm_resnet(folder: Path) -> None:
         timm.models.save_for_hf(timm.create_model("resnet18.a1_in1k"), folder, safe_serialization=True)
 
     torch.manual_seed(0)
-    cached(tmp_path, "someone/classifier", classifier)
-    cached(tmp_path, "timm/resnet18.a1_in1k", of_timm)
+    write_to_cache(tmp_path, "someone/classifier", save_resnet)
+    write_to_cache(tmp_path, "timm/resnet18.a1_in1k", save_timm_resnet)
     code = """
 import json
 import numpy as np
 from icmbench.tasks.models.timm_models import TimmClassifier
 from icmbench.tasks.models.transformers_classification import TransformersClassifier
 image = np.zeros((40, 50, 3), np.uint8)
-one, other = TransformersClassifier(checkpoint="someone/classifier"), TimmClassifier("resnet18.a1_in1k")
-print(json.dumps([json.loads(one.fingerprint), json.loads(other.fingerprint), one([image]).shape, other([image]).shape]))
+models = TransformersClassifier(checkpoint="someone/classifier"), TimmClassifier("resnet18.a1_in1k")
+print(json.dumps([[json.loads(model.fingerprint) for model in models], [model([image]).shape for model in models]]))
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    ours, timms, *shapes = json.loads(done.stdout.splitlines()[-1])
+    (facts, timm_facts), shapes = json.loads(done.stdout.splitlines()[-1])
     assert shapes == [[1, 4], [1, 1000]]
-    assert (ours["checkpoint"], ours["commit"]) == ("someone/classifier", COMMIT)
-    assert timms["weights"] == {"timm/resnet18.a1_in1k": COMMIT}
+    assert (facts["checkpoint"], facts["commit"]) == ("someone/classifier", COMMIT)
+    assert timm_facts["weights"] == {"timm/resnet18.a1_in1k": COMMIT}

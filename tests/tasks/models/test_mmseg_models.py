@@ -1,4 +1,4 @@
-"""mmsegmentation's adapter against its own test pipeline and network, on the same random weights."""
+"""The adapter for mmsegmentation against mmsegmentation's own test pipeline and network, on the same random weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("mmseg")
 
 if importlib.util.find_spec("mmcv._ext") is None:
-    # mmcv-lite has no compiled operators; mmseg imports their wrappers although the networks here call none
-    class Absent(ModuleType):
+    # mmcv-lite has no compiled operators. mmseg imports their wrappers, but the networks in these tests call none of them.
+    class AbsentOperators(ModuleType):
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
@@ -27,7 +27,7 @@ if importlib.util.find_spec("mmcv._ext") is None:
 
             return refuse
 
-    sys.modules["mmcv._ext"] = absent = Absent("mmcv._ext")
+    sys.modules["mmcv._ext"] = absent = AbsentOperators("mmcv._ext")
     absent.__spec__ = ModuleSpec("mmcv._ext", None)
 
 from mmengine.dataset import Compose  # noqa: E402
@@ -39,12 +39,12 @@ from icmbench.tasks.models.mmseg_models import MMSegmenter, read_state  # noqa: 
 ZOO = "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512"
 
 
-def own_config(folder: Path) -> Path:
-    """The zoo's UPerNet for ADE20K made narrow, with a small test size."""
+def write_narrow_upernet(folder: Path) -> Path:
+    """A configuration file: the zoo's UPerNet for ADE20K with few channels and a small test size."""
     import mmseg
 
     base = Path(mmseg.__file__).parent / ".mim/configs/_base_"
-    file = folder / "own.py"
+    file = folder / "narrow_upernet.py"
     file.write_text(
         f"""
 _base_ = ['{base}/models/upernet_r50.py', '{base}/datasets/ade20k.py', '{base}/default_runtime.py',
@@ -68,7 +68,7 @@ test_pipeline = [
     return file
 
 
-def random_weights(config: Path | str, folder: Path) -> Path:
+def save_random_weights(config: Path | str, folder: Path) -> Path:
     torch.manual_seed(0)
     network = init_model(str(config), None, device="cpu")
     network.init_weights()
@@ -79,8 +79,8 @@ def random_weights(config: Path | str, folder: Path) -> Path:
     return path
 
 
-def library(config: str, path: Path, photo: Any) -> Any:
-    """The configuration's pipeline on the photograph and the network's own prediction."""
+def expected_labels(config: str, path: Path, photo: Any) -> Any:
+    """Label map of a photograph by mmsegmentation's own pipeline and network."""
     network = init_model(config, None, device="cpu")
     network.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
     steps = [dict(step) for step in network.cfg.test_pipeline if step["type"] != "LoadAnnotations"]
@@ -90,34 +90,34 @@ def library(config: str, path: Path, photo: Any) -> Any:
         return network.predict(prepared["inputs"], prepared["data_samples"])[0].pred_sem_seg.data[0].numpy()
 
 
-def test_own_configuration_equals_mmseg(tmp_path: Path, photos: Any) -> None:
-    config = own_config(tmp_path)
-    path = random_weights(config, tmp_path)
+def test_labels_of_a_configuration_file_equal_mmsegs(tmp_path: Path, photos: Any) -> None:
+    config = write_narrow_upernet(tmp_path)
+    path = save_random_weights(config, tmp_path)
     model = MMSegmenter(path, config=config, batch_size=1)
     for photo, labels in zip(photos[:2], model(photos[:2]), strict=True):
         assert labels.shape == photo.shape[:2] and labels.dtype == np.int32
-        np.testing.assert_array_equal(labels, library(str(config), path, photo))
+        np.testing.assert_array_equal(labels, expected_labels(str(config), path, photo))
         assert len(np.unique(labels)) > 1
     assert (len(model.categories), model.categories[0], model.categories[149]) == (150, "wall", "flag")
 
 
-def test_a_zoo_configuration_equals_mmseg(tmp_path: Path, photos: Any) -> None:
+def test_labels_of_a_zoo_configuration_equal_mmsegs(tmp_path: Path, photos: Any) -> None:
     import mmseg
 
     config = str(Path(mmseg.__file__).parent / f".mim/configs/{ZOO}.py")
-    path = random_weights(config, tmp_path)
+    path = save_random_weights(config, tmp_path)
     model = MMSegmenter(path, zoo=ZOO)
     (labels,) = model(photos[:1])
-    np.testing.assert_array_equal(labels, library(config, path, photos[0]))
+    np.testing.assert_array_equal(labels, expected_labels(config, path, photos[0]))
     assert len(np.unique(labels)) > 1
 
 
-def test_a_batch_of_mixed_shapes(tmp_path: Path, photos: Any) -> None:
-    config = own_config(tmp_path)
-    path = random_weights(config, tmp_path)
-    alone, together = (MMSegmenter(path, config=config, batch_size=size)(photos) for size in (1, 4))
-    for one, other in zip(alone, together, strict=True):
-        assert (one == other).mean() > 0.999
+def test_a_batch_of_mixed_shapes_equals_single_images(tmp_path: Path, photos: Any) -> None:
+    config = write_narrow_upernet(tmp_path)
+    path = save_random_weights(config, tmp_path)
+    singles, batched = (MMSegmenter(path, config=config, batch_size=size)(photos) for size in (1, 4))
+    for single, batch_member in zip(singles, batched, strict=True):
+        assert (single == batch_member).mean() > 0.999
 
 
 def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
@@ -126,21 +126,21 @@ def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
     log = HistoryBuffer([1.0, 2.0], [1, 1])
     log.update(np.float64(3.0))
     path = tmp_path / "epoch_1.pth"
-    parts = {"state_dict": {"module.a": torch.ones(2)}, "meta": {"dataset_meta": {"classes": ("wall",)}}}
-    torch.save({**parts, "message_hub": {"log_scalars": {"train/loss": log}, "step": np.int64(4)}}, path)
+    checkpoint = {"state_dict": {"module.a": torch.ones(2)}, "meta": {"dataset_meta": {"classes": ("wall",)}}}
+    torch.save({**checkpoint, "message_hub": {"log_scalars": {"train/loss": log}, "step": np.int64(4)}}, path)
     assert read_state(path)["a"].tolist() == [1, 1]
 
-    class Bomb:
+    class PrintsWhenLoaded:
         def __reduce__(self) -> Any:
             return print, ("ran",)
 
-    torch.save({**parts, "message_hub": Bomb()}, path)
+    torch.save({**checkpoint, "message_hub": PrintsWhenLoaded()}, path)
     with pytest.raises(ModelError, match=r"epoch_1\.pth: this is no checkpoint of mmsegmentation; save its `state_dict` alone"):
         read_state(path)
 
 
-def test_wrong_names_and_files_are_one_sentence(tmp_path: Path, photos: Any) -> None:
-    path = random_weights(own_config(tmp_path), tmp_path)
+def test_wrong_names_and_files_are_reported_in_one_sentence(tmp_path: Path, photos: Any) -> None:
+    path = save_random_weights(write_narrow_upernet(tmp_path), tmp_path)
     with pytest.raises(ModelError, match="give either `zoo`"):
         MMSegmenter(path)
     with pytest.raises(ModelError, match=r"no configuration 'segformer/nothing'; known there: segformer_mit-b0"):
@@ -152,9 +152,9 @@ def test_wrong_names_and_files_are_one_sentence(tmp_path: Path, photos: Any) -> 
         MMSegmenter(path, zoo=ZOO)(photos[:1])
 
 
-def test_fingerprint(tmp_path: Path) -> None:
-    config = own_config(tmp_path)
-    path = random_weights(config, tmp_path)
+def test_the_fingerprint_holds_the_configuration_and_loads_no_network(tmp_path: Path) -> None:
+    config = write_narrow_upernet(tmp_path)
+    path = save_random_weights(config, tmp_path)
     before = MMSegmenter(path, config=config).fingerprint
     config.write_text(config.read_text().replace("(512, 128)", "(512, 160)"))
     changed = MMSegmenter(path, config=config)

@@ -1,4 +1,4 @@
-"""open_clip's adapter against open_clip's own factory, on the same weights."""
+"""The adapter for open_clip against open_clip's own factory, on the same weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from icmbench.tasks.models.errors import ModelError  # noqa: E402
 from icmbench.tasks.models.open_clip_models import OpenClip  # noqa: E402
 
 TEXTS = ["a photo of a cat", "two giraffes near a tree", "a street", "People riding horses, in the snow!"]
-TINY = {
+TINY_CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
@@ -27,32 +27,34 @@ TINY = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tiny real model as open_clip pushes it to the hub."""
+    """A tiny CLIP of random weights in a folder as open_clip pushes it to the hub."""
     torch.manual_seed(0)
-    network = open_clip.CLIP(32, TINY["vision_cfg"], TINY["text_cfg"])
+    network = open_clip.CLIP(32, TINY_CONFIG["vision_cfg"], TINY_CONFIG["text_cfg"])
     torch.save(network.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     preprocess = {"mean": [0.48, 0.45, 0.4], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic", "resize_mode": "shortest"}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": preprocess}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG, "preprocess_cfg": preprocess}))
     return tmp_path
 
 
-def library(name: str, pretrained: str | None, photos: Any) -> tuple[Any, Any]:
+def expected_embeddings(name: str, pretrained: str | None, photos: Any) -> tuple[Any, Any]:
+    """Embeddings of the photographs, one at a time, and of TEXTS, by open_clip itself."""
     network, _, transform = open_clip.create_model_and_transforms(name, pretrained)
     tokens = open_clip.get_tokenizer(name)(TEXTS)
     with torch.inference_mode():
-        images = torch.cat([network.eval().encode_image(transform(Image.fromarray(p))[None], normalize=True) for p in photos])
+        inputs = [transform(Image.fromarray(photo))[None] for photo in photos]
+        images = torch.cat([network.eval().encode_image(pixels, normalize=True) for pixels in inputs])
         return images.numpy(), network.encode_text(tokens, normalize=True).numpy()
 
 
-def test_equals_open_clip(folder: Path, photos: Any) -> None:
+def test_embeddings_equal_open_clips(folder: Path, photos: Any) -> None:
     model = OpenClip(path=folder, batch_size=2)
-    images, texts = library(f"local-dir:{folder}", None, photos)
+    images, texts = expected_embeddings(f"local-dir:{folder}", None, photos)
     np.testing.assert_allclose(model.embed_images(photos), images, atol=1e-6)
     np.testing.assert_allclose(model.embed_texts(TEXTS), texts, atol=1e-6)
     assert images.shape == (5, 32) and texts.shape == (4, 32)
-    assert np.ptp(images @ texts.T) > 1e-3
+    assert np.ptp(images @ texts.T) > 1e-3, "similarities differ between the pairs"
     _, transform, _ = model._loaded
-    assert transform.transforms[-1].mean == [0.48, 0.45, 0.4]
+    assert transform.transforms[-1].mean == [0.48, 0.45, 0.4], "the preprocessing is the folder's"
 
 
 def test_a_named_architecture_with_a_local_checkpoint(tmp_path: Path, photos: Any) -> None:
@@ -60,7 +62,7 @@ def test_a_named_architecture_with_a_local_checkpoint(tmp_path: Path, photos: An
     path = tmp_path / "vit.pt"
     torch.save(open_clip.create_model("ViT-S-32-alt").state_dict(), path)
     model = OpenClip("ViT-S-32-alt", path=path)
-    images, texts = library("ViT-S-32-alt", str(path), photos[:1])
+    images, texts = expected_embeddings("ViT-S-32-alt", str(path), photos[:1])
     np.testing.assert_allclose(model.embed_images(photos[:1]), images, atol=1e-6)
     np.testing.assert_allclose(model.embed_texts(TEXTS), texts, atol=1e-6)
 
@@ -73,14 +75,14 @@ def test_half_precision(folder: Path, photos: Any) -> None:
     assert half.fingerprint != full.fingerprint
 
 
-def test_fingerprint_builds_nothing(folder: Path) -> None:
+def test_the_fingerprint_loads_no_network(folder: Path) -> None:
     model = OpenClip(path=folder)
     facts = json.loads(model.fingerprint)
     assert set(facts["weights"]) == {"open_clip_config.json", "open_clip_pytorch_model.bin"}
     assert "_loaded" not in vars(model)
 
 
-def test_wrong_names_are_one_sentence(folder: Path, photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_names_are_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="give `architecture`, or a folder"):
         OpenClip()
     with pytest.raises(ModelError, match="name the weights once"):
@@ -88,6 +90,7 @@ def test_wrong_names_are_one_sentence(folder: Path, photos: Any, monkeypatch: py
     with pytest.raises(ModelError, match=r"pretrained: open_clip has no 'laion2b' for 'ViT-B-32'; known: .*laion2b_s34b_b79k"):
         _ = OpenClip("ViT-B-32", "laion2b").fingerprint
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for use in (lambda model: model.fingerprint, lambda model: model.embed_texts(TEXTS)):
+    model = OpenClip("ViT-B-32", "laion2b_s34b_b79k")
+    for access in (lambda: model.fingerprint, lambda: model.embed_texts(TEXTS)):
         with pytest.raises(ModelError, match=r"cannot load .* or give `path`"):
-            use(OpenClip("ViT-B-32", "laion2b_s34b_b79k"))
+            access()

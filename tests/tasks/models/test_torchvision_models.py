@@ -1,8 +1,9 @@
-"""torchvision's adapters against torchvision's own builders and transforms, on the same weights."""
+"""The adapters for torchvision against torchvision's own builders and transforms, on the same weights."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,13 @@ from icmbench.tasks.models.torchvision_models import (  # noqa: E402
     TorchvisionSemantic,
 )
 
-SMALL = {"min_size": 128, "max_size": 160}
+SMALL_INPUT = {"min_size": 128, "max_size": 160}
 
 
-def random_weights(architecture: str, folder: Path, **options: Any) -> Path:
-    """A seeded network's state dict, with running statistics that an epsilon of zero would notice."""
+def save_random_weights(architecture: str, folder: Path) -> Path:
     torch.manual_seed(0)
-    network = get_model(architecture, weights=None, weights_backbone=None, **options)
-    with torch.no_grad():
+    network = get_model(architecture, weights=None, weights_backbone=None)
+    with torch.no_grad():  # With variances other than 1, the eps of the norms, which COCO_V1 sets to 0, changes the output.
         for name, buffer in network.named_buffers():
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
@@ -40,8 +40,8 @@ def random_weights(architecture: str, folder: Path, **options: Any) -> Path:
     return path
 
 
-def library(architecture: str, path: Path, **options: Any) -> Any:
-    """The network as torchvision builds it for its own weight set, with our state dict where it would download one."""
+def build_reference(architecture: str, path: Path, **options: Any) -> Any:
+    """Network and transform of the default weight set as torchvision builds them, with the file at `path` as its download."""
     entry = get_model_weights(architecture).DEFAULT
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/")[-1]
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -50,64 +50,64 @@ def library(architecture: str, path: Path, **options: Any) -> Any:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Path:
-    """A download cache of our own, so that torchvision's real loading runs without a network."""
-    before = torch.hub.get_dir()
+def hub(tmp_path: Path) -> Iterator[Path]:
+    """A temporary folder that holds torchvision's download cache, so that its own loading runs without a network."""
+    user_cache = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path / "hub"))
     yield tmp_path
-    torch.hub.set_dir(before)
+    torch.hub.set_dir(user_cache)
 
 
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
         ("fasterrcnn_mobilenet_v3_large_320_fpn", {}),
-        ("maskrcnn_resnet50_fpn", {**SMALL, "box_detections_per_img": 20}),
-        ("keypointrcnn_resnet50_fpn", {**SMALL, "box_detections_per_img": 20}),
+        ("maskrcnn_resnet50_fpn", {**SMALL_INPUT, "box_detections_per_img": 20}),
+        ("keypointrcnn_resnet50_fpn", {**SMALL_INPUT, "box_detections_per_img": 20}),
         ("ssdlite320_mobilenet_v3_large", {}),
     ],
 )
-def test_detectors_equal_torchvision(architecture: str, settings: dict[str, int], hub: Path, photos: Any) -> None:
-    path = random_weights(architecture, hub)
-    network, transform = library(architecture, path, **settings)
+def test_detections_equal_torchvisions(architecture: str, settings: dict[str, int], hub: Path, photos: Any) -> None:
+    path = save_random_weights(architecture, hub)
+    network, transform = build_reference(architecture, path, **settings)
     getattr(network, "roi_heads", network).score_thresh = 0.0
     model = TorchvisionDetector(architecture, path=path, score_threshold=0.0, settings=settings, batch_size=1)
-    for photo, found in zip(photos[1:3], model(photos[1:3]), strict=True):
+    for photo, output in zip(photos[1:3], model(photos[1:3]), strict=True):
         with torch.inference_mode():
-            expected = {k: v.numpy() for k, v in network([transform(Image.fromarray(photo))])[0].items()}
-        assert len(found["scores"]) >= 10
-        np.testing.assert_array_equal(found["boxes"], expected["boxes"])
-        np.testing.assert_array_equal(found["scores"], expected["scores"])
-        np.testing.assert_array_equal(found["classes"], expected["labels"])
-        assert found["classes"].max() < len(model.categories)
-        assert (found["boxes"] >= 0).all() and (found["boxes"] <= [640, 427, 640, 427]).all()
+            expected = {name: values.numpy() for name, values in network([transform(Image.fromarray(photo))])[0].items()}
+        assert len(output["scores"]) >= 10
+        np.testing.assert_array_equal(output["boxes"], expected["boxes"])
+        np.testing.assert_array_equal(output["scores"], expected["scores"])
+        np.testing.assert_array_equal(output["classes"], expected["labels"])
+        assert output["classes"].max() < len(model.categories)
+        assert (output["boxes"] >= 0).all() and (output["boxes"] <= [640, 427, 640, 427]).all()
         if "masks" in expected:
-            decoded = coco_mask.decode(found["masks"]).transpose(2, 0, 1)
-            np.testing.assert_array_equal(decoded, expected["masks"][:, 0] > 0.5)
+            masks = coco_mask.decode(output["masks"]).transpose(2, 0, 1)
+            np.testing.assert_array_equal(masks, expected["masks"][:, 0] > 0.5)
         if "keypoints" in expected:
-            assert found["keypoints"].shape == (len(found["scores"]), 17, 3)
-            np.testing.assert_array_equal(found["keypoints"][..., :2], expected["keypoints"][..., :2])
-            np.testing.assert_array_equal(found["keypoints"][..., 2], expected["keypoints_scores"])
+            assert output["keypoints"].shape == (len(output["scores"]), 17, 3)
+            np.testing.assert_array_equal(output["keypoints"][..., :2], expected["keypoints"][..., :2])
+            np.testing.assert_array_equal(output["keypoints"][..., 2], expected["keypoints_scores"])
 
 
-def test_the_task_served_follows_the_architecture() -> None:
+def test_the_task_follows_the_architecture() -> None:
     assert TorchvisionDetector("maskrcnn_resnet50_fpn_v2").task == ("detection", "instance_segmentation")
     assert TorchvisionDetector("keypointrcnn_resnet50_fpn").task == ("keypoints",)
     assert TorchvisionDetector("retinanet_resnet50_fpn").task == ("detection",)
 
 
 @pytest.mark.parametrize("architecture", ["maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
-def test_nothing_found_is_well_formed(architecture: str, hub: Path, photos: Any) -> None:
-    path = random_weights(architecture, hub)
-    model = TorchvisionDetector(architecture, path=path, score_threshold=1.0, settings=SMALL)
-    (found,) = model(photos[:1])
-    assert found["boxes"].shape == (0, 4) and found["classes"].dtype == np.int64
-    assert found.get("masks", []) == []
-    assert found.get("keypoints", np.zeros((0, 17, 3))).shape == (0, 17, 3)
+def test_an_output_without_detections_is_well_formed(architecture: str, hub: Path, photos: Any) -> None:
+    path = save_random_weights(architecture, hub)
+    model = TorchvisionDetector(architecture, path=path, score_threshold=1.0, settings=SMALL_INPUT)
+    (output,) = model(photos[:1])
+    assert output["boxes"].shape == (0, 4) and output["classes"].dtype == np.int64
+    assert output.get("masks", []) == []
+    assert output.get("keypoints", np.zeros((0, 17, 3))).shape == (0, 17, 3)
 
 
 @pytest.mark.parametrize("architecture", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
-def test_semantic_equals_torchvision(architecture: str, hub: Path, photos: Any) -> None:
+def test_label_maps_equal_torchvisions(architecture: str, hub: Path, photos: Any) -> None:
     auxiliary = {} if architecture.startswith("lraspp") else {"aux_loss": True}
     torch.manual_seed(0)
     transform = get_model_weights(architecture).DEFAULT.transforms()
@@ -115,28 +115,29 @@ def test_semantic_equals_torchvision(architecture: str, hub: Path, photos: Any) 
     for module in untrained.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    with torch.no_grad():  # statistics of two photographs, or the signal fades and one class wins everywhere
+    # The norms take their statistics from two photographs. Otherwise the signal would fade and one class would win everywhere.
+    with torch.no_grad():
         untrained(torch.stack([transform(Image.fromarray(photo)) for photo in (photos[1], photos[4])]))
     path = hub / "weights.pth"
     torch.save(untrained.state_dict(), path)
-    network, transform = library(architecture, path)
+    network, transform = build_reference(architecture, path)
 
-    found = TorchvisionSemantic(architecture, path=path, batch_size=1)(photos[1:3])
-    for photo, labels in zip(photos[1:3], found, strict=True):
+    label_maps = TorchvisionSemantic(architecture, path=path, batch_size=1)(photos[1:3])
+    for photo, labels in zip(photos[1:3], label_maps, strict=True):
         with torch.inference_mode():
             logits = network(transform(Image.fromarray(photo))[None])["out"]
         upsampled = torch.nn.functional.interpolate(logits, photo.shape[:2], mode="bilinear", align_corners=False)
         assert labels.shape == photo.shape[:2] and labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, upsampled.argmax(1)[0].numpy())
-    assert len(np.unique(found[0])) > 3
+    assert len(np.unique(label_maps[0])) > 3
 
 
 @pytest.mark.parametrize("architecture", ["resnet50", "convnext_tiny"])
-def test_classifiers_equal_torchvision(architecture: str, hub: Path, photos: Any) -> None:
+def test_logits_equal_torchvisions(architecture: str, hub: Path, photos: Any) -> None:
     path = hub / "weights.pth"
     torch.manual_seed(0)
     torch.save(get_model(architecture, weights=None).state_dict(), path)
-    network, transform = library(architecture, path)
+    network, transform = build_reference(architecture, path)
     model = TorchvisionClassifier(architecture, path=path, batch_size=2)
     scores = model(photos)
     with torch.inference_mode():
@@ -156,19 +157,19 @@ def test_the_weight_set_decides_the_preprocessing(hub: Path, photos: Any) -> Non
     assert first.fingerprint != second.fingerprint
 
 
-def test_fingerprint_follows_the_file_and_builds_nothing(hub: Path) -> None:
+def test_the_fingerprint_follows_the_file_and_loads_no_network(hub: Path) -> None:
     torch.manual_seed(0)
     state = get_model("resnet18", weights=None).state_dict()
     torch.save(state, hub / "a.pth")
-    torch.save({k: v + 1 for k, v in state.items()}, hub / "b.pth")
-    one, other = (TorchvisionClassifier("resnet18", path=hub / name) for name in ("a.pth", "b.pth"))
-    assert one.fingerprint != other.fingerprint
-    assert "network" not in vars(one)
+    torch.save({name: value + 1 for name, value in state.items()}, hub / "b.pth")
+    model_a, model_b = (TorchvisionClassifier("resnet18", path=hub / name) for name in ("a.pth", "b.pth"))
+    assert model_a.fingerprint != model_b.fingerprint
+    assert "network" not in vars(model_a)
     facts = json.loads(TorchvisionClassifier("resnet18").fingerprint)
     assert facts["file"] == "resnet18-f37072fd.pth" and facts["weights"] == "IMAGENET1K_V1"
 
 
-def test_wrong_names_and_files_are_one_sentence(hub: Path, photos: Any) -> None:
+def test_wrong_names_and_files_are_reported_in_one_sentence(hub: Path, photos: Any) -> None:
     with pytest.raises(ModelError, match=r"architecture: torchvision has no 'resnet50' in .*known: deeplabv3_mobilenet"):
         _ = TorchvisionSemantic("resnet50").fingerprint
     with pytest.raises(ModelError, match=r"weights: resnet50 has no 'COCO_V1'; known: .*IMAGENET1K_V2"):
@@ -178,9 +179,9 @@ def test_wrong_names_and_files_are_one_sentence(hub: Path, photos: Any) -> None:
         TorchvisionClassifier("resnet18", path=hub / "foreign.pth")(photos[:1])
 
 
-def test_unreachable_weights_say_where_to_put_them(hub: Path, photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_unreachable_weights_says_where_to_put_them(hub: Path, photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: nobody answers
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # The discard port, on which no server answers.
     with pytest.raises(ModelError, match=r"put the file at .*resnet18-f37072fd\.pth \(TORCH_HOME\), or give `path`"):
         TorchvisionClassifier("resnet18")(photos[:1])
 
@@ -188,22 +189,22 @@ def test_unreachable_weights_say_where_to_put_them(hub: Path, photos: Any, monke
 def test_batches_hold_one_shape_and_keep_the_order() -> None:
     sizes = [(2, 3), (4, 5), (2, 3), (2, 3), (4, 5)]
     images = [np.full((*size, 3), i, np.uint8) for i, size in enumerate(sizes)]
-    seen: list[list[int]] = []
+    batches: list[list[int]] = []
 
     def run(batch: list[Any]) -> list[int]:
         assert len({image.shape for image in batch}) == 1
-        seen.append([int(image.flat[0]) for image in batch])
-        return seen[-1]
+        batches.append([int(image.flat[0]) for image in batch])
+        return batches[-1]
 
     assert by_shape(images, 2, run) == [0, 1, 2, 3, 4]
-    assert seen == [[0, 2], [3], [1, 4]]
+    assert batches == [[0, 2], [3], [1, 4]]
 
 
-def test_a_batch_changes_nothing_that_matters(hub: Path, photos: Any) -> None:
-    path = random_weights("fasterrcnn_mobilenet_v3_large_320_fpn", hub)
-    alone, together = (
+def test_a_batch_changes_scores_by_rounding_only(hub: Path, photos: Any) -> None:
+    path = save_random_weights("fasterrcnn_mobilenet_v3_large_320_fpn", hub)
+    singles, batched = (
         TorchvisionDetector("fasterrcnn_mobilenet_v3_large_320_fpn", path=path, score_threshold=0.0, batch_size=size)(photos)
         for size in (1, 4)
     )
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
+    for single, batch_member in zip(singles, batched, strict=True):
+        np.testing.assert_allclose(single["scores"], batch_member["scores"], atol=1e-5)

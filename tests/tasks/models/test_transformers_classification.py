@@ -1,4 +1,4 @@
-"""Classifiers and dual encoders of transformers against the library's pipelines, on the same small random-weight checkpoints."""
+"""The adapters for classifiers and dual encoders of transformers against its own pipelines, on small random checkpoints."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def vit() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("build", [resnet, convnext, vit])
-def test_classifier_equals_the_pipeline(build: Any, tmp_path: Path, photos: Any) -> None:
+def test_logits_equal_the_pipelines(build: Any, tmp_path: Path, photos: Any) -> None:
     torch.manual_seed(0)
     network, processor = build()
     network.config.id2label = {index: f"name {index}" for index in range(10)}
@@ -62,13 +62,14 @@ def test_classifier_equals_the_pipeline(build: Any, tmp_path: Path, photos: Any)
     assert scores.shape == (5, 10) and scores.dtype == np.float32
     pipeline = transformers.pipeline("image-classification", model=str(tmp_path), device="cpu")
     for photo, row in zip(photos, scores, strict=True):
-        expected = {one["label"]: one["score"] for one in pipeline(Image.fromarray(photo), top_k=10, function_to_apply="none")}
+        answers = pipeline(Image.fromarray(photo), top_k=10, function_to_apply="none")
+        expected = {answer["label"]: answer["score"] for answer in answers}
         np.testing.assert_allclose(row, [expected[name] for name in model.categories], atol=1e-5)
-    assert np.ptp(scores, axis=0).max() > 1e-4, "the photographs are told apart"
+    assert np.ptp(scores, axis=0).max() > 1e-4, "scores differ between the photographs"
 
 
-def tokenizer(folder: Path) -> Any:
-    """A real CLIP byte-pair tokenizer over a vocabulary of whole words, which needs no download."""
+def build_tokenizer() -> Any:
+    """A CLIP byte-pair tokenizer that knows WORDS as whole words, built without a download."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     merges: list[tuple[str, str]] = []
     pieces = dict.fromkeys(letters) | {f"{letter}</w>": None for letter in letters}
@@ -84,46 +85,46 @@ def tokenizer(folder: Path) -> Any:
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges)
 
 
-TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def clip(folder: Path) -> Path:
-    words = tokenizer(folder)
-    last = len(words) - 1
+def save_clip(folder: Path) -> Path:
+    tokenizer = build_tokenizer()
+    last = len(tokenizer) - 1
     config = transformers.CLIPConfig(
         text_config={
-            **TOWER,
-            "vocab_size": len(words),
+            **ENCODER,
+            "vocab_size": len(tokenizer),
             "max_position_embeddings": 16,
             "bos_token_id": last - 1,
             "eos_token_id": last,
         },
-        vision_config={**TOWER, "image_size": 64, "patch_size": 16},
+        vision_config={**ENCODER, "image_size": 64, "patch_size": 16},
         projection_dim=24,
     )
     torch.manual_seed(0)
     transformers.CLIPModel(config).save_pretrained(folder)
     transformers.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
-    words.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
-def siglip(folder: Path) -> Path:
-    words = tokenizer(folder)
+def save_siglip(folder: Path) -> Path:
+    tokenizer = build_tokenizer()
     config = transformers.SiglipConfig(
-        text_config={**TOWER, "vocab_size": len(words), "max_position_embeddings": 64},
-        vision_config={**TOWER, "image_size": 64, "patch_size": 16},
+        text_config={**ENCODER, "vocab_size": len(tokenizer), "max_position_embeddings": 64},
+        vision_config={**ENCODER, "image_size": 64, "patch_size": 16},
     )
     torch.manual_seed(0)
     transformers.SiglipModel(config).save_pretrained(folder)
     transformers.SiglipImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
-    words.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("build", [clip, siglip])
-def test_similarities_are_the_librarys(build: Any, tmp_path: Path, photos: Any) -> None:
-    folder = build(tmp_path)
+@pytest.mark.parametrize("save", [save_clip, save_siglip])
+def test_similarities_equal_the_pipelines(save: Any, tmp_path: Path, photos: Any) -> None:
+    folder = save(tmp_path)
     model = TransformersClip(path=folder, batch_size=2)
     images, texts = model.embed_images(photos), model.embed_texts(TEXTS)
     for rows, count in ((images, 5), (texts, 3)):
@@ -137,25 +138,25 @@ def test_similarities_are_the_librarys(build: Any, tmp_path: Path, photos: Any) 
         with torch.inference_mode():
             logits = pipeline._forward(inputs)["logits"][0].numpy()
         np.testing.assert_allclose(scale * row @ texts.T + bias, logits, atol=1e-4)
-    assert np.ptp(images @ texts.T, axis=1).min() > 1e-4, "the texts are told apart"
+    assert np.ptp(images @ texts.T, axis=1).min() > 1e-4, "similarities differ between the texts"
 
 
-@pytest.mark.parametrize("build", [clip, siglip])
-def test_a_long_caption_is_cut_and_company_changes_nothing(build: Any, tmp_path: Path) -> None:
-    model = TransformersClip(path=build(tmp_path), batch_size=3)
-    long = " ".join(["the red dog on the street"] * 40)
-    together = model.embed_texts(["giraffe", long, "a cat"])
-    np.testing.assert_allclose(together[0], model.embed_texts(["giraffe"])[0], atol=1e-6)
-    np.testing.assert_allclose(together[1], model.embed_texts([long + " a cat"])[0], atol=1e-6)
+@pytest.mark.parametrize("save", [save_clip, save_siglip])
+def test_a_long_caption_is_cut_and_a_batch_changes_nothing(save: Any, tmp_path: Path) -> None:
+    model = TransformersClip(path=save(tmp_path), batch_size=3)
+    long_caption = " ".join(["the red dog on the street"] * 40)
+    batch = model.embed_texts(["giraffe", long_caption, "a cat"])
+    np.testing.assert_allclose(batch[0], model.embed_texts(["giraffe"])[0], atol=1e-6)
+    np.testing.assert_allclose(batch[1], model.embed_texts([long_caption + " a cat"])[0], atol=1e-6)
 
 
-def test_fingerprint_holds_the_tokenizer(tmp_path: Path) -> None:
-    model = TransformersClip(path=clip(tmp_path))
+def test_the_fingerprint_holds_the_tokenizer_and_loads_no_network(tmp_path: Path) -> None:
+    model = TransformersClip(path=save_clip(tmp_path))
     assert {"tokenizer.json", "preprocessor_config.json", "model.safetensors"} <= set(json.loads(model.fingerprint)["files"])
     assert "network" not in vars(model)
 
 
-def test_a_classifier_is_no_dual_encoder(tmp_path: Path, photos: Any) -> None:
+def test_a_classifier_is_refused_as_a_dual_encoder(tmp_path: Path, photos: Any) -> None:
     network, processor = vit()
     network.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Detection transformers against the library's own pipeline, on the same small random-weight checkpoints."""
+"""The adapter for detectors of transformers against its own pipeline, on small random checkpoints."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def detr() -> tuple[Any, Any]:
     return transformers.DetrForObjectDetection(config), transformers.DetrImageProcessor(size=size)
 
 
-def saved(build: Callable[[], tuple[Any, Any]], folder: Path, names: list[str] | None = None) -> Path:
+def save_checkpoint(build: Callable[[], tuple[Any, Any]], folder: Path, names: list[str] | None = None) -> Path:
     torch.manual_seed(0)
     network, processor = build()
     if names:
@@ -101,55 +101,55 @@ def saved(build: Callable[[], tuple[Any, Any]], folder: Path, names: list[str] |
 
 
 @pytest.mark.parametrize("build", [rt_detr, rt_detr_v2, d_fine, detr])
-def test_equals_the_pipeline(build: Callable[[], tuple[Any, Any]], tmp_path: Path, photos: Any) -> None:
-    folder = saved(build, tmp_path)
+def test_detections_equal_the_pipelines(build: Callable[[], tuple[Any, Any]], tmp_path: Path, photos: Any) -> None:
+    folder = save_checkpoint(build, tmp_path)
     model = TransformersDetector(path=folder, batch_size=1)
     pipeline = transformers.pipeline("object-detection", model=str(folder), device="cpu")
-    for photo, found in zip(photos[:2], model(photos[:2]), strict=True):
-        # the pipeline cuts coordinates to whole pixels, so its own parts are run for the exact ones
+    for photo, output in zip(photos[:2], model(photos[:2]), strict=True):
+        # The pipeline truncates coordinates to whole pixels. Its steps, run one by one, give the exact ones.
         inputs = pipeline.preprocess(Image.fromarray(photo))
         with torch.inference_mode():
             outputs = pipeline._forward(inputs)
         expected = pipeline.image_processor.post_process_object_detection(outputs, 0.0, outputs["target_size"])[0]
-        np.testing.assert_allclose(found["boxes"], expected["boxes"].numpy(), atol=1e-3)
-        np.testing.assert_allclose(found["scores"], expected["scores"].numpy(), atol=1e-6)
-        np.testing.assert_array_equal(found["classes"], expected["labels"].numpy())
-        for box, one in zip(found["boxes"], pipeline(Image.fromarray(photo), threshold=0.0), strict=True):
-            assert np.abs(box - np.array(list(one["box"].values()))).max() <= 1
-        assert found["boxes"].dtype == found["scores"].dtype == np.float32 and found["classes"].dtype == np.int64
-        assert len(found["scores"]) == (20 if build is detr else 50)
+        np.testing.assert_allclose(output["boxes"], expected["boxes"].numpy(), atol=1e-3)
+        np.testing.assert_allclose(output["scores"], expected["scores"].numpy(), atol=1e-6)
+        np.testing.assert_array_equal(output["classes"], expected["labels"].numpy())
+        for box, truncated in zip(output["boxes"], pipeline(Image.fromarray(photo), threshold=0.0), strict=True):
+            assert np.abs(box - np.array(list(truncated["box"].values()))).max() <= 1
+        assert output["boxes"].dtype == output["scores"].dtype == np.float32 and output["classes"].dtype == np.int64
+        assert len(output["scores"]) == (20 if build is detr else 50)
 
 
-def test_a_batch_of_mixed_shapes_pads_nothing(tmp_path: Path, photos: Any) -> None:
-    model = TransformersDetector(path=saved(detr, tmp_path), batch_size=5)
-    together = model(photos)
-    for photo, found in zip(photos, together, strict=True):
-        (alone,) = model([photo])
-        np.testing.assert_allclose(found["boxes"], alone["boxes"], atol=0.01)
-        np.testing.assert_allclose(found["scores"], alone["scores"], atol=1e-5)
+def test_a_batch_of_mixed_shapes_pads_no_image(tmp_path: Path, photos: Any) -> None:
+    model = TransformersDetector(path=save_checkpoint(detr, tmp_path), batch_size=5)
+    batch = model(photos)
+    for photo, output in zip(photos, batch, strict=True):
+        (single,) = model([photo])
+        np.testing.assert_allclose(output["boxes"], single["boxes"], atol=0.01)
+        np.testing.assert_allclose(output["scores"], single["scores"], atol=1e-5)
         height, width = photo.shape[:2]
-        assert (found["boxes"][:, 2] > width / 2).any() and (found["boxes"] < max(height, width) * 1.5).all()
+        assert (output["boxes"][:, 2] > width / 2).any() and (output["boxes"] < max(height, width) * 1.5).all()
 
 
-def test_the_score_threshold_is_the_librarys(tmp_path: Path, photos: Any) -> None:
-    folder = saved(rt_detr, tmp_path)
-    (everything,) = TransformersDetector(path=folder)(photos[:1])
-    threshold = float(np.median(everything["scores"]))
-    (some,) = TransformersDetector(path=folder, score_threshold=threshold)(photos[:1])
-    np.testing.assert_array_equal(some["scores"], everything["scores"][everything["scores"] > threshold])
-    (none,) = TransformersDetector(path=folder, score_threshold=1.0)(photos[:1])
-    assert none["boxes"].shape == (0, 4) and none["classes"].shape == (0,)
+def test_boxes_above_the_score_threshold_are_kept(tmp_path: Path, photos: Any) -> None:
+    folder = save_checkpoint(rt_detr, tmp_path)
+    (all_boxes,) = TransformersDetector(path=folder)(photos[:1])
+    threshold = float(np.median(all_boxes["scores"]))
+    (upper_half,) = TransformersDetector(path=folder, score_threshold=threshold)(photos[:1])
+    np.testing.assert_array_equal(upper_half["scores"], all_boxes["scores"][all_boxes["scores"] > threshold])
+    (empty,) = TransformersDetector(path=folder, score_threshold=1.0)(photos[:1])
+    assert empty["boxes"].shape == (0, 4) and empty["classes"].shape == (0,)
 
 
-def test_voc_style_names_become_cocos(tmp_path: Path) -> None:
+def test_names_of_pascal_voc_become_cocos(tmp_path: Path) -> None:
     names = [f"class {index}" for index in range(80)]
     names[3], names[4], names[57] = "motorbike", "aeroplane", "sofa"
-    model = TransformersDetector(path=saved(rt_detr, tmp_path, names))
+    model = TransformersDetector(path=save_checkpoint(rt_detr, tmp_path, names))
     assert [model.categories[index] for index in (2, 3, 4, 57)] == ["class 2", "motorcycle", "airplane", "couch"]
 
 
-def test_fingerprint_builds_nothing_and_names_every_file(tmp_path: Path) -> None:
-    folder = saved(rt_detr, tmp_path)
+def test_the_fingerprint_holds_every_file_and_loads_no_network(tmp_path: Path) -> None:
+    folder = save_checkpoint(rt_detr, tmp_path)
     model = TransformersDetector(path=folder)
     before = model.fingerprint
     facts = json.loads(before)
@@ -173,16 +173,16 @@ def test_a_checkpoint_of_another_task_is_refused(tmp_path: Path, photos: Any) ->
 def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path, photos: Any) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = saved(rt_detr, tmp_path)
+    folder = save_checkpoint(rt_detr, tmp_path)
     state = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in state.items() if "class_embed" not in name and "enc_score_head" not in name}
-    assert len(kept) < len(state)
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    headless = {name: value for name, value in state.items() if "class_embed" not in name and "enc_score_head" not in name}
+    assert len(headless) < len(state)
+    save_file(headless, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="weights of RTDetrForObjectDetection are not in this checkpoint, such as"):
         TransformersDetector(path=folder)(photos[:1])
 
 
-def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_checkpoint_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="give either `checkpoint`"):
         TransformersDetector()
     with pytest.raises(ModelError, match=r"no config\.json in this folder"):

@@ -1,4 +1,4 @@
-"""The latent compressor: the authors' numbers, and symbols that decode the same anywhere on a machine."""
+"""LFGCM: the numbers of the authors' module, and latents that decode the same in another process."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def test_equals_the_published_module(shared, tmp_path):
-    """y, z, the hint by way of real bytes, and the likelihoods of the full-size model on generated weights."""
+    """y, z, the hint and the likelihoods of the full-size model with generated weights, and the hint decoded from a stream."""
     path = REPOSITORY / "tests" / "conformance" / "diff_icmh.py"
     spec = importlib.util.spec_from_file_location("conformance_diff_icmh", path)
     conformance = importlib.util.module_from_spec(spec)
@@ -28,12 +28,12 @@ def test_equals_the_published_module(shared, tmp_path):
         salt = data.metadata()["salt"]
     shapes = json.loads((shared / "conformance" / conformance.KEYS).read_text())
     conformance.write_checkpoint(tmp_path / "model.ckpt", shapes, salt, (conformance.keys.LATENT,))
-    given = load_file(file)
-    outputs = conformance.latent_outputs(tmp_path / "model.ckpt", given)
+    expected = load_file(file)
+    outputs = conformance.latent_outputs(tmp_path / "model.ckpt", expected)
     decoded = outputs.pop("hint decoded")
     assert len(outputs) == 5
-    assert all(conformance.compare(name, ours, given[name]) for name, ours in outputs.items())
-    assert conformance.compare("hint", decoded, given["hint"])  # no tie among these 31,000 symbols
+    assert all(conformance.compare(name, ours, expected[name]) for name, ours in outputs.items())
+    assert conformance.compare("hint", decoded, expected["hint"])  # None of these 31,000 symbols is a tie in rounding.
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def image_and_ref(model):
 
 @pytest.mark.parametrize("mode", ["default", "portable"])
 @torch.no_grad()
-def test_what_is_coded_is_what_forward_sees(model, image_and_ref, mode):
-    """The hint from bytes is the hint of the rounded latents, and the payload about as long as their likelihoods say."""
+def test_stream_holds_the_latents_of_the_forward_pass(model, image_and_ref, mode):
+    """The decoded hint is that of the forward pass, and the payload is about as long as the likelihoods predict."""
     hint, likelihoods = model.latent(*image_and_ref)
     coded = model.latent.compress(*image_and_ref, mode)
     y_hat, z_hat, checksum = model.latent.decompress(coded.payload, 128, 192, mode)
     assert checksum == coded.checksum
     decoded = model.latent.hint(y_hat, z_hat)
-    if mode == "default":  # the integer networks differ a little from what forward computes
+    if mode == "default":  # The integer networks of the portable mode differ a little from the forward pass.
         torch.testing.assert_close(decoded, hint, rtol=1e-4, atol=1e-4)
     bits = sum(-p.log2().sum().item() for p in likelihoods.values())
     assert math.isclose(8 * len(coded.payload), bits, rel_tol=0.05, abs_tol=64)
@@ -61,10 +61,10 @@ def test_what_is_coded_is_what_forward_sees(model, image_and_ref, mode):
 DECODE = """
 import sys, numpy, torch
 torch.set_num_threads(2)
-from icmbench.codecs.diffusion import weights
-from icmbench.codecs.diffusion.latent import LFGCM, Lfgcm
+from icmbench.codecs.diffusion.backbone import weights
+from icmbench.codecs.diffusion.latents.lfgcm import LFGCM_PROFILES, Lfgcm
 folder = sys.argv[1]
-latent = Lfgcm(**LFGCM["tiny"]).eval()
+latent = Lfgcm(**LFGCM_PROFILES["tiny"]).eval()
 state = weights.read_state(f"{folder}/weights.safetensors")
 latent.load_state_dict({key.removeprefix("latent."): value for key, value in state.items() if key.startswith("latent.")})
 y_hat, z_hat, _ = latent.decompress(open(f"{folder}/payload", "rb").read(), 256, 384)
@@ -74,11 +74,11 @@ numpy.savez(f"{folder}/decoded.npz", y_hat=y_hat.numpy(), z_hat=z_hat.numpy())
 
 @torch.no_grad()
 def test_fresh_process_with_other_threads_decodes_the_same(model, weights_folder, photo, tmp_path):
-    """Encoded on one thread here, decoded on two there: every bit of the latents is the same."""
+    """Latents that were encoded on one thread are bit-identical when another process decodes them on two."""
     pixels = torch.from_numpy(photo[:256, :384].copy()).permute(2, 0, 1)[None] / 255
     coded = model.latent.compress(pixels, model.backbone.encode(pixels))
     y_hat, z_hat, _ = model.latent.decompress(coded.payload, 256, 384)
-    assert y_hat.abs().max() > 1  # there is something to decode
+    assert y_hat.abs().max() > 1  # The latents are not all zero.
     (tmp_path / "payload").write_bytes(coded.payload)
     os.link(weights_folder / "diff-icmh-lambda2.safetensors", tmp_path / "weights.safetensors")
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}

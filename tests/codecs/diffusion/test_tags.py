@@ -1,4 +1,4 @@
-"""Tags: thirteen bits each, from the user, a file or a tagger."""
+"""Tags of 13 bits each, from the user, a file or a tagger."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Text
+from icmbench.codecs.diffusion.prompts.taggers import build_tag_guide
 from icmbench.codecs.diffusion.prompts.tags import MAX_TAGS, TagGuide
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -14,8 +15,8 @@ LARGE = [f"tag{i}" for i in range(4585)]
 
 
 def test_bits_are_the_published_ones():
-    """RAM++'s vocabulary takes 13 bits a tag, most significant first."""
-    guide = TagGuide(LARGE, given=["tag1", "tag4584"])
+    """RAM++'s vocabulary takes 13 bits per tag, most significant bit first."""
+    guide = TagGuide(LARGE, tags=["tag1", "tag4584"])
     text = guide.encode(IMAGE)
     assert (guide.bits, text.count, text.bits) == (13, 2, 26)
     assert text.data == int("0000000000001" + "1000111101000" + "000000", 2).to_bytes(4, "big")
@@ -36,35 +37,35 @@ def test_round_trip(size):
 def test_tags_from_a_file_and_a_tagger(tmp_path):
     (tmp_path / "words.txt").write_text("cat\ndog\ntree\n")
     (tmp_path / "tags.json").write_text(json.dumps({"a.png": ["dog", "cat"], "b.png": []}))
-    guide = TagGuide.from_files(tmp_path / "words.txt", tmp_path / "tags.json")
+    guide = build_tag_guide(tmp_path / "words.txt", tmp_path / "tags.json")
     assert guide.prompt(guide.encode(IMAGE, "a.png")) == "dog, cat"
     assert guide.encode(IMAGE, "b.png") is None
     with pytest.raises(CodecError, match=r"no tags for image 'c.png'"):
         guide.encode(IMAGE, "c.png")
-    tagged = TagGuide.from_files(tmp_path / "words.txt", tmp_path / "tags.json", lambda image: [image.shape[0] - 2])
+    tagged = build_tag_guide(tmp_path / "words.txt", tmp_path / "tags.json", lambda image: [image.shape[0] - 2])
     assert tagged.prompt(tagged.encode(IMAGE, "c.png")) == "tree"
     assert tagged.encode(IMAGE, "b.png") is None
 
 
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(CodecError, match=r"set `vocabulary`"):
-        TagGuide(given=["cat"])
+        TagGuide(tags=["cat"])
     with pytest.raises(CodecError, match=r"no 'unicorn'"):
-        TagGuide(["cat"], given=["unicorn"])
+        TagGuide(["cat"], tags=["unicorn"])
     with pytest.raises(CodecError, match=r"words.txt cannot be read"):
-        TagGuide.from_files(tmp_path / "words.txt")
+        build_tag_guide(tmp_path / "words.txt")
     (tmp_path / "words.txt").write_text("cat")
     (tmp_path / "tags.json").write_text("{")
     with pytest.raises(CodecError, match=r"tags.json is no JSON"):
-        TagGuide.from_files(tmp_path / "words.txt", tmp_path / "tags.json")
+        build_tag_guide(tmp_path / "words.txt", tmp_path / "tags.json")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        Text(2, 1, 13, b"\0\0"),  # another kind of text
-        Text(1, 1, 12, b"\0\0"),  # another width
-        Text(1, 1, 13, b"\xff\xff"),  # beyond the vocabulary
+        Text(2, 1, 13, b"\0\0"),  # Text of another coder.
+        Text(1, 1, 12, b"\0\0"),  # Another number of bits per tag.
+        Text(1, 1, 13, b"\xff\xff"),  # An index beyond the vocabulary.
     ],
 )
 def test_foreign_text_is_refused(text):

@@ -1,0 +1,70 @@
+"""The format number of the files of a run folder that are read again: the Parquet files, and environment.json.
+
+The number stands in the metadata of the Parquet schema and in the JSON object, under the key `format`. It is raised when a reader
+of the old format would misread the new one. Files from before the number was introduced have none and are of format 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from icmbench.harness.config.errors import UserError
+
+FORMAT = 1
+KEY = "format"
+
+
+class FormatError(UserError):
+    """A file that a newer icmbench wrote. Unlike a damaged file, it must never be replaced or treated as absent."""
+
+
+def check_format(path: str | Path, number: Any) -> None:
+    """Refuse a file of a format that this icmbench does not know.
+
+    Args:
+        path: the file, named in the error message.
+        number: its format number; anything but a positive integer is refused too.
+
+    Raises:
+        FormatError: the number is larger than `FORMAT`, or it is no format number.
+    """
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= FORMAT:
+        raise FormatError(f"{path} has format {repr(number)[:40]}, and this icmbench reads up to {FORMAT}: use a newer icmbench")
+
+
+def check_metadata(path: str | Path, metadata: Mapping[bytes, bytes] | None) -> None:
+    """Refuse a Parquet file of a format that this icmbench does not know.
+
+    Args:
+        path: the file, named in the error message.
+        metadata: the metadata of its schema; None if it has none.
+
+    Raises:
+        FormatError: as for `check_format`.
+    """
+    text = (metadata or {}).get(KEY.encode(), b"1").decode("ascii", "backslashreplace")
+    check_format(path, int(text) if text.isdecimal() and len(text) < 10 else text)
+
+
+def parse_object(path: str | Path, text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object of a run folder.
+
+    Args:
+        path: the file that holds the text, named in the error message.
+        text: the content of the file.
+
+    Raises:
+        ValueError: the text is no JSON object.
+        FormatError: the object has a format that this icmbench does not know.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    check_format(path, value.get(KEY, FORMAT))
+    return value
