@@ -115,7 +115,7 @@ class LayerDifference(Task):
         return self._requested_layers
 
     @cached_property
-    def metrics(self) -> Sequence[MetricSpec]:  # type: ignore[override]
+    def metrics(self) -> Sequence[MetricSpec]:
         """One metric per layer, named after it; the last is primary."""
         return tuple(
             MetricSpec(layer, higher_is_better=False, primary=layer == self.layers[-1], ceiling=0.0) for layer in self.layers
@@ -244,7 +244,7 @@ def _timm_skeleton(name: str) -> torch.nn.Module:
 
 
 def _load_timm(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
-    """As `_load_torchvision`. In timm the name decides the weights, so `weights` is not used."""
+    """The counterpart of `_load_torchvision`. In timm the name decides the weights, so `weights` is not used."""
     from icmbench.tasks.models.timm_models import TimmClassifier
 
     network = TimmClassifier(name, path).network

@@ -55,7 +55,10 @@ def lower_bound(x: Tensor, bound: float) -> Tensor:
         x: Tensor of any shape.
         bound: The lower bound.
     """
-    return _LowerBound.apply(x, bound) if torch.is_grad_enabled() else x.clamp(min=bound)
+    if torch.is_grad_enabled():
+        bounded: Tensor = _LowerBound.apply(x, bound)  # type: ignore[no-untyped-call]
+        return bounded
+    return x.clamp(min=bound)
 
 
 def round_ste(x: Tensor) -> Tensor:

@@ -309,7 +309,7 @@ def _state_dict_from(path: Path | None, entry: WeightsEnum) -> Iterator[None]:
             return torch.load(path, map_location="cpu", weights_only=True)
         return torch.hub.load_state_dict_from_url(entry.url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
 
-    entry.get_state_dict = state_dict  # type: ignore[method-assign]
+    entry.get_state_dict = state_dict
     try:
         yield
     except OSError as error:

@@ -31,7 +31,7 @@ SMALL_INPUT = {"min_size": 128, "max_size": 160}
 def save_random_weights(architecture: str, folder: Path) -> Path:
     torch.manual_seed(0)
     network = get_model(architecture, weights=None, weights_backbone=None)
-    with torch.no_grad():  # With variances other than 1, the eps of the norms, which COCO_V1 sets to 0, changes the output.
+    with torch.no_grad():  # With their initial variances of 1, the norms would be close to the identity.
         for name, buffer in network.named_buffers():
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
