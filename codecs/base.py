@@ -78,7 +78,7 @@ class Codec(Protocol):
     Optional class attributes, read with a default if a class lacks them:
         default_points: Rate points used if the experiment names none.
         weights: One line on the weights or programs that the codec needs: their source and licence.
-        extra: The optional dependency group that installs what the codec imports, e.g. "avif".
+        extra: The optional dependency group that installs what the codec imports, e.g. "jpegxl".
         deterministic (True): False if decoding the same stream twice may give different pixels.
         background (False): True if the codec uses one thread and no global state, so that it may run beside the task models.
 

@@ -184,7 +184,7 @@ def read_vvc_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-_SEQUENCE_PARAMETER_SET = 15  # type of a NAL unit
+_SEQUENCE_PARAMETER_SET = 15  # The NAL unit type of VVC's sequence parameter sets.
 _CONSTRAINT_FLAGS = 71  # bits of general_constraints_info() between its first flag and the number of additional bits
 
 

@@ -64,7 +64,7 @@ def _print_error(text: str) -> None:
     print(f"icmbench: {printable}", file=sys.stderr)
 
 
-# --- the arguments of each command
+# The arguments of each command.
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -190,7 +190,7 @@ def _add_convert(add: AddCommand) -> None:
     convert.add_argument("output", type=Path, metavar="OUT")
 
 
-# --- carrying out the commands
+# The functions that carry out the commands.
 
 
 def _load_experiment(options: argparse.Namespace) -> tuple[Any, str]:

@@ -190,9 +190,9 @@ class _Pairs:
     """Pairs of a detection and a label that overlap enough to match at some threshold; p aligned rows."""
 
     detection: Ints  # (p,), sorted by image, category and falling score.
-    label: Ints  # (p,)
-    overlap: Floats  # (p,)
-    category: Ints  # (p,)
+    label: Ints  # (p,), the label of each pair.
+    overlap: Floats  # (p,), intersection over union, or keypoint similarity.
+    category: Ints  # (p,), the category of both.
     passes: Bools  # (p, T), whether the overlap reaches each threshold.
 
 

@@ -51,7 +51,8 @@ METRICS = (
     MetricSpec("parse_failures", "%", higher_is_better=False, ceiling=0.0),
 )
 NUMBER = r"\s*(-?\d+(?:\.\d*)?|-?\.\d+)\s*"
-BOX = re.compile(rf"[\[(]{NUMBER},{NUMBER}[\])]?\s*,\s*[\[(]?{NUMBER},{NUMBER}[\])]")  # [a, b, c, d] or (a, b), (c, d)
+# Four coordinates as a model writes them: [x1, y1, x2, y2] or (x1, y1), (x2, y2).
+BOX = re.compile(rf"[\[(]{NUMBER},{NUMBER}[\])]?\s*,\s*[\[(]?{NUMBER},{NUMBER}[\])]")
 
 
 @dataclass(frozen=True)

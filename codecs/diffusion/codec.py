@@ -46,7 +46,9 @@ class DiffusionCodec(StreamScheme):
     """
 
     version: ClassVar[int]  # Raised by hand when bytes or pixels change.
-    published: ClassVar[PublishedWeights | None] = None  # Where the authors published weights.
+    published: ClassVar[PublishedWeights | None] = (
+        None  # The hub repository and path of the authors' weights, if they published any.
+    )
     extra = "diffusion"
     deterministic = False  # Pixels may differ between devices and batch sizes.
 

@@ -65,7 +65,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def train(
+def train_stage(
     build: Callable[[str], Objective],
     data: CropDataset,
     stage: StageOptions,
@@ -85,8 +85,7 @@ def train(
         build: makes the objective on a given PyTorch device.
         data: the photographs.
         stage: how long and how fast to train.
-        folder: gets checkpoint.pt, log.jsonl (one line of terms per logged step), TensorBoard logs and, at the end,
-            weights.safetensors.
+        folder: gets log.jsonl, TensorBoard logs, checkpoint.pt and, at the end, weights.safetensors in its place.
         accelerator: accelerate's state of this process.
         seed: decides the initial weights, and all noise of the training steps.
         identity: JSON object of everything that decides the weights; a folder begun with another one is refused.
@@ -100,14 +99,10 @@ def train(
     """
     keep_freed_memory()
     torch.manual_seed(seed)
-    objective = build_objective(build, data, stage, str(accelerator.device))
-    if start is not None:
-        load_start_weights(objective, start)
-    nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
+    objective = build_objective(build, data, stage, str(accelerator.device), start)
     trainer = _StageTrainer(objective.train(), stage, folder, accelerator, json.loads(identity))
     first = trainer.resume()
-    positions = _batch_positions(stage, accelerator, first)
-    batches = iter(DataLoader(data, batch_sampler=positions, collate_fn=collate, num_workers=stage.workers))
+    batches = _batches(data, stage, accelerator, first)
     with open_log(folder, first) if accelerator.is_main_process else contextlib.nullcontext(TermLog()) as log:
         for step in range(first, stage.steps):
             terms = trainer.step(step, [next(batches) for _ in range(stage.accumulate)], seed)
@@ -123,7 +118,9 @@ def train(
     trainer.finish(export)
 
 
-def build_objective(build: Callable[[str], Objective], data: CropDataset, stage: StageOptions, device: str) -> Objective:
+def build_objective(
+    build: Callable[[str], Objective], data: CropDataset, stage: StageOptions, device: str, start: Path | None = None
+) -> Objective:
     """Build a stage's objective with all the networks that its losses need.
 
     Args:
@@ -131,9 +128,10 @@ def build_objective(build: Callable[[str], Objective], data: CropDataset, stage:
         data: the photographs.
         stage: the stage's options.
         device: PyTorch device.
+        start: weights to start from, as for `train_stage`.
 
     Raises:
-        CodecError: the objective cannot be built, or the data or the stage do not suit it.
+        CodecError: the objective cannot be built, or the data, the stage or the weights do not suit it.
     """
     objective = build(device)
     if data.crop % objective.pad:
@@ -143,6 +141,9 @@ def build_objective(build: Callable[[str], Objective], data: CropDataset, stage:
         raise CodecError(f"this objective needs {', '.join(remedy[need] for need in sorted(missing))}: set them in data")
     if stage.only is not None:
         _freeze_others(objective, stage.only)
+    if start is not None:
+        load_start_weights(objective, start)
+    nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
     return objective
 
 
@@ -262,6 +263,12 @@ class _StageTrainer:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
+
+
+def _batches(data: CropDataset, stage: StageOptions, accelerator: Accelerator, step: int) -> Iterator[dict[str, Any]]:
+    """This process's batches from a step on."""
+    positions = _batch_positions(stage, accelerator, step)
+    return iter(DataLoader(data, batch_sampler=positions, collate_fn=collate, num_workers=stage.workers))
 
 
 def _batch_positions(stage: StageOptions, accelerator: Accelerator, step: int) -> Iterator[list[int]]:

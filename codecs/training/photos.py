@@ -188,6 +188,12 @@ def collect(root: Path, out: Path, seed: int = 0, synthetic_count: int = 400, mo
         subject = list(synthetic.SUBJECTS)[number % len(synthetic.SUBJECTS)]
         image, words = _draw_synthetic(subject, rng)
         add_picture(f"synthetic-{subject}-{number:04}", image, words)
+    _write_texts(out, tags)
+    return len(tags)
+
+
+def _write_texts(out: Path, tags: dict[str, list[str]]) -> None:
+    """Write tags, captions made of them, and the vocabulary, without rare tags."""
     counts = Counter(word for words in tags.values() for word in words)
     vocabulary = sorted(word for word, count in counts.items() if count >= MIN_TAG_COUNT)
     tags = {name: [word for word in words if counts[word] >= MIN_TAG_COUNT] for name, words in tags.items()}
@@ -195,7 +201,6 @@ def collect(root: Path, out: Path, seed: int = 0, synthetic_count: int = 400, mo
     (out / "tags.json").write_text(json.dumps(tags, indent=0, sort_keys=True))
     (out / "captions.json").write_text(json.dumps(captions, indent=0, sort_keys=True))
     (out / "vocabulary.txt").write_text("\n".join(vocabulary) + "\n")
-    return len(tags)
 
 
 def _draw_synthetic(subject: str, rng: np.random.Generator) -> synthetic.TaggedPicture:

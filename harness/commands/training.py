@@ -81,7 +81,7 @@ def train(recipe: Recipe, out: Path) -> Path:
     for run in stage_runs:
         images_per_step = run.stage.batch * run.stage.accumulate * accelerator.num_processes
         with Bar(run.folder.name, run.stage.steps * images_per_step) as bar:
-            loop.train(
+            loop.train_stage(
                 functools.partial(_build, objective, run),
                 data,
                 run.stage,

@@ -1,6 +1,6 @@
 """The paired bootstrap of a run: every task's `aggregate` under resampled images, at each codec point, stored with the run.
 
-    predictions -> statistics -> aggregate under weights -> replicates/<task>.parquet -> intervals of scores and BD-rates
+    predictions -> statistics -> aggregate under weights -> replicates/<task>-<key>.parquet -> intervals of scores and BD-rates
 
 A codec point is not resampled again if its stored replicates were made from the same predictions and values. Slow tasks are
 resampled in worker processes, one codec point at a time; each worker reads the predictions itself, so that only names are sent.
@@ -159,7 +159,7 @@ def _resample_series(
     return draw_replicates([point], len(gathered.ids), resampled_metrics(bench, label), count).assign(key=key)
 
 
-# --- in worker processes
+# The rest runs in worker processes.
 
 _worker_bench: Bench | None = None  # Kept from one job to the next, so that its plug-ins are built once.
 

@@ -287,7 +287,7 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key or "fingerprint", json.dumps(value)
 
 
-# --- export
+# Writing a pack from the shards of a run.
 
 
 class _RecordedCodec:

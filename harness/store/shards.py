@@ -1,4 +1,7 @@
-"""What shards hold, and their file names. A name holds a key of everything that decides the content.
+"""What shards hold, and their file names.
+
+The key in a name is a digest of everything that decides the content. That of a source shard holds sizes and modification times of
+the image files, because hashing their pixels is what it saves.
 
 sources/<dataset>/<block>-<key>.parquet                              hashes of the source pixels
 streams/<dataset>/<codec>/<point>/<block>-<key>.parquet              streams, and the hashes of their reconstructions

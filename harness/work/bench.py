@@ -51,7 +51,7 @@ class Bench:
     def __reduce__(self) -> tuple[type[Bench], tuple[Experiment, Store]]:
         return Bench, (self.experiment, self.store)
 
-    # --- plug-ins
+    # Building the plug-ins.
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -200,7 +200,7 @@ class Bench:
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{where}: {name!r} cannot be made: {reason(error)}") from error
 
-    # --- blocks and their pixels
+    # Blocks of images and their pixels.
 
     def blocks(self, dataset: str) -> list[ImageBlock]:
         """A dataset cut into blocks of the experiment's `shard_size` images; the last one may be smaller."""

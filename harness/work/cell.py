@@ -150,7 +150,7 @@ class Cell:
             return False
         return self.tolerant or not any(row["error"] for row in self._read_rows(name, ["id", "error"]).values())
 
-    # --- kept reconstructions
+    # Kept reconstructions, as lossless pictures.
 
     def _all_pictures_stored(self) -> bool:
         rows = self.stored_rows.items()
@@ -176,7 +176,7 @@ class Cell:
         Pillow.fromarray(image).save(buffer, "PNG", compress_level=1)
         self.bench.store.write(picture_name(self.stream_file, image_id), buffer.getvalue())
 
-    # --- work on one chunk
+    # Work on one chunk of the block.
 
     @property
     def background(self) -> bool:
@@ -344,7 +344,7 @@ class Cell:
             raise CodecError(f"rate_breakdown sums to {sum(parts.values())} bits of a stream of {8 * size}")
         return {"data": data, "bytes": size, "parts": None if parts is None else json.dumps(parts)}
 
-    # --- the cell's files
+    # Writing the cell's shards.
 
     def write(self) -> None:
         """Write the stream shard, if it is new, and then the prediction shards of the missing tasks.
@@ -368,7 +368,7 @@ class Cell:
             schema = pa.schema([*PREDICTION, *task.schema])
             empty = dict.fromkeys(schema.names)
             for image_id in self.scored_ids[label]:
-                if image_id not in rows:  # Its source could not be read or coded.
+                if image_id not in rows:  # The source image could not be read, or the codec failed on it.
                     rows[image_id] = {"id": image_id, "error": "no pixels"}
             store.write_table(self._prediction_file(label), to_table([empty | rows[i] for i in self.scored_ids[label]], schema))
 

@@ -47,7 +47,7 @@ def _cgroup_quotas() -> Iterator[float]:
     """CPU quotas, in CPUs, of all cgroups that this process belongs to, and of their parents, which limit it too."""
     try:
         lines = CGROUPS.read_text().splitlines()
-    except OSError:  # not Linux
+    except OSError:  # Only Linux has this file.
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -70,5 +70,5 @@ def _quota(folder: Path) -> float | None:
         else:
             quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+    except (OSError, ValueError, ZeroDivisionError):  # There is no such file, or it says "max": no limit.
         return None

@@ -51,7 +51,7 @@ def run(photos, out, precision="no", validate=None, history=None, **stage):
             history.append({key: value.detach().clone() for key, value in objectives[-1].state_dict().items()})
 
     data, options = CropDataset(photos, crop=16), StageOptions(STEPS, lr=1e-2, **stage)
-    loop.train(
+    loop.train_stage(
         *(build, data, options, out),
         accelerator=loop.make_accelerator(precision),
         export=out / "export",
