@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,20 @@ from icmbench.harness.store.store import Store
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
 
+def one_request_at_a_time(app):
+    """Make moto's conditional put atomic, as that of a real S3 service is.
+
+    moto looks for the object and writes it in two steps, between which another writer can come, so that both win.
+    """
+    lock = threading.Lock()
+
+    def locked(environ, start_response):
+        with lock:
+            return app(environ, start_response)
+
+    return locked
+
+
 @pytest.fixture(scope="module")
 def server():
     from moto.server import ThreadedMotoServer
@@ -30,6 +45,7 @@ def server():
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
+    server._server.app = one_request_at_a_time(server._server.app)
     yield f"http://{host}:{port}"
     server.stop()
 
