@@ -84,6 +84,9 @@ class Codec(Protocol):
 
     Optional methods:
         usable() -> str | None: A class method. The reason why this machine cannot run the codec, or None if it can.
+        stream_options(data) -> dict[str, Any]: A class method. What a stream states of the codec that made it: constructor
+            arguments by name, `point` among them if it does. `icmbench decode` constructs the codec with them, and refuses options
+            of the user that differ. Raises BitstreamError for bytes that are no stream of this codec.
         compress_batch(images, ids) -> list[bytes]: `ids` are image ids, for codecs whose streams were made elsewhere.
         decompress_batch(streams) -> list[Image].
         rate_breakdown(data) -> dict[str, int]: Bits by part. The parts sum to the stream; `payload_bpp` leaves out "header".

@@ -89,8 +89,13 @@ class Cadc(DiffusionCodec):
             facts={"ugaq": ugaq},
         )
 
-    def default_sampling(self, profile: str, point: float) -> Overrides:
+    @classmethod
+    def default_sampling(cls, profile: str, point: float) -> Overrides:
         return Overrides(steps=1, guidance=1.0)
+
+    @classmethod
+    def sampler_options(cls, name: str) -> dict[str, Any]:
+        return {"captioner": "none"} if name == PLAIN else {}  # A stream does not say which captioner it was made with.
 
     def build_sampler(self, name: str, sampling: Overrides) -> Sampler:
         from icmbench.codecs.diffusion.sampling.samplers import OneStepSampler

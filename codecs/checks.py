@@ -38,7 +38,30 @@ def check_pixel_count(width: int, height: int) -> None:
     """
     limit = Pillow.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise ValueError(f"{width}x{height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS ({limit})")
+        raise ValueError(
+            f"{width}x{height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS ({limit}): give the dataset a preprocessing, or "
+            "shrink or cut the image first"
+        )
+
+
+def check_sides(width: int, height: int, limit: int, codec: str, reason: str = "") -> None:
+    """Check an image against the longest side that a format can code and decode.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        limit: The most pixels a side may have.
+        codec: The codec's name, for the message.
+        reason: Whose limit it is, for the message.
+
+    Raises:
+        CodecError: a side is longer.
+    """
+    if max(width, height) > limit:
+        raise CodecError(
+            f"{codec}: an image of {width}x{height} pixels cannot be encoded: its sides may have at most {limit} pixels"
+            f"{f', {reason}' if reason else ''}: give the dataset a preprocessing, or shrink or cut the image first"
+        )
 
 
 def number_parameter(point: Any, codec: str, parameter: str, low: float, high: float) -> int | float:

@@ -21,7 +21,7 @@ from PIL import AvifImagePlugin, features
 from PIL import Image as Pillow
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, fingerprint
-from icmbench.codecs.checks import check_image, check_pixel_count, integer_parameter, number_parameter, require
+from icmbench.codecs.checks import check_image, check_pixel_count, check_sides, integer_parameter, number_parameter, require
 
 Point: TypeAlias = int | float | Mapping[str, int | float]
 
@@ -33,6 +33,7 @@ class _PillowCodec:
     version: ClassVar[int] = 1  # Raised by hand when bytes or pixels change for the same settings.
     format: ClassVar[str]  # Pillow's name of the format
     feature: ClassVar[str]  # the format's name in PIL.features
+    max_side: ClassVar[int]  # pixels of the longest side that both the library's encoder and its decoder take
     background: ClassVar[bool] = True
     point: RatePoint
     fingerprint: str
@@ -65,11 +66,12 @@ class _PillowCodec:
         """
         check_image(image, self.name)
         height, width = image.shape[:2]
+        check_sides(width, height, self.max_side, self.name, f"the limit of Pillow's {self.format}")
         buffer = io.BytesIO()
         try:
             check_pixel_count(width, height)
             Pillow.fromarray(image).save(buffer, self.format, **self._settings)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:  # RuntimeError is how libavif's errors come.
             raise CodecError(f"{self.name}: an image of {width}x{height} pixels cannot be encoded: {error}") from error
         return buffer.getvalue()
 
@@ -110,6 +112,7 @@ class Jpeg(_PillowCodec):
     name = "jpeg"
     format = "JPEG"
     feature = "jpg"
+    max_side = 65_500  # JPEG_MAX_DIMENSION of libjpeg; the format itself has 65,535.
     default_points = (5, 10, 20, 35, 50, 75)
 
     def __init__(
@@ -161,6 +164,7 @@ class Jpeg2000(_PillowCodec):
     name = "jpeg2000"
     format = "JPEG2000"
     feature = "jpg_2000"
+    max_side = (1 << 31) - 1  # More than the limit on pixels lets pass.
     default_points = (480, 240, 120, 80, 48, 24)
 
     def __init__(self, point: Point, *, irreversible: bool = True) -> None:
@@ -197,6 +201,7 @@ class WebP(_PillowCodec):
     name = "webp"
     format = "WEBP"
     feature = "webp"
+    max_side = 16_383  # WEBP_MAX_DIMENSION
     default_points = (0, 5, 15, 30, 50, 75)
 
     def __init__(self, point: Point, *, method: int = 6) -> None:
@@ -226,6 +231,8 @@ class Avif(_PillowCodec):
     name = "avif"
     format = "AVIF"
     feature = "avif"
+    # AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT of libavif's decoder. Its encoder takes 65,536, whose streams nothing here could decode.
+    max_side = 32_768
     default_points = (5, 15, 25, 35, 45, 60)
 
     def __init__(

@@ -50,9 +50,10 @@ _DECODE_EXAMPLES: dict[str, ParameterValue] = {"stream": "file", "output": "file
 class Command:
     """Any external encoder and decoder, by their command lines.
 
-    Both programs, and files named as arguments of their own (`python encode.py`), are in the fingerprint by SHA-256. Each call has
-    a temporary folder as its working directory and a process group, which is killed when the program ends, fails or hangs. Only
-    the decoder can notice truncated or altered streams: a return code other than 0 or an unreadable image is a BitstreamError.
+    Both programs, and files that arguments name (`python encode.py`, `--config=slow.cfg`, `{preset}.cfg`), are in the fingerprint
+    by SHA-256. Each call has a temporary folder as its working directory and a process group, which is killed when the program
+    ends, fails or hangs. Only the decoder can notice truncated or altered streams: a return code other than 0 or an unreadable
+    image is a BitstreamError.
 
     Args:
         point: A number or a word, which stands for {point} in the command lines; or a mapping such as {qp: 32}, whose keys are
@@ -68,7 +69,7 @@ class Command:
         order: The parameter that sorts the points by rate; "-qp" if a larger value is a lower rate. By default the first number.
         folder: Where relative paths in the command lines start, by default the current directory. A program without a slash is
             looked up on PATH. An argument with a slash or a suffix that names a file in the folder becomes the file's absolute
-            path.
+            path, and so does what follows a "=" in an argument.
         timeout_seconds: Fixed part of the encoder's time limit, in seconds.
         timeout_seconds_per_megapixel: What each million pixels adds to the encoder's time limit, in seconds.
         decode_timeout_seconds: The decoder's time limit, in seconds. It is fixed, because a stream does not tell its image's size.
@@ -207,10 +208,22 @@ class _CommandLine:
         self._arguments = list(line[1:])
         self.sha256 = {line[0]: file_sha256(self._program)}
         for number, argument in enumerate(self._arguments):
-            path = (folder / argument).absolute()
-            if ("/" in argument or path.suffix) and path.is_file():
-                self._arguments[number] = _escape_braces(str(path))
-                self.sha256[argument] = file_sha256(path)
+            starts = [0, *(match.end() for match in re.finditer("=", argument))]
+            for start in starts:
+                path = self._named_file(argument[start:], folder)
+                if path is not None:
+                    self._arguments[number] = argument[:start] + _escape_braces(str(path))
+                    self.sha256[argument] = file_sha256(path)
+                    break
+
+    def _named_file(self, name: str, folder: Path) -> Path | None:
+        """The file that a text names once the point's parameters are filled in, as an absolute path; None if it names none."""
+        try:
+            # A placeholder of another kind, such as {input}, is not known before a call.
+            path = (folder / name.format_map(self.parameters)).absolute()
+            return path if ("/" in name or path.suffix) and path.is_file() else None
+        except (KeyError, ValueError, OSError):  # Or half of a placeholder, or a text too long for a file's name.
+            return None
 
     @property
     def program(self) -> str:

@@ -143,6 +143,15 @@ class CompressAiZoo:
         x = F.pad(decoded["x_hat"], crop)[0].clamp(0, 1).mul(255).round().byte()
         return np.ascontiguousarray(x.permute(1, 2, 0).numpy())
 
+    @classmethod
+    def stream_options(cls, data: bytes) -> dict[str, Any]:
+        """The quality of a stream, which does not state its model; see `icmbench.codecs.base.Codec`.
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this codec.
+        """
+        return {"point": cls._parse(data).model}
+
     def rate_breakdown(self, data: bytes) -> dict[str, int]:
         """Bits of the parts header, z, y and text (always 0), which sum to the stream.
 
@@ -151,10 +160,11 @@ class CompressAiZoo:
         """
         return self._parse(data).rates(data)
 
-    def _parse(self, data: bytes) -> Container:
+    @classmethod
+    def _parse(cls, data: bytes) -> Container:
         container = Container.from_bytes(data)
-        if container.codec != self.name:
-            raise BitstreamError(f"the stream was made by {container.codec}, not by {self.name}")
+        if container.codec != cls.name:
+            raise BitstreamError(f"the stream was made by {container.codec}, not by {cls.name}")
         return container
 
 
@@ -189,12 +199,14 @@ def _build_network(model: str, state: Mapping[str, Any], source: str) -> Any:
 def _load_state(path: Path) -> Mapping[str, Any]:
     import torch
 
+    from icmbench.codecs.diffusion.backbone.weights import refusal_reason
+
     if not path.is_file():
         raise CodecError(f"compressai: no such checkpoint: {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types on files that are no checkpoints.
-        raise CodecError(f"compressai: {path} is no checkpoint of tensors alone: {error}") from error
+        raise CodecError(f"compressai: {path} is no checkpoint of tensors alone: {refusal_reason(error)}") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping):
         raise CodecError(f"compressai: {path} holds no state dict; save the model's state_dict()")

@@ -88,7 +88,8 @@ class DiffIcmh(DiffusionCodec):
             runtime=runtime,
         )
 
-    def default_sampling(self, profile: str, point: float) -> Overrides:
+    @classmethod
+    def default_sampling(cls, profile: str, point: float) -> Overrides:
         return Overrides(steps=STEPS[profile], guidance=GUIDANCE)
 
     def build_sampler(self, name: str, sampling: Overrides) -> Sampler:

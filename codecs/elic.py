@@ -144,6 +144,17 @@ class Elic:
         container.verify(data, latents.checksum ^ self._weights_check)
         return self._pixels(latents.y_hat)[: container.height, : container.width]
 
+    @classmethod
+    def stream_options(cls, data: bytes) -> dict[str, Any]:
+        """The mode of a stream and, if it is one of `LAMBDAS`, its point; see `icmbench.codecs.base.Codec`.
+
+        Raises:
+            BitstreamError: the bytes are not one whole stream of this codec.
+        """
+        container = cls._parse(data)
+        point = {"point": LAMBDAS[container.model - 1]} if 1 <= container.model <= len(LAMBDAS) else {}
+        return {**point, "mode": "portable" if container.portable else "default"}
+
     def rate_breakdown(self, data: bytes) -> dict[str, int]:
         """Bits of the parts header, z, y and text (always 0), which sum to the stream.
 
@@ -160,10 +171,11 @@ class Elic:
             x = self._synthesis(y)[0].permute(1, 2, 0).float()
             return np.ascontiguousarray((torch.nan_to_num(x).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
-    def _parse(self, data: bytes) -> Container:
+    @classmethod
+    def _parse(cls, data: bytes) -> Container:
         container = Container.from_bytes(data)
-        if container.codec != self.name:
-            raise BitstreamError(f"the stream was made by {container.codec}, not by {self.name}")
+        if container.codec != cls.name:
+            raise BitstreamError(f"the stream was made by {container.codec}, not by {cls.name}")
         return container
 
     def _coder(self, mode: str) -> HyperpriorCoder:

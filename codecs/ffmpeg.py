@@ -26,7 +26,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
-from icmbench.codecs.checks import check_image, integer_parameter
+from icmbench.codecs.checks import check_image, check_sides, integer_parameter
 from icmbench.codecs.process import ProgramError, TimeLimits, find_program, run_program, temporary_folder
 from icmbench.codecs.yuv import Subsampling, from_samples, to_samples
 
@@ -46,7 +46,8 @@ class _Ffmpeg:
     format: ClassVar[str]  # ffmpeg's name of the byte stream format
     parameter: ClassVar[str]  # name of the rate point's number
     subsampling: ClassVar[Subsampling]
-    min_side: ClassVar[int]  # The encoder refuses smaller pictures.
+    min_side: ClassVar[int]  # The encoder refuses smaller pictures, which are padded.
+    max_side: ClassVar[int]  # pixels of the longest side that both the encoder and ffmpeg's decoder take
     check_bytes: ClassVar[int] = 2  # length of the trailer's check
     point: RatePoint
     fingerprint: str
@@ -88,6 +89,7 @@ class _Ffmpeg:
         """
         check_image(image, self.name)
         height, width = image.shape[:2]
+        check_sides(width, height, self._max_side_of(width, height), self.name, f"the limit of {self.encoder} or of its decoder")
         right, bottom = (self._padding(side) for side in (width, height))
         padded = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge")
         pixels = f"yuv{self.subsampling.replace(':', '')}p10le"
@@ -145,6 +147,10 @@ class _Ffmpeg:
         stream, _, _ = self._split(data)
         return {"header": 8 * (len(data) - len(stream)), "stream": 8 * len(stream)}
 
+    def _max_side_of(self, width: int, height: int) -> int:
+        """Pixels of the longest side that a picture of this shape may have."""
+        return self.max_side
+
     def _padding(self, side: int) -> int:
         to_even = side % 2 if self.subsampling == "4:2:0" else 0
         return max(to_even, self.min_side - side)
@@ -183,6 +189,7 @@ class Vvenc(_Ffmpeg):
     parameter = "qp"
     subsampling = "4:2:0"
     min_side = 32
+    max_side = 25_328  # sqrt(8 MaxLumaPs) of VVC's level 6.3; the encoder takes more, whose streams ffmpeg does not decode.
     default_points = (32, 37, 42, 47, 52, 57)
 
     def __init__(
@@ -220,6 +227,7 @@ class X265(_Ffmpeg):
     parameter = "qp"
     subsampling = "4:4:4"
     min_side = 16
+    max_side = 8192  # libx265's limit for every level
     check_bytes = 4
     default_points = (32, 36, 40, 44, 48, 51)
 
@@ -237,6 +245,10 @@ class X265(_Ffmpeg):
         parameters = f"qp={qp}:keyint=1:info=0:pools=none:frame-threads=1:wpp=0:log-level=error"
         settings = ("-preset", preset, "-x265-params", parameters)
         self._setup(qp, settings, TimeLimits(timeout_seconds, timeout_seconds_per_megapixel, decode_timeout_seconds))
+
+    def _max_side_of(self, width: int, height: int) -> int:
+        # Above level 4, which has sqrt(8 MaxLumaPs) = 4222, libx265 needs blocks of 32, which narrower pictures do not hold.
+        return self.max_side if min(width, height) >= 32 else 4208
 
 
 class Av1(_Ffmpeg):
@@ -258,6 +270,7 @@ class Av1(_Ffmpeg):
     parameter = "crf"
     subsampling = "4:4:4"
     min_side = 1
+    max_side = 65_536
     default_points = (32, 40, 46, 52, 58, 63)
 
     def __init__(

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import posixpath
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +31,10 @@ import numpy as np
 from PIL import Image as Pillow
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, ParameterValue, RatePoint, fingerprint
+from icmbench.codecs.checks import check_pixel_count
 
 _FORMATS = {".png": "PNG", ".ppm": "PPM", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+_MAX_BYTES = 1 << 40  # of one image: above any that can be read here
 _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}  # Pillow's names of compressions
 _EXACT_MODES = {"RGB", "L", "P", "1"}  # Converting these modes of Pillow to RGB changes no pixel.
 
@@ -206,20 +209,25 @@ def _list_files(path: Path, label: str) -> dict[str, tuple[int, int]]:
 
 def _read_rows(path: Path, label: str) -> dict[str, _Row]:
     """This point's rows by image. Rows of other points are checked, too."""
+    if path.exists() and not path.is_file():
+        raise CodecError(f"folder: the sizes {path} cannot be read: no regular file")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = [column.strip() for column in reader.fieldnames or []]
-            reader.fieldnames = columns
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+            columns = [column.strip() for column in next(reader, [])]
             units = [unit for unit in ("bytes", "bits") if unit in columns]
-            if not {"image", "point"} <= set(columns) or len(units) != 1:
+            if columns.count("image") != 1 or columns.count("point") != 1 or sum(map(columns.count, ("bytes", "bits"))) != 1:
                 raise CodecError(
-                    f"folder: {path} needs the columns image, point and either bytes or bits; it has {', '.join(columns)}"
+                    f"folder: {path} needs the columns image, point and either bytes or bits, separated by commas and each of them "
+                    f"once; it has {', '.join(columns)}"
                 )
             points: dict[float | str, dict[str, _Row]] = {}
-            for fields in reader:
+            for row in filter(None, reader):
                 position = f"folder: {path}, row {reader.line_num}"
-                image, point, size = ((fields[column] or "").strip() for column in ("image", "point", units[0]))
+                fields = _fields(row, columns, position)
+                image, point, size = (fields[column] for column in ("image", "point", units[0]))
                 if not image or not point:
                     raise CodecError(f"{position}: its image or its point is empty")
                 rows = points.setdefault(_point_key(point), {})
@@ -234,21 +242,33 @@ def _read_rows(path: Path, label: str) -> dict[str, _Row]:
     return points[_point_key(label)]
 
 
+def _fields(row: Sequence[str], columns: Sequence[str], position: str) -> dict[str, str]:
+    """The fields of a row by their columns, without blanks around them."""
+    # A column without a name is an index in front, or what a trailing comma makes; else a number was cut at a decimal comma.
+    unnamed = any(field.strip() for column, field in zip(columns[1:], row[1:], strict=False) if not column)
+    if len(row) != len(columns) or unnamed:
+        raise CodecError(
+            f"{position}: {len(row)} fields under {len([*filter(None, columns)])} named columns: write one field per column, "
+            "numbers with a point and without thousands separators, and names that hold a separator in quotes"
+        )
+    return {column: field.strip() for column, field in zip(columns, row, strict=True)}
+
+
 def _parse_size(text: str, unit: str, position: str) -> int:
     """A size in bytes. `position` tells the file and row in error messages."""
-    try:
-        size = float(text)
-    except ValueError:
-        size = math.nan
+    # `1.000` may be a thousand in digits grouped by points, but `1000.0` is how a table of floats writes that number.
+    size = float(text) if re.fullmatch(r"\d+(\.0)?|\d+(\.\d+)?[eE]\+?\d{1,2}", text, re.ASCII) else math.nan
     if not (size > 0 and size.is_integer()):
         raise CodecError(f"{position}: {unit} is a whole number above 0, not {text!r}")
+    if size > _MAX_BYTES:
+        raise CodecError(f"{position}: {unit} is at most {_MAX_BYTES}, not {text!r}: correct the size")
     return math.ceil(size / 8) if unit == "bits" else int(size)
 
 
 def _point_key(point: str) -> float | str:
     """What a point's label stands for: `32`, `32.0` and `032` are the same point."""
     try:
-        number = float(point)
+        number = float(point) if point.isascii() and "_" not in point else math.nan  # Python reads 3_2, and digits of any script.
     except ValueError:
         return point
     return number if math.isfinite(number) else point
@@ -268,9 +288,12 @@ def _group_by_stem(names: Mapping[str, object]) -> dict[str, list[str]]:
 @contextmanager
 def _open_lossless(file: Path) -> Iterator[Pillow.Image]:
     """An image file whose header is read. Raises ValueError, or any error of Pillow, unless it is one lossless 8-bit image."""
+    if not file.is_file() and file.exists():
+        raise ValueError("it is no regular file")
     with Pillow.open(file, formats=[_FORMATS[file.suffix.lower()]]) as picture:
         if picture.info.get("compression") in _LOSSY_TIFF if picture.format == "TIFF" else _is_lossy_webp(file):
             raise ValueError("it is compressed with loss, which would count as the codec's own")
+        check_pixel_count(*picture.size)
         if picture.mode not in _EXACT_MODES:
             raise ValueError(f"its pixels are {picture.mode}, not 8-bit RGB")
         if getattr(picture, "n_frames", 1) != 1:

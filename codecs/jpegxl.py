@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, fingerprint
-from icmbench.codecs.checks import check_image, check_pixel_count, integer_parameter, number_parameter
+from icmbench.codecs.checks import check_image, check_pixel_count, check_sides, integer_parameter, number_parameter
 
 _SIGNATURE = b"\xff\x0a"
+_MAX_SIDE = 1 << 18  # Larger images need level 10, which libjxl writes into a container.
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height, by their number in the header from 1
 
 
@@ -63,12 +64,13 @@ class JpegXl:
         """
         check_image(image, self.name)
         height, width = image.shape[:2]
+        check_sides(width, height, _MAX_SIDE, self.name, "as level 5 of JPEG XL has it")
         try:
             check_pixel_count(width, height)
             stream = self._codec.jpegxl_encode(
                 image, distance=self._distance, effort=self._effort, usecontainer=False, numthreads=1
             )
-        except (ValueError, self._codec.JpegxlError) as error:
+        except (ValueError, MemoryError, self._codec.JpegxlError) as error:
             raise CodecError(f"jpegxl: an image of {width}x{height} pixels cannot be encoded: {error}") from error
         return bytes(stream)
 

@@ -128,8 +128,14 @@ class Resulic(DiffusionCodec):
         # Parameters that do not fit each other should fail now rather than at the first image.
         self.build_sampler(sampler, self.complete_sampling(overrides, model.profile, point))
 
-    def default_sampling(self, profile: str, point: float) -> Overrides:
+    @classmethod
+    def default_sampling(cls, profile: str, point: float) -> Overrides:
         return Overrides(steps=STEPS, noise_level=NOISE_LEVELS[point], guidance=GUIDANCE)
+
+    @classmethod
+    def sampler_options(cls, name: str) -> dict[str, Any]:
+        number = cls.samplers.index(name)
+        return {"cdm": number < 2, "eta": number % 2}
 
     def build_sampler(self, name: str, sampling: Overrides) -> Sampler:
         from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAwareSampler

@@ -126,7 +126,8 @@ class Slim(DiffusionCodec):
             facts={"control": control},
         )
 
-    def default_sampling(self, profile: str, point: float) -> Overrides:
+    @classmethod
+    def default_sampling(cls, profile: str, point: float) -> Overrides:
         return Overrides(STEPS, NOISE_LEVEL, GUIDANCE)
 
     def build_sampler(self, name: str, sampling: Overrides) -> Sampler:

@@ -126,6 +126,10 @@ class Vtm:
         if self._decode_only:
             raise CodecError(DECODE_ONLY_MESSAGE.format(name=self.name))
         height, width = image.shape[:2]
+        try:
+            check_pixel_count(width, height)  # As the decoder does: its stream would not be decoded.
+        except ValueError as error:
+            raise CodecError(f"vtm: an image of {width}x{height} pixels cannot be encoded: {error}") from None
         with temporary_folder() as name:
             folder = Path(name)
             to_samples(image).tofile(folder / "in.yuv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -11,12 +12,15 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from icmbench.harness.commands.console import describe_error, flush_or_silence, open_missing_streams, print_error
 from icmbench.harness.config.errors import UserError
 
 if TYPE_CHECKING:
     from icmbench.harness.commands.run import RunOptions, RunResult
+
+TRACEBACK_VARIABLE = "ICMBENCH_TRACEBACK"  # If set, defects are shown with Python's traceback.
 
 # Adds a command: its name, the function that carries it out, and its help.
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
@@ -29,46 +33,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the arguments after the program's name; those of the process by default.
 
     Returns:
-        The exit code. 0: everything was computed. 1: cells are missing. 2: the input is wrong; one sentence on standard error says
-        how. 130: the user stopped the command.
+        The exit code. 0: everything was computed. 1: cells are missing. 2: the input is wrong, or a defect was met; one sentence on
+        standard error says how. 130: the user stopped the command.
     """
-    options = _make_parser().parse_args(arguments)
+    open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # For names with characters that the terminal's encoding lacks.
     # Clusters end a job with SIGTERM; handled like Ctrl-C, it stops the worker processes too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        options = _make_parser().parse_args(arguments)
         code = int(options.command(options))
         sys.stdout.flush()
         return code
+    except SystemExit:  # The parser's, after it has printed its help or what is wrong with the arguments.
+        flush_or_silence()
+        raise
     except BrokenPipeError:  # The reader of a pipe has ended, as in `icmbench list | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flush_or_silence()
         return 0
     except UserError as error:
-        _print_error(str(error))
+        print_error(str(error))
         return 2
     except KeyboardInterrupt:
-        print("icmbench: stopped; the same command goes on from here", file=sys.stderr)
+        print_error("stopped; the same command goes on from here")
         return 130
-    except (ValueError, RuntimeError) as error:
-        # Icmbench's own subclasses, such as DatasetError and CodecError, describe wrong input; all others are defects.
-        if not type(error).__module__.startswith("icmbench."):
+    except Exception as error:
+        # Icmbench's own errors, such as DatasetError and CodecError, describe wrong input; all others are defects.
+        if type(error).__module__.startswith("icmbench."):
+            print_error(str(error))
+        elif isinstance(error, OSError) and error.filename is not None:
+            print_error(f"{error.filename}: {error.strerror}: check that file or folder")
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            flush_or_silence()
+            print_error(f"standard output cannot be written ({error.strerror}): the text is lost, files are kept")
+        elif os.environ.get(TRACEBACK_VARIABLE):
             raise
-        _print_error(str(error))
+        else:
+            print_error(f"{describe_error(error)}: a defect of icmbench; set {TRACEBACK_VARIABLE}=1 to see where, and report it")
         return 2
 
 
-def _print_error(text: str) -> None:
-    """Print a text on standard error. Control characters, which file names may hold, do not reach the terminal."""
-    printable = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    print(f"icmbench: {printable}", file=sys.stderr)
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages, as all others, repeat neither credentials nor control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print_error(message)
+        raise SystemExit(2)
 
 
 # The arguments of each command.
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="icmbench", description="Score any image codec by what machines can still do with it.")
+    parser = _Parser(prog="icmbench", description="Score any image codec by what machines can still do with it.")
     parser.add_argument("--version", action="version", version=f"icmbench {version('icmbench')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -152,7 +171,8 @@ def _add_encode_and_decode(add: AddCommand) -> None:
     for name, function, about in (("encode", _encode, "an image to a stream"), ("decode", _decode, "a stream to an image")):
         command = add(name, function, about)
         command.add_argument("--codec", metavar="NAME", required=name == "encode")
-        command.add_argument("--point", help="rate point, as in an experiment file (default: the codec's first)")
+        default = "the codec's first" if name == "encode" else "the stream's"
+        command.add_argument("--point", help=f"rate point, as in an experiment file (default: {default})")
         _add_settings(command)
         command.add_argument("input", type=Path, metavar="IN")
         command.add_argument("output", type=Path, metavar="OUT")
@@ -253,11 +273,11 @@ def _show_result(result: RunResult) -> int:
     for failure in result.outcome.failures:
         cells_by_reason.setdefault(failure.reason, []).append(failure.cell)
     for reason, cells in cells_by_reason.items():
-        _print_error(f"{cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {reason}")
+        print_error(f"{cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {reason}")
     if result.missing:
-        _print_error("\n  ".join([f"{len(result.missing)} cells are missing:", *result.missing]))
+        print_error(f"{len(result.missing)} cells are missing:", *result.missing)
     for cell in result.outcome.replaced:
-        _print_error(f"{cell}: its pixels were not kept, so all its tasks were computed anew on other ones")
+        print_error(f"{cell}: its pixels were not kept, so all its tasks were computed anew on other ones")
     return 1 if result.missing or (result.outcome.failures and not result.tolerated) else 0
 
 
@@ -355,9 +375,9 @@ def _encode(options: argparse.Namespace) -> int:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from icmbench.harness.commands.coding import decode, make_codec
+    from icmbench.harness.commands.coding import decode
 
-    decode(options.input, options.codec, lambda name: make_codec(name, options.set, options.point), options.output)
+    decode(options.input, options.codec, options.set, options.point, options.output)
     return 0
 
 

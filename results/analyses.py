@@ -1,12 +1,6 @@
 """Figures and tables of a codec's own analyses, which it hands over as data frames.
 
-The frames and their required columns; frames may have more, as those of `icmbench.codecs.diffusion.analyses` do. `point` is the
-codec's label of its rate point:
-
-    bit-split    codec, point, part, bits                 mean bits of an image by part of the stream (from `rate_breakdown`)
-    bit-map      codec, point, image, row, column, bits   bits spent on each latent position, row and column from 0
-    energy       codec, point, channel, energy            mean energy (variance) of each latent channel, channels from 1
-    complexity   codec, stage, part, parameters, gmac     networks of each stage (encode, decode), 10**9 multiply-accumulates
+`analysis_files.COLUMNS` says what the frames hold.
 
 A bit map may have the column `stride`, the pixels along a side of a latent position. Parts of a stream whose strides differ are
 laid over one another.
@@ -25,15 +19,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from icmbench.results.curves import COLOURS, INK, PRINT, Theme, freeze_layout, matplotlib_settings, printable
+from icmbench.results.analysis_files import COLUMNS
+from icmbench.results.curves import COLOURS, INK, PRINT, Theme, freeze_layout, matplotlib_settings
 from icmbench.results.scores import ScoresError
 
-COLUMNS = {
-    "bit-split": ["codec", "point", "part", "bits"],
-    "bit-map": ["codec", "point", "image", "row", "column", "bits"],
-    "energy": ["codec", "point", "channel", "energy"],
-    "complexity": ["codec", "stage", "part", "parameters", "gmac"],
-}
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||", "---")
 FILLS: Sequence[str] = [colour for colour in COLOURS if colour != INK]
 # The most panels that one figure of bit maps has.
@@ -53,7 +42,7 @@ def draw_bit_split(frame: pd.DataFrame, theme: Theme = PRINT) -> Figure:
     _require_columns(frame, "bit-split")
     table = frame.pivot_table("bits", ["codec", "point"], "part", "sum", fill_value=0, sort=False)
     totals = table.sum(axis=1)
-    names = [printable(" ".join(labels)) for labels in table.index]
+    names = [theme.text(" ".join(labels)) for labels in table.index]
     with mpl.rc_context({**matplotlib_settings(theme), "hatch.linewidth": 0.5}):
         figure = Figure(figsize=(5.2, 1.1 + 0.28 * len(table)), dpi=72, layout="constrained", facecolor=theme.face)
         axes = figure.add_subplot()
@@ -71,7 +60,7 @@ def draw_bit_split(frame: pd.DataFrame, theme: Theme = PRINT) -> Figure:
         axes.set_xlabel("share of the bits (%)")
         # Room for the numbers of bits, which stand outside the axes.
         figure.set_layout_engine("constrained", w_pad=0.12)
-        _add_legend(figure, handles, [str(part) for part in table.columns])
+        _add_legend(figure, handles, [str(part) for part in table.columns], theme)
         freeze_layout(figure)
         return figure
 
@@ -97,7 +86,7 @@ def draw_bit_maps(frame: pd.DataFrame, theme: Theme = PRINT) -> Figure:
         all_axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, (name, _), grid in zip(all_axes, panels, grids, strict=False):
             axes.imshow(grid, cmap="cividis", norm=norm, interpolation="nearest")
-            axes.set_title(printable(f"{name[0]} {name[1]}\n{name[2]}"), fontsize="small")
+            axes.set_title(theme.text(f"{name[0]} {name[1]}\n{name[2]}"), fontsize="small")
         for axes in all_axes:
             axes.set_axis_off()
         figure.colorbar(ScalarMappable(norm, "cividis"), ax=[*all_axes], pad=0.02, label="bits a latent place")
@@ -139,12 +128,12 @@ def draw_energy_shares(frame: pd.DataFrame, theme: Theme = PRINT) -> Figure:
             axes.bar(np.arange(len(shares)) + (k + 0.5) * width - 0.4, shares[channel], width, linewidth=0.6, **_fill(k))
             for k, channel in enumerate(shares.columns)
         ]
-        names = ["\n".join(printable(str(label)) for label in labels) for labels in shares.index]
+        names = ["\n".join(theme.text(str(label)) for label in labels) for labels in shares.index]
         axes.set_xticks(range(len(shares)), names, fontsize="small")
         axes.set_ylabel("share of the energy (%)")
         axes.grid(True, axis="y")
         axes.set_axisbelow(True)
-        _add_legend(figure, handles, [f"channel {channel}" for channel in shares.columns])
+        _add_legend(figure, handles, [f"channel {channel}" for channel in shares.columns], theme)
         freeze_layout(figure)
         return figure
 
@@ -190,7 +179,7 @@ def _fill(k: int) -> dict[str, Any]:
     return {"color": FILLS[k % len(FILLS)], "hatch": HATCHES[k // len(FILLS) % len(HATCHES)], "edgecolor": "white"}
 
 
-def _add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+def _add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], theme: Theme) -> None:
     legend = figure.legend(handles, [*map(str, range(len(handles)))], loc="outside lower center", ncols=min(len(handles), 4))
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(printable(name))  # As labels, matplotlib would hide names that begin with an underscore.
+        text.set_text(theme.text(name))  # As labels, matplotlib would hide names that begin with an underscore.

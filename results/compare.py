@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from icmbench.results.json_files import parse_json
+from icmbench.results.plain_files import read_plain_file
 from icmbench.results.scores import KEY_COLUMNS, UNCOMPRESSED, ScoresError, read_scores
 from icmbench.results.writers import number_text, to_markdown
 
@@ -135,7 +138,7 @@ def _moves(a: pd.DataFrame, b: pd.DataFrame, tolerance: float) -> tuple[pd.DataF
 
 def _read_environment(folder: Path) -> dict[str, Any]:
     try:
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        environment = parse_json(read_plain_file(folder / "environment.json"))
     except (OSError, ValueError):
         return {}
     return environment if isinstance(environment, dict) else {}
@@ -159,9 +162,14 @@ def _flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     """Every leaf of a JSON value: its path, and itself as text."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if not items:
-        yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield path, _whole_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     for key, inner in items:
-        yield from _flatten(inner, (*path, str(key)))
+        yield from _flatten(inner, (*path, _whole_text(str(key))))
+
+
+def _whole_text(text: str) -> str:
+    """A text with question marks for halves of characters, as arguments of a command may hold and no table can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _images(folders: Sequence[Path]) -> pd.DataFrame:
@@ -201,9 +209,29 @@ def _read_shards(folder: Path, columns: list[str]) -> pd.DataFrame:
     Several shards hold an image if its codec was changed and run again; the newest counts.
     """
     files = sorted(folder.glob("*.parquet"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    frames = [pq.ParquetFile(path).read(["id", *columns]).to_pandas() for path in files]
+    frames = [_read_shard(path, ["id", *columns]) for path in files]
     frame = pd.concat(frames) if frames else pd.DataFrame(columns=["id", *columns])
     return frame.drop_duplicates("id", keep="last").set_index("id")
+
+
+def _read_shard(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Columns of a Parquet file.
+
+    Raises:
+        ScoresError: the file is damaged, lacks a column, or has one that holds lists.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        table = pq.ParquetFile(path).read(columns)
+        missing = [name for name in columns if name not in table.column_names or pa.types.is_nested(table.field(name).type)]
+        if missing:
+            raise ValueError(f"no column {missing[0]!r} of single values")
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        cause = " ".join(str(error).split())
+        raise ScoresError(f"{path} is damaged ({cause}): delete it and run the same experiment again") from None
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def _count_differing(a: pd.Series, b: pd.Series) -> int:

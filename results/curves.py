@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from icmbench.results.fonts import FAMILY, drawable, printable, quiet_about_fonts, use_fonts
 from icmbench.results.published import REPORTED, with_reported
 from icmbench.results.scores import CurveKey, Scores, ceiling_value, codec_names, curve_points
 from icmbench.results.tables import LIMITED
@@ -73,6 +74,7 @@ class Theme:
         grid: of grid lines.
         face: of the background.
         css: what replaces each colour in the SVG of a page, so that it follows the page's light or dark mode.
+        text: makes a user's text fit to be drawn. A browser has fonts for the text of a page, print needs those of this machine.
     """
 
     ink: str
@@ -80,12 +82,14 @@ class Theme:
     grid: str
     face: str
     css: Mapping[str, str]
+    text: Callable[[str], str]
 
 
-PRINT = Theme(INK, "#595959", "#d9d9d9", "white", {})
+PRINT = Theme(INK, "#595959", "#d9d9d9", "white", {}, drawable)
 PAGE = Theme(
     "#010203", "#040506", "#070809", "none",
     {"#010203": "currentColor", "#040506": "var(--muted)", "#070809": "var(--line)", INK: "currentColor"},
+    printable,
 )  # fmt: skip
 
 
@@ -119,11 +123,11 @@ def draw_curves(
     if reported is not None:
         scores = with_reported(scores, reported)
         looks = codec_styles([*(looks or ()), *(name for name in codec_names(scores) if name not in (looks or ()))])
-    with mpl.rc_context(matplotlib_settings(PRINT)):
+    with mpl.rc_context(matplotlib_settings(PRINT)), quiet_about_fonts():
         figure = Figure(figsize=(4.8, 3.8), dpi=72, layout="constrained", facecolor=PRINT.face)
         axes = figure.add_subplot()
         handles = _plot(axes, scores, key, looks or codec_styles(codec_names(scores)), PRINT)[0]
-        axes.set_title(figure_title(key))
+        axes.set_title(drawable(figure_title(key)))
         if handles:
             _add_legend(figure, handles)
         freeze_layout(figure)
@@ -135,7 +139,8 @@ def _add_legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(handles.values(), map(str, range(len(handles))), loc="outside lower center", ncols=columns)
         for text, name in zip(legend.get_texts(), handles, strict=True):
-            text.set_text(printable(name))  # As labels, matplotlib would hide names that begin with an underscore.
+            text.set_text(drawable(name))  # As labels, matplotlib would hide names that begin with an underscore.
+        use_fonts(figure)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()
@@ -153,7 +158,7 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = (".png", ".
         The paths of the files.
     """
     paths = []
-    with mpl.rc_context(matplotlib_settings(PRINT)):
+    with mpl.rc_context(matplotlib_settings(PRINT)), quiet_about_fonts():
         for suffix in formats:
             paths.append(stem.with_name(stem.name + suffix))
             figure.savefig(paths[-1], dpi=200 if suffix == ".png" else 72, metadata=NO_METADATA[suffix])
@@ -220,11 +225,6 @@ def file_stem(key: CurveKey) -> str:
     return "-".join(word for word in words if word)[:100] or "curve"
 
 
-def printable(text: str) -> str:
-    """A user's text on one line, without the control characters that SVG cannot hold."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
-
-
 # The result is Any because matplotlib's types list every setting as a literal.
 def matplotlib_settings(theme: Theme) -> Any:
     """matplotlib's settings for every figure of a theme."""
@@ -233,7 +233,7 @@ def matplotlib_settings(theme: Theme) -> Any:
         "svg.fonttype": "path" if theme is PRINT else "none",
         "pdf.fonttype": 42,
         "text.parse_math": False,
-        "font.family": "DejaVu Sans",
+        "font.family": FAMILY,
         "font.size": 9 if theme is PRINT else 10.5,
         "axes.titlesize": "medium",
         "axes.spines.top": False,
@@ -270,7 +270,7 @@ def _plot(
     prefix = "agreement: " if key.reference == "original" else ""
     suffix = (f" ({unit})" if unit else "") + ("" if higher_is_better else ", less is better")
     axes.set_xlabel("bits per pixel (log scale)")
-    axes.set_ylabel(printable(f"{prefix}{key.metric}{suffix}"))
+    axes.set_ylabel(theme.text(f"{prefix}{key.metric}{suffix}"))
     set_log_x_axis(axes, np.array([dot[1] for dot in dots]))
     axes.grid(True)
     axes.set_axisbelow(True)
@@ -305,8 +305,10 @@ def _plot_ceiling(axes: Axes, ceiling: float, higher_is_better: bool, theme: The
 
 
 def freeze_layout(figure: Figure) -> None:
-    """Lay the figure out once, so that not every format lays it out again."""
-    figure.draw_without_rendering()
+    """Choose the fonts of a figure and lay it out once, so that not every format lays it out again."""
+    with quiet_about_fonts():
+        use_fonts(figure)
+        figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
@@ -343,7 +345,7 @@ def page_svg(figure: Figure, salt: str, name: str, extra: str = "") -> str:
         extra: SVG elements to put on top.
     """
     buffer = io.StringIO()
-    with mpl.rc_context(matplotlib_settings(PAGE)):
+    with mpl.rc_context(matplotlib_settings(PAGE)), quiet_about_fonts():
         figure.savefig(buffer, format="svg", metadata=NO_METADATA[".svg"])
     text = buffer.getvalue()
     text = text[text.index("<svg") : text.rindex("</svg>")]

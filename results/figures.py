@@ -29,7 +29,6 @@ from icmbench.results.curves import (
     file_stem,
     freeze_layout,
     matplotlib_settings,
-    printable,
     set_log_x_axis,
 )
 from icmbench.results.scores import KEY_COLUMNS, LAYER, Scores, ScoresError, codec_names, curve_keys, curve_points
@@ -123,7 +122,7 @@ def draw_layer_curves(scores: Scores, theme: Theme = PRINT) -> Figure:
             for point, rate in by_layer[layers[0]]["bpp"].items():
                 values = [by_layer[layer]["value"].get(point, np.nan) for layer in layers]
                 axes.plot(range(len(layers)), values, color=colours(norm(rate)), marker="o", markersize=3, linewidth=1.4)
-            axes.set_title(printable(name))
+            axes.set_title(theme.text(name))
             axes.set_xticks(range(len(layers)), [layer.removeprefix("layer") for layer in layers], rotation=90)
             axes.grid(True)
             axes.set_axisbelow(True)
@@ -167,10 +166,10 @@ def draw_time_against_bdrate(scores: Scores, bdrate: pd.DataFrame, seconds: str 
             if name in bars.index and np.isfinite(bars.loc[name]).all():
                 sizes = np.clip([[y - bars.loc[name, "low"]], [bars.loc[name, "high"] - y]], 0, None)
                 axes.errorbar([x], [y], sizes, fmt="none", ecolor=look.colour, elinewidth=1.1, capsize=2.5)
-            _mark_codec(axes, x, y, name, look)
+            _mark_codec(axes, x, y, name, look, theme)
         set_log_x_axis(axes, times[times > 0].to_numpy())
         axes.set_xlabel(f"seconds to {seconds.partition('_')[0]} an image (log scale)")
-        axes.set_ylabel(textwrap.shorten(printable(f"BD-rate against {anchor} (%)"), 50))
+        axes.set_ylabel(textwrap.shorten(theme.text(f"BD-rate against {anchor} (%)"), 50))
         _finish_marks(figure, axes, "no BD-rate or time", missing, theme)
         return figure
 
@@ -202,7 +201,7 @@ def draw_realism_against_fidelity(
             if x is None or y is None:
                 missing.append(name)
             else:
-                _mark_codec(axes, x, y, name, look)
+                _mark_codec(axes, x, y, name, look, theme)
         axes.set_xlabel(f"{realism}, less is better")
         axes.set_ylabel(f"{fidelity}, less is better")
         axes.set_title(f"at {rate:.3g} bits per pixel")
@@ -210,9 +209,9 @@ def draw_realism_against_fidelity(
         return figure
 
 
-def _mark_codec(axes: mpl.axes.Axes, x: float, y: float, name: str, look: Style) -> None:
+def _mark_codec(axes: mpl.axes.Axes, x: float, y: float, name: str, look: Style, theme: Theme) -> None:
     axes.plot([x], [y], color=look.colour, marker=look.marker, markersize=7, linestyle="none")
-    text = axes.annotate(printable(name), (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small")
+    text = axes.annotate(theme.text(name), (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small")
     text.set_in_layout(False)  # A long name runs out of the figure; within the layout it would squeeze the axes.
 
 
@@ -220,7 +219,7 @@ def _finish_marks(figure: Figure, axes: mpl.axes.Axes, why_missing: str, missing
     """Give the marks room and a grid, name the codecs without a mark below the axes, and lay the figure out."""
     axes.margins(0.18, 0.12)
     if missing:
-        text = textwrap.shorten(printable(f"{why_missing}: {', '.join(missing)}"), 80)
+        text = textwrap.shorten(theme.text(f"{why_missing}: {', '.join(missing)}"), 80)
         figure.supxlabel(text, fontsize="small", color=theme.muted)
     axes.grid(True)
     axes.set_axisbelow(True)

@@ -18,6 +18,9 @@ from markupsafe import Markup
 
 from icmbench.results import curves
 from icmbench.results.figures import extra_figures
+from icmbench.results.fonts import printable
+from icmbench.results.json_files import parse_json
+from icmbench.results.plain_files import read_plain_file
 from icmbench.results.published import with_reported
 from icmbench.results.scores import LAYER, UNCOMPRESSED, CurveKey, Scores, codec_names, curve_keys, group_by_reference, primary_keys
 from icmbench.results.tables import LIMITED, mean_frame, method_and_envelope, rate_frame, signed_text
@@ -92,14 +95,15 @@ def write_report(
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(
-        title=curves.printable(str(meta.get("title") or Path(run_folder).name)),
+        title=printable(str(meta.get("title") or Path(run_folder).name)),
         **_results(scores, bdrate, primary, reported, codec_analyses),
         pictures=_script_json(pictures.get("entries")),
         left_out=pictures.get("left_out", []),
         environment=_environment(meta.get("environment"), Path(run_folder)),
     )
     path = folder / "index.html"
-    path.write_text(page, encoding="utf-8", newline="\n")
+    # Facts of the environment, such as arguments of the command, may hold half of a character, which no file can.
+    path.write_text(page, encoding="utf-8", newline="\n", errors="replace")
     return path
 
 
@@ -271,7 +275,12 @@ def _environment(environment: Mapping[str, Any] | None, run_folder: Path) -> lis
     """Each top-level key of the environment with its value as text; None stands for the folder's environment.json."""
     path = run_folder / "environment.json"
     if environment is None:
-        environment = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            environment = parse_json(read_plain_file(path)) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            environment = {path.name: f"cannot be read ({' '.join(str(error).split())})"}
+        if not isinstance(environment, dict):
+            environment = {path.name: "is damaged: it is no JSON object"}
     return [
         (str(name), value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str))
         for name, value in environment.items()

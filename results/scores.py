@@ -15,40 +15,33 @@ that and checks nothing again.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-# A frame that `read_scores` or `normalise` returned, or whole rows of one. The alias is for readers: pandas comes without types, so
-# mypy could not tell a type of its own from any other frame.
-Scores: TypeAlias = pd.DataFrame
+from icmbench.results.columns import (
+    FALSE_WORDS,
+    KEY_COLUMNS,
+    LAYER,
+    LOWER_IS_BETTER,
+    NUMBER_COLUMNS,
+    SCORE_COLUMNS,
+    TEXT_COLUMNS,
+    UNCOMPRESSED,
+    Scores,
+)
+from icmbench.results.csv_files import plain_numbers, read_csv_text
+from icmbench.results.errors import ScoresError, quote, quote_all
+from icmbench.results.score_checks import RUN_COLUMNS, check_flags, check_rows
 
-SCORE_COLUMNS = [
-    "codec", "point", "dataset", "task", "model", "metric", "value", "low", "high", "unit", "higher_is_better", "reference",
-    "realisation", "bpp", "payload_bpp", "mean_image_bpp", "expected", "scored", "empty", "failed", "limited", "encode_seconds",
-    "decode_seconds", "task_seconds", "undefined",
+__all__ = [
+    "KEY_COLUMNS", "LAYER", "SCORE_COLUMNS", "UNCOMPRESSED", "CurveKey", "Scores", "ScoresError", "ceiling_value", "codec_names",
+    "curve_keys", "curve_points", "group_by_reference", "normalise", "primary_keys", "read_scores", "unknown_name_message",
 ]  # fmt: skip
-TEXT_COLUMNS = ["codec", "point", "dataset", "task", "model", "metric", "unit", "reference", "realisation"]
-FLAG_COLUMNS = ["higher_is_better", "limited"]
-NUMBER_COLUMNS = [column for column in SCORE_COLUMNS if column not in (*TEXT_COLUMNS, *FLAG_COLUMNS)]
-# Points stand on one pair of axes only if they agree in all of these.
-KEY_COLUMNS = ["dataset", "task", "model", "metric", "reference"]
-UNCOMPRESSED = "uncompressed"
-# Metrics, in lower case, of which less is better in a frame without the column `higher_is_better`.
-LOWER_IS_BETTER = frozenset({"lpips", "dists", "fid", "kid", "parse_failures"})
-# Metrics of the task `layers`: feature difference by stage and block.
-LAYER = re.compile(r"layer(\d+)\.(\d+)")
-# Spellings, in lower case, of a flag that is not set.
-FALSE_WORDS = frozenset({"", "0", "false", "no", "nan", "none", "<na>"})
-
-
-class ScoresError(ValueError):
-    """A scores frame or CSV is malformed. Its message is one sentence that names the file, column or codec, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +71,27 @@ def read_scores(path: str | Path, lower_is_better: Collection[str] = ()) -> Scor
     """Read a run's scores.csv, or curves made elsewhere.
 
     Args:
-        path: a CSV file, UTF-8 with or without a byte order mark.
+        path: a CSV file as `csv_files.read_csv_text` takes it.
         lower_is_better: metrics of which less is better, beside `LOWER_IS_BETTER`; a column `higher_is_better` overrides both.
 
     Returns:
         The normalised frame. Text columns hold the characters of the file: a realisation "1e5" or "007" stays as it is.
 
     Raises:
-        ScoresError: the file is missing, is no CSV, or holds a frame that `normalise` refuses.
+        ScoresError: the file is missing, is no CSV, a cell of it holds no number or one out of range, a rate of a curve is given
+            twice, or it holds a frame that `normalise` refuses. The message names file, line and column.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except FileNotFoundError:
-        raise ScoresError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ScoresError(f"{path}: cannot be read as a CSV file ({' '.join(str(error).split())})") from None
-    try:
-        return normalise(_to_long_form(frame), lower_is_better)
+        frame, separator = read_csv_text(path, "codec", exact=RUN_COLUMNS)
+        if "rate" in frame and "bpp" in frame:
+            raise ScoresError("has both columns bpp and rate; leave one out")
+        is_run, has_bpp = {*frame.columns} >= RUN_COLUMNS, "bpp" in frame
+        if not len(frame) and not is_run:
+            raise ScoresError(f"has a header of {quote_all(frame.columns)} and no line below it")
+        long = _to_long_form(frame, separator)
+        scores = normalise(long, lower_is_better)
+        check_rows(scores, [f"line {line}" for line in long.index], is_run, has_bpp, "point" in frame)
+        return scores
     except ScoresError as error:
         raise ScoresError(f"{path}: {' '.join(str(error).split())}") from None
 
@@ -122,13 +119,17 @@ def normalise(frame: pd.DataFrame, lower_is_better: Collection[str] = ()) -> Sco
     """
     for column in ("codec", "bpp", "metric", "value"):
         if column not in frame:
-            raise ScoresError(f"no column {column!r}; a scores table has codec, bpp, metric and value, or one column a metric")
+            raise ScoresError(
+                f"no column {column!r}; a scores table has codec, bpp, metric and value, or one column a metric, and this one has "
+                f"{quote_all(frame.columns)}"
+            )
     source = frame.reset_index(drop=True)
     result = pd.DataFrame(index=source.index)
     for column in SCORE_COLUMNS:
         values = source[column] if column in source else pd.Series([None] * len(source), dtype=object)
         if column in TEXT_COLUMNS:
             result[column] = values.map(_to_text).astype(object)
+            _refuse_half_characters(column, result[column])
         elif column in NUMBER_COLUMNS:
             result[column] = _to_numbers(column, values)
         elif column == "limited":
@@ -236,27 +237,37 @@ def unknown_name_message(kind: str, name: str, known: Collection[str]) -> str:
     return f"no {kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}")
 
 
-def _to_long_form(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per metric, from a frame of text that may have one column per metric, or `rate` instead of `bpp`."""
+def _to_long_form(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
+    """One row per metric, indexed by line, from a frame of text that may have one column per metric, or `rate` instead of `bpp`."""
     if "bpp" not in frame and "rate" in frame:
         frame = frame.rename(columns={"rate": "bpp"})
+    check_flags(frame)
+    numbers = [column for column in NUMBER_COLUMNS if column in frame]
     if "metric" in frame or "value" in frame or not {"codec", "bpp"} <= {*frame.columns}:
-        return frame
+        return plain_numbers(frame, numbers, separator, ["value", "low", "high"] if {*frame.columns} >= RUN_COLUMNS else [])
     metrics = [column for column in frame.columns if column not in SCORE_COLUMNS]
     if not metrics:
         raise ScoresError("no metric; give columns metric and value, or one column a metric")
-    for column in metrics:
-        _to_numbers(column, frame[column])
+    frame = plain_numbers(frame, [*numbers, *metrics], separator)
     # A wide CSV does not say which metric these bounds belong to.
     frame = frame.drop(columns=["low", "high"], errors="ignore")
     ids = [column for column in frame.columns if column in SCORE_COLUMNS]
-    long = frame.melt(id_vars=ids, value_vars=metrics, var_name="metric", value_name="value")
+    long = frame.melt(id_vars=ids, value_vars=metrics, var_name="metric", value_name="value", ignore_index=False)
     # An empty cell stands for a metric that was not measured at this point.
-    return long[long["value"].str.strip() != ""]
+    return long[long["value"] != ""]
 
 
 def _to_text(value: Any) -> str:
     return "" if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)) else str(value)
+
+
+def _refuse_half_characters(column: str, texts: pd.Series) -> None:
+    """Raise ScoresError for text with a lone surrogate, which no file can hold."""
+    for text in texts.unique():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ScoresError(f"column {column!r} holds {quote(text)}, which has half of a character; rename it") from None
 
 
 def _to_numbers(column: str, values: pd.Series) -> pd.Series:

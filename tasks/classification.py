@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Image, MetricSpec, Prediction, Target, Task, image_weights
 from icmbench.tasks.drawing import draw_caption
+from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,10 +60,13 @@ class Classification(Task):
         return pa.schema([("classes", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`classes` and `scores` of the five best, by falling score; among equal scores the lower class comes first."""
-        scores = np.asarray(self.model(images), dtype=np.float32)
-        if scores.ndim != 2 or len(scores) != len(images):
-            raise ValueError(f"the model's scores are {scores.shape}, not ({len(images)}, classes)")
+        """`classes` and `scores` of the five best, by falling score; among equal scores the lower class comes first.
+
+        Raises:
+            ModelError: the model gave other than finite scores of every class for every image.
+        """
+        names = getattr(self.model, "categories", None)
+        scores = ModelOutput(self.model).rows("scores", self.model(images), ids, len(names) if names else None, "classes")
         best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST]
         return [{"classes": row.astype(np.int32), "scores": values[row]} for row, values in zip(best, scores)]
 
@@ -71,8 +75,11 @@ class Classification(Task):
         return [{"class_index": int(prediction["classes"][0])} for prediction in predictions]
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> npt.NDArray[np.bool_]:
-        """bool (images, 2): whether the label is the best class, and whether it is among the five best."""
-        hits = [np.asarray(p["classes"]) == t["class_index"] for p, t in zip(predictions, targets, strict=True)]
+        """bool (images, 2): whether the label is the best class, and whether it is among the five best. NaN is never right."""
+        hits = [
+            (np.asarray(p["classes"]) == t["class_index"]) & ~np.isnan(np.asarray(p["scores"], dtype=np.float32))
+            for p, t in zip(predictions, targets, strict=True)
+        ]
         return np.array([(hit[0], hit.any()) for hit in hits], dtype=bool).reshape(-1, 2)
 
     def aggregate(self, statistics: npt.NDArray[np.bool_], weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:

@@ -20,6 +20,7 @@ from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Referenc
 from icmbench.tasks.categories import match_shared_categories
 from icmbench.tasks.drawing import draw_boxes
 from icmbench.tasks.matching import AREAS, Detections, Labels, Matches, ap_scores, match
+from icmbench.tasks.outputs import ObjectOutput
 from icmbench.tasks.overlaps import Overlap, box_overlap
 
 if TYPE_CHECKING:
@@ -76,22 +77,14 @@ class Detection(Task):
         return pa.schema([("boxes", numbers), ("scores", numbers), ("classes", pa.list_(pa.int32()))])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """In the model's order: `boxes`, n times x1, y1, x2, y2; `scores`; `classes`, indices into the model's categories."""
-        return [self._flat_boxes(output, image_id) for output, image_id in zip(self.model(images), ids, strict=True)]
-
-    def _flat_boxes(self, output: Mapping[str, Any], image_id: str) -> dict[str, Any]:
-        """A model's boxes, scores and classes of one image as 1-D arrays.
+        """In the model's order: `boxes`, n times x1, y1, x2, y2; `scores`; `classes`, indices into the model's categories.
 
         Raises:
-            ValueError: their shapes do not fit together, or a box or score is not finite.
+            ModelError: the model gave other than finite boxes and scores of its categories for each image.
         """
-        boxes = np.asarray(output["boxes"], dtype=np.float32)
-        scores, classes = np.asarray(output["scores"], dtype=np.float32), np.asarray(output["classes"], dtype=np.int32)
-        if boxes.shape != (len(scores), 4) or scores.ndim != 1 or classes.shape != scores.shape:
-            raise ValueError(f"{image_id}: the model gave boxes {boxes.shape}, scores {scores.shape} and classes {classes.shape}")
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError(f"{image_id}: the model gave boxes or scores that are not finite")
-        return {"boxes": boxes.ravel(), "scores": scores, "classes": classes}
+        output, categories = ObjectOutput(self.model), len(self.model.categories)
+        listed = zip(output.one_each(self.model(images), ids), ids, strict=True)
+        return [output.objects(objects, image_id, categories) for objects, image_id in listed]
 
     def is_empty(self, prediction: Prediction) -> bool:
         """Whether the model detects nothing."""

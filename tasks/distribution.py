@@ -23,6 +23,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, file_sha256, fingerprint
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
+from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -191,16 +192,23 @@ class Distribution(Task):
         return fingerprint(task=self.name, version=self.version, weights=weights, **versions("torch", "torch-fidelity"))
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`features`: float32, (patches, 2048) flat; empty if the image is smaller than a patch."""
+        """`features`: float32, (patches, 2048) flat; empty if the image is smaller than a patch.
+
+        Raises:
+            ModelError: a feature is not finite.
+        """
         import torch
 
         patches_of_images = [list(patches(image)) for image in images]
         all_patches = [patch for image_patches in patches_of_images for patch in image_patches]
+        names = [image_id for image_id, image_patches in zip(ids, patches_of_images, strict=True) for _ in image_patches]
+        output = ModelOutput("Inception")
         rows = [np.zeros((0, DIMENSIONS), np.float32)]
         for start in range(0, len(all_patches), self.batch_size):
             batch = torch.from_numpy(np.stack(all_patches[start : start + self.batch_size]).transpose(0, 3, 1, 2)).to(self.device)
             with torch.inference_mode():
-                rows.append(self.network(batch)[0].float().cpu().numpy())
+                features = self.network(batch)[0].float().cpu().numpy()
+            rows.append(output.rows("features", features, names[start : start + self.batch_size], DIMENSIONS))
         counts = [len(image_patches) for image_patches in patches_of_images]
         return [{"features": features.ravel()} for features in np.split(np.concatenate(rows), np.cumsum(counts)[:-1])]
 
@@ -226,14 +234,14 @@ class Distribution(Task):
             weights: whole numbers (images,), how often an image's patches are in both sets; None counts each image once.
 
         Returns:
-            `fid` and `kid`; NaN if there are fewer than two patches.
+            `fid` and `kid`; NaN if there are fewer than two patches, or if a feature is not finite.
         """
         s = statistics
         original, coded = s.original, s.coded
         if weights is not None:
             times = np.asarray(weights).astype(np.int64)[s.image]
             original, coded = np.repeat(original, times, axis=0), np.repeat(coded, times, axis=0)
-        if len(coded) < 2:
+        if len(coded) < 2 or not (np.isfinite(original).all() and np.isfinite(coded).all()):
             return {"fid": float("nan"), "kid": float("nan")}
         return {"fid": fid(original, coded), "kid": kid(original, coded)}
 

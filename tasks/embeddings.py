@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def normalise_rows(rows: npt.NDArray[Any], dtype: type[np.floating]) -> npt.NDArray[Any]:
-    """Rows scaled to unit length; rows of zeros stay zero.
+    """Rows scaled to unit length; rows of zeros stay zero, and rows that are not finite become NaN.
 
     Args:
         rows: numbers (n, d).
@@ -24,4 +24,5 @@ def normalise_rows(rows: npt.NDArray[Any], dtype: type[np.floating]) -> npt.NDAr
                [0. , 0. ]])
     """
     rows = np.asarray(rows, dtype=dtype)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(dtype).tiny)
+    with np.errstate(invalid="ignore"):
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(dtype).tiny)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, fingerprint, image_weights
+from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,10 +87,19 @@ class Fidelity(Task):
         return fingerprint(task=self.name, version=self.version)
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`psnr` in dB, and `ms_ssim`, which is null if the image is too small for it."""
+        """`psnr` in dB, and `ms_ssim`, which is null if the image is too small for it.
+
+        Raises:
+            ModelError: an MS-SSIM is not finite.
+        """
         assert originals is not None
-        pairs = zip(originals, images, strict=True)
-        return [{"psnr": psnr(original, image), "ms_ssim": ms_ssim(original, image)} for original, image in pairs]
+        predictions: list[Prediction] = []
+        for original, image, image_id in zip(originals, images, ids, strict=True):
+            similarity = ms_ssim(original, image)
+            if similarity is not None:  # NaN would be left out of the mean like null.
+                similarity = ModelOutput("pytorch-msssim").finite("MS-SSIM", similarity, image_id)
+            predictions.append({"psnr": psnr(original, image), "ms_ssim": similarity})
+        return predictions
 
     def is_empty(self, prediction: Prediction) -> bool:
         """Whether the image is too small for MS-SSIM; such images are left out of its mean."""

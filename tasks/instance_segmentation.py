@@ -8,19 +8,24 @@ A model for `instance_segmentation` returns what a model for `detection` returns
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Image, Prediction, Target
+from icmbench.tasks.base import Dataset, DatasetError, Image, Prediction, Reference, Target
+from icmbench.tasks.datasets.segmentations import MIN_NUMBERS, all_full_polygons, full_polygons, problem
 from icmbench.tasks.detection import Detection
 from icmbench.tasks.maps import paint
+from icmbench.tasks.outputs import ObjectOutput
 from icmbench.tasks.overlaps import Overlap, mask_overlap
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 
 class InstanceSegmentation(Detection):
@@ -31,9 +36,18 @@ class InstanceSegmentation(Detection):
         model: a model for `instance_segmentation`.
         reference: "labels" or "original".
         pseudo_threshold: as in `Detection`, for objects.
+
+    Raises:
+        DatasetError: a segmentation cannot become a mask. Polygons of fewer than three points are left out, and a warning says how
+            many.
     """
 
     name = "instance_segmentation"
+
+    def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels", pseudo_threshold: float = 0.3) -> None:
+        super().__init__(dataset, model, reference, pseudo_threshold)
+        if reference == "labels" and self.ids:
+            check_segmentations(dataset.name, self.ids, super().targets(self.ids))
 
     @property
     def schema(self) -> pa.Schema:
@@ -44,14 +58,17 @@ class InstanceSegmentation(Detection):
         return pa.schema([*super().schema, *sizes, pa.field("masks", pa.list_(pa.binary()))])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """Detection's columns, and `masks`: the `counts` of compressed run lengths of `height` x `width`."""
+        """Detection's columns, and `masks`: the `counts` of compressed run lengths of `height` x `width`.
+
+        Raises:
+            ModelError: as in `Detection`, or a mask is missing, of another size than the image, or does not add up to its pixels.
+        """
+        output, categories = ObjectOutput(self.model), len(self.model.categories)
         predictions: list[Prediction] = []
-        for image, output, image_id in zip(images, self.model(images), ids, strict=True):
-            size = list(image.shape[:2])
-            if len(output["masks"]) != len(output["scores"]) or any(list(mask["size"]) != size for mask in output["masks"]):
-                raise ValueError(f"{image_id}: the model gave {len(output['masks'])} masks that do not fit its scores or the image")
-            counts = [mask["counts"] for mask in output["masks"]]
-            predictions.append(self._flat_boxes(output, image_id) | {"height": size[0], "width": size[1], "masks": counts})
+        for image, objects, image_id in zip(images, output.one_each(self.model(images), ids), ids, strict=True):
+            columns = output.objects(objects, image_id, categories)
+            size = {"height": image.shape[0], "width": image.shape[1]}
+            predictions.append({**columns, **size, "masks": output.masks(objects, image, image_id)})
         return predictions
 
     def targets(self, ids: Sequence[str]) -> list[Target]:
@@ -66,6 +83,13 @@ class InstanceSegmentation(Detection):
         return super()._pseudo_target(prediction, confident) | {"masks": masks, "areas": _areas(masks)}
 
     def _overlap(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> tuple[Overlap, npt.NDArray[np.float64]]:
+        for prediction, target in zip(predictions, targets, strict=True):
+            size = [prediction["height"], prediction["width"]]
+            if any(list(mask["size"]) != size for mask in target["masks"]):
+                raise DatasetError(
+                    f"{target.get('annotated_in', self.dataset.name)}: the labels of image {target.get('image_id')} are not of its "
+                    f"{size[1]}x{size[0]} pixels; give the photographs that were annotated"
+                )
         masks = [mask for prediction in predictions for mask in _masks(prediction)]
         label_masks = [mask for target in targets for mask in target["masks"]]
         return mask_overlap(masks, label_masks, self._crowd(targets)), _areas(masks)
@@ -79,6 +103,36 @@ class InstanceSegmentation(Detection):
             if keep:
                 labels[decode(mask).astype(bool)] = index
         return super().draw(paint(image, labels), prediction)
+
+
+def check_segmentations(dataset: str, ids: Sequence[str], targets: Sequence[Target]) -> None:
+    """Check that masks can be made of all segmentations, and warn of polygons of fewer than three points, which are left out.
+
+    Args:
+        dataset: the dataset's name, for messages about targets that do not say which file they are from.
+        ids: image ids.
+        targets: labels of these images, as a dataset gives them for `instances`.
+
+    Raises:
+        DatasetError: a segmentation is missing, or pycocotools could not make a mask of it.
+    """
+    polygons = [shape for target in targets for shape in target["segmentations"] if type(shape) is not dict]
+    sound = all_full_polygons(polygons, min((max(target["height"], target["width"]) for target in targets), default=0))
+    dropped: dict[str, int] = {}
+    for image_id, target in zip(ids, targets, strict=True):
+        source = str(target.get("annotated_in", f"dataset {dataset!r}"))
+        for number, shape in enumerate(target["segmentations"]):
+            if sound and type(shape) is list:
+                continue
+            wrong = problem(shape, target["height"], target["width"])
+            if wrong is not None:
+                named = f"annotation {target['ids'][number]}" if "ids" in target else f"object {number}"
+                raise DatasetError(f"{source}: {named} of image {image_id!r}: the `segmentation` {wrong}; correct or remove it")
+            if type(shape) is list:
+                dropped[source] = dropped.get(source, 0) + sum(len(polygon) < MIN_NUMBERS for polygon in shape)
+    for source, count in dropped.items():
+        if count:
+            log.warning("%s: %d polygons of fewer than three points cover nothing and are left out", source, count)
 
 
 def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -95,7 +149,7 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     from pycocotools.mask import frPyObjects, merge
 
     if isinstance(segmentation, list):
-        return dict(merge(frPyObjects(segmentation, height, width)))
+        return dict(merge(frPyObjects(full_polygons(segmentation), height, width)))
     if isinstance(segmentation["counts"], list):
         return dict(frPyObjects(segmentation, height, width))
     return dict(segmentation)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Image, Prediction, Target
+from icmbench.tasks.base import Dataset, DatasetError, Image, Prediction, Reference, Target
 from icmbench.tasks.detection import Detection, ap_metrics, flat_column
 from icmbench.tasks.drawing import draw_points
 from icmbench.tasks.matching import AREAS
+from icmbench.tasks.outputs import ObjectOutput
 from icmbench.tasks.overlaps import COCO_SIGMAS, Overlap, keypoint_overlap
 
 if TYPE_CHECKING:
@@ -44,6 +45,18 @@ class Keypoints(Detection):
     areas: ClassVar[Mapping[str, tuple[float, float]]] = {name: AREAS[name] for name in ("all", "medium", "large")}
     detection_limit = 20
 
+    def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels", pseudo_threshold: float = 0.3) -> None:
+        super().__init__(dataset, model, reference, pseudo_threshold)
+        if reference == "labels":
+            for image_id, target in zip(self.ids, self.targets(self.ids), strict=True):
+                shape = np.shape(target["keypoints"])
+                if len(shape) != 3 or shape[1:] != (POINTS, 3):
+                    source = target.get("annotated_in", f"dataset {dataset.name!r}")
+                    raise DatasetError(
+                        f"{source}: the keypoints of image {image_id!r} are {shape}, not x, y and visibility of COCO's {POINTS} "
+                        "keypoints of a person, which this task scores; give annotations of these"
+                    )
+
     @property
     def schema(self) -> pa.Schema:
         """Detection's columns and the keypoints, flat."""
@@ -52,15 +65,16 @@ class Keypoints(Detection):
         return pa.schema([*super().schema, pa.field("keypoints", pa.list_(pa.float32()))])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """Detection's columns, and `keypoints`: n times 17 times x, y, score."""
+        """Detection's columns, and `keypoints`: n times 17 times x, y, score.
+
+        Raises:
+            ModelError: as in `Detection`, or the keypoints of an object are missing or not finite.
+        """
+        output, categories = ObjectOutput(self.model), len(self.model.categories)
         predictions: list[Prediction] = []
-        for output, image_id in zip(self.model(images), ids, strict=True):
-            points = np.asarray(output["keypoints"], dtype=np.float32)
-            if points.shape != (len(output["scores"]), POINTS, 3) or not np.isfinite(points).all():
-                raise ValueError(
-                    f"{image_id}: the model gave keypoints {points.shape}, not finite numbers of shape (n, {POINTS}, 3)"
-                )
-            predictions.append(self._flat_boxes(output, image_id) | {"keypoints": points.ravel()})
+        for persons, image_id in zip(output.one_each(self.model(images), ids), ids, strict=True):
+            columns = output.objects(persons, image_id, categories)
+            predictions.append({**columns, "keypoints": output.keypoints(persons, image_id, POINTS).ravel()})
         return predictions
 
     def _pseudo_target(self, prediction: Prediction, confident: npt.NDArray[np.bool_]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, 
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
 from icmbench.tasks.originals import OriginalFeatures
+from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,10 +137,18 @@ class LayerDifference(Task):
         return fingerprint(task=self.name, version=self.version, **facts, **versions("torch", self.library))
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`differences`: float64 (layers,), 1 - cosine similarity after each layer, in the order of `layers`."""
+        """`differences`: float64 (layers,), 1 - cosine similarity after each layer, in the order of `layers`.
+
+        Raises:
+            ModelError: a feature is not finite.
+        """
         assert originals is not None
         triples = zip(images, ids, originals, strict=True)
-        return [{"differences": self._compare(image, self._originals.get(i, original, ids))} for image, i, original in triples]
+        differences = [self._compare(image, self._originals.get(i, original, ids)) for image, i, original in triples]
+        for layer, values in zip(self.layers, zip(*differences, strict=True), strict=True) if differences else ():
+            for value, image_id in zip(values, ids, strict=True):
+                ModelOutput(self.network_name).finite(f"feature difference after {layer}", value, image_id)
+        return [{"differences": row} for row in differences]
 
     def _compare(self, image: Image, original_features: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
         remaining = iter(original_features)  # In the order in which the network computes the layers.
@@ -181,7 +190,7 @@ def cosine_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     """1 - cosine similarity of two tensors of equal size as flat vectors, in float64.
 
     Returns:
-        0..2; 0 if both vectors are zero, 1 if one of them is.
+        0..2; 0 if both vectors are zero, 1 if one of them is; NaN if a number is not finite.
 
     Example:
         >>> import torch
@@ -192,7 +201,9 @@ def cosine_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     product, norms = float(a @ b), (float(a @ a), float(b @ b))
     if 0 in norms:
         return 0.0 if norms[0] == norms[1] else 1.0
-    return max(0.0, 1 - product / float(np.sqrt(norms[0] * norms[1])))
+    if not np.isfinite(norms).all():
+        return float("nan")
+    return max(1 - product / float(np.sqrt(norms[0] * norms[1])), 0.0)  # In this order NaN would not become 0.
 
 
 @contextmanager

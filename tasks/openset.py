@@ -4,9 +4,9 @@
     "There is a {name} in the scene." of the vocabulary -------embedded---+-> cosine -> score of every class
     -> the segments with these classes, scored as semantic, instance and panoptic segmentation (openset_scores.py)
 
-The regions are the labels' own, so that only their names can be wrong (Osprey, Yuan et al. 2024, and its evaluation code). A model
-for `openset` has `answer(images, prompts, regions)`, one text each, with bool (height, width) regions. A model for `openset_marked`
-has `answer(images, prompts)`, one text each.
+What a model thinks before it answers is not embedded (answers.py). The regions are the labels' own, so that only their names can be
+wrong (Osprey, Yuan et al. 2024, and its evaluation code). A model for `openset` has `answer(images, prompts, regions)`, one text
+each, with bool (height, width) regions. A model for `openset_marked` has `answer(images, prompts)`, one text each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import ImageFilter
 
+from icmbench.tasks.answers import final_answer
 from icmbench.tasks.base import (
     Context,
     Dataset,
@@ -41,6 +42,7 @@ from icmbench.tasks.base import (
 from icmbench.tasks.embeddings import normalise_rows
 from icmbench.tasks.maps import read_map
 from icmbench.tasks.openset_scores import OpenSetStatistics, openset_scores, openset_statistics
+from icmbench.tasks.outputs import ModelOutput
 from icmbench.tasks.text_embedder import SentenceEmbedder, TextEmbedder
 
 if TYPE_CHECKING:
@@ -135,7 +137,13 @@ class RegionNaming(Task):
 
     def context(self) -> Context:
         """`sentences`: embeddings of the vocabulary's sentences as rows of unit length, float32 (sentences, d)."""
-        return {"sentences": normalise_rows(self.embedder.embed_texts(self._sentences), np.float32)}
+        return {"sentences": self._embed(self._sentences)}
+
+    def _embed(self, texts: list[str], width: int | None = None) -> npt.NDArray[np.float32]:
+        """Embeddings of texts as rows of unit length, float32 (texts, d). Only an empty text may have one of zeros."""
+        output = ModelOutput(self.embedder)
+        rows = output.embeddings(self.embedder.embed_texts(texts), texts, width, may_be_zero=lambda text: not text.strip())
+        return normalise_rows(rows, np.float32)
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """Ask about every labelled segment but crowds.
@@ -146,21 +154,21 @@ class RegionNaming(Task):
 
         Raises:
             DatasetError: a label map has another size than its image.
-            ValueError: the model gave another number of answers.
+            ModelError: the model gave other than one text for each region, or the embedder other than finite embeddings.
         """
+        output = ModelOutput(self.model)
         if not self.ready:
             self.ready = self.context()
         predictions: list[Prediction] = []
-        for image, target in zip(images, self.dataset.targets("panoptic", ids), strict=True):
+        for image, image_id, target in zip(images, ids, self.dataset.targets("panoptic", ids), strict=True):
             segments = read_map(target["mask"])
             if segments.shape != image.shape[:2]:
                 raise DatasetError(
                     f"{target['mask']}: {segments.shape}, its image is {image.shape[:2]}; give the maps of these images"
                 )
             regions = [segments == index for index in target["segments"][~target["crowd"]]]
-            answers = [answer.strip() for answer in self._ask(image, regions)]
-            if len(answers) != len(regions):
-                raise ValueError(f"the model gave {len(answers)} answers on {len(regions)} regions")
+            names = [f"{image_id}, region {number}" for number in range(len(regions))]
+            answers = [final_answer(answer) for answer in output.texts(self._ask(image, regions), names, "region")]
             predictions.append({"answers": answers, "similarity": self._similarity(answers).ravel()})
         return predictions
 
@@ -168,7 +176,7 @@ class RegionNaming(Task):
         """Cosine of each answer and the nearest synonym of each class, float32 (answers, classes)."""
         if not answers:
             return np.zeros((0, len(self._first_sentence)), np.float32)
-        cosines = normalise_rows(self.embedder.embed_texts(answers), np.float32) @ self.ready["sentences"].T
+        cosines = self._embed(answers, self.ready["sentences"].shape[1]) @ self.ready["sentences"].T
         return np.maximum.reduceat(cosines, self._first_sentence, axis=1)
 
     def is_empty(self, prediction: Prediction) -> bool:
@@ -205,6 +213,7 @@ class OpenSet(RegionNaming):
     """
 
     name = "openset"
+    version = 2  # 2: what the model thinks, and tags around its answer, are not embedded.
 
     def __init__(
         self,
@@ -239,6 +248,7 @@ class OpenSetMarked(RegionNaming):
     """
 
     name = "openset_marked"
+    version = 2  # As `OpenSet`'s.
 
     def __init__(
         self,

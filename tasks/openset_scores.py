@@ -47,7 +47,7 @@ class NamedSegments:
 
     Attributes:
         index: int64 (n,), positions among the target's segments.
-        scores: float64 (n, classes), each row sums to 1.
+        scores: float64 (n, classes), each row sums to 1; NaN in rows whose similarities are not numbers.
     """
 
     index: npt.NDArray[np.int64]
@@ -55,8 +55,8 @@ class NamedSegments:
 
     @property
     def classes(self) -> npt.NDArray[np.int64]:
-        """int64 (n,), the class of the highest score."""
-        return self.scores.argmax(axis=1)
+        """int64 (n,), the class of the highest score; -1, which is no class, where the scores are NaN."""
+        return np.where(np.isnan(self.scores).any(axis=1), -1, self.scores.argmax(axis=1))
 
 
 def openset_statistics(
@@ -100,7 +100,7 @@ def openset_scores(statistics: OpenSetStatistics, weights: npt.NDArray[np.float6
 def _named(prediction: Prediction, target: Target, classes: int) -> NamedSegments:
     """Scores are the softmax of the similarities."""
     similarity = np.asarray(prediction["similarity"], dtype=np.float64).reshape(-1, classes)
-    exponentials = np.exp(similarity)
+    exponentials = np.exp(np.where(np.isfinite(similarity), similarity, np.nan))
     return NamedSegments(np.flatnonzero(~target["crowd"]), exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
@@ -119,7 +119,7 @@ def _class_maps(named: NamedSegments, target: Target, segments: LabelMap) -> tup
 def _panoptic_counts(named: NamedSegments, target: Target, segments: LabelMap, is_thing: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """IoU sum, TP, FP and FN of one image. Things stay apart; all stuff of one class becomes one segment."""
     classes = named.classes
-    keys = np.where(is_thing[classes], np.arange(len(classes)), -1 - classes)
+    keys = np.where(is_thing[classes] | (classes < 0), np.arange(len(classes)), -1 - classes)
     _, first, number = np.unique(keys, return_index=True, return_inverse=True)
     merged = relabel(segments, target["segments"][named.index], number + 1, default=0)
     return match_segments(merged, classes[first], target, len(is_thing))
@@ -161,7 +161,7 @@ def _detections(
     for image, (segments, image_areas) in enumerate(zip(named, areas, strict=True)):
         pairs = np.argsort(-segments.scores, axis=None, kind="stable")[:DETECTIONS]
         row, category = np.unravel_index(pairs, segments.scores.shape)
-        kept = is_thing[category]
+        kept = is_thing[category] & ~np.isnan(segments.scores.ravel()[pairs])
         index = segments.index[row[kept]]
         scores = segments.scores.ravel()[pairs][kept]
         columns.append(np.stack([np.full(kept.sum(), image), index, category[kept], image_areas[index], scores]))

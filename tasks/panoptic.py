@@ -32,6 +32,8 @@ from icmbench.tasks.base import (
 )
 from icmbench.tasks.categories import match_categories
 from icmbench.tasks.maps import LabelMap, encode_map, paint, read_map, relabel
+from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.outputs import MapOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -182,6 +184,11 @@ class PanopticSegmentation(Task):
         else:
             self._category_map = np.arange(len(model.categories))
             self._is_thing = np.asarray(model.is_thing, dtype=np.bool_)
+            if self._is_thing.shape != self._category_map.shape:
+                raise ModelError(
+                    f"model {type(model).__name__} has {len(model.categories)} categories but says of {self._is_thing.size} "
+                    "whether they are things; mend its `is_thing`"
+                )
 
     @property
     def schema(self) -> pa.Schema:
@@ -196,13 +203,15 @@ class PanopticSegmentation(Task):
         Returns:
             Per image `segments`, a greyscale PNG with 0 for void and k for the segment of category `classes[k - 1]`, and `classes`,
             indices into the model's categories.
+
+        Raises:
+            ModelError: the model gave other than one map of the image's size for each image, with a category for each segment.
         """
-        predictions: list[Prediction] = []
-        for image, output, image_id in zip(images, self.model(images), ids, strict=True):
-            if output["segments"].shape != image.shape[:2]:
-                raise ValueError(f"{image_id}: the model's panoptic map is {output['segments'].shape}, the image {image.shape[:2]}")
-            predictions.append(_renumber_segments(output, image_id))
-        return predictions
+        output, categories = MapOutput(self.model), len(self.model.categories)
+        return [
+            _renumber_segments(output.segments(segments, image, image_id, categories))
+            for image, segments, image_id in zip(images, output.one_each(self.model(images), ids), ids, strict=True)
+        ]
 
     def is_empty(self, prediction: Prediction) -> bool:
         """Whether the whole image is void."""
@@ -241,12 +250,9 @@ class PanopticSegmentation(Task):
         return paint(image, read_map(prediction["segments"]) - 1)
 
 
-def _renumber_segments(output: dict[str, Any], image_id: str) -> Prediction:
+def _renumber_segments(output: dict[str, Any]) -> Prediction:
     """The model's segments that have a pixel, numbered from 1 in the order of their ids."""
     present, segments = np.unique(output["segments"], return_inverse=True)
-    classes = dict(zip(np.asarray(output["segment_ids"]).tolist(), np.asarray(output["classes"]).tolist(), strict=True))
-    unlisted = [index for index in present.tolist() if index != 0 and index not in classes]
-    if unlisted:
-        raise ValueError(f"{image_id}: the model's panoptic map holds segment {unlisted[0]}, which its segment_ids do not list")
+    classes = dict(zip(output["segment_ids"].tolist(), output["classes"].tolist(), strict=True))
     numbers = segments.reshape(output["segments"].shape) + (0 if 0 in present else 1)
     return {"segments": encode_map(numbers), "classes": [classes[index] for index in present.tolist() if index != 0]}

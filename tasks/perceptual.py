@@ -22,6 +22,7 @@ from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, 
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
 from icmbench.tasks.originals import OriginalFeatures
+from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,12 +75,17 @@ class PerceptualDistance(Task):
         return pa.schema([("distance", pa.float64())])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`distance` of each image to its original; 0 if they are equal."""
+        """`distance` of each image to its original; 0 if they are equal.
+
+        Raises:
+            ModelError: a distance is not finite.
+        """
         assert originals is not None
         predictions: list[Prediction] = []
         for image, image_id, original in zip(images, ids, originals, strict=True):
             original_features = self._originals.get(image_id, original, ids)
-            predictions.append({"distance": self.network.distance(original_features, self._features(image))})
+            distance = self.network.distance(original_features, self._features(image))
+            predictions.append({"distance": ModelOutput(self.name).finite("distance", distance, image_id)})
         return predictions
 
     def _features(self, image: Image) -> Any:

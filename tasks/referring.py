@@ -10,7 +10,9 @@ writes coordinates:
     norm1000           0 to 1000
     norm1              0 to 1
 
-An answer is read in that one convention only. Trying several and taking the best would flatter the model.
+An answer is read in that one convention only. Trying several and taking the best would flatter the model. What the model thinks
+before it answers is not read (answers.py). Of several boxes the last one counts, because an argument ends with its conclusion,
+unless the model's attribute `box_choice` is "first". `several_boxes` says how many answers held different ones.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from icmbench.tasks.answers import final_answer
 from icmbench.tasks.base import (
     Dataset,
     DatasetError,
@@ -39,54 +42,79 @@ from icmbench.tasks.base import (
     image_weights,
 )
 from icmbench.tasks.drawing import draw_boxes
+from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PROMPT = 'Locate "{sentence}" in the image. Answer with one bounding box as JSON: {"bbox_2d": [x1, y1, x2, y2]}'
 CONVENTIONS = ("absolute", "absolute_resized", "norm1000", "norm1")
+Box: TypeAlias = tuple[float, float, float, float]
+BoxChoice: TypeAlias = Literal["last", "first"]
 METRICS = (
     MetricSpec("acc@0.5", "%", primary=True, ceiling=100.0),
     MetricSpec("mean_iou", "%", ceiling=100.0),
     MetricSpec("parse_failures", "%", higher_is_better=False, ceiling=0.0),
+    MetricSpec("several_boxes", "%", higher_is_better=False, ceiling=0.0),
 )
-NUMBER = r"\s*(-?\d+(?:\.\d*)?|-?\.\d+)\s*"
+# 12, -0.5, .25, 1e2, "100". Possessive quantifiers keep the search linear in the length of an answer.
+NUMBER = r"\s*+[\"']?+([+-]?+(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?+\d++)?+)[\"']?+\s*+"
 # Four coordinates as a model writes them: [x1, y1, x2, y2] or (x1, y1), (x2, y2).
-BOX = re.compile(rf"[\[(]{NUMBER},{NUMBER}[\])]?\s*,\s*[\[(]?{NUMBER},{NUMBER}[\])]")
+BOX = re.compile(rf"[\[(]{NUMBER},{NUMBER}[\])]?+\s*+,\s*+[\[(]?+{NUMBER},{NUMBER}[\])]")
 
 
 @dataclass(frozen=True)
 class ReferringStatistics:
-    """Overlap of every expression's box with its label, in three aligned arrays.
+    """Overlap of every expression's box with its label, in four aligned arrays.
 
     Attributes:
         images: number of images.
         image: int64 (n,), index of the expression's image.
         iou: float64 (n,), 0 if the answer holds no box.
         parsed: bool (n,), whether the answer holds a box.
+        several: bool (n,), whether the answer holds several different boxes.
     """
 
     images: int
     image: npt.NDArray[np.int64]
     iou: npt.NDArray[np.float64]
     parsed: npt.NDArray[np.bool_]
+    several: npt.NDArray[np.bool_]
 
 
-def parse_box(answer: str) -> tuple[float, float, float, float] | None:
-    """The first four numbers in brackets.
+def parse_boxes(answer: str) -> list[Box]:
+    """Every four finite numbers in brackets that an answer states, in order. What the model thinks is no part of its answer.
 
     Args:
         answer: a model's text.
 
     Returns:
-        x1, y1, x2, y2 in the model's unit; None if the text holds no such numbers.
+        x1, y1, x2, y2 in the model's unit for each box.
+
+    Example:
+        >>> parse_boxes('<think>[1, 2, 3, 4]?</think> Not (5, 6), (7, 8) but ["1e1", "20", "30", "40"].')
+        [(5.0, 6.0, 7.0, 8.0), (10.0, 20.0, 30.0, 40.0)]
+    """
+    boxes = [tuple(float(number) for number in match.groups()) for match in BOX.finditer(final_answer(answer))]
+    return [box for box in boxes if np.isfinite(box).all()]  # type: ignore[misc]
+
+
+def parse_box(answer: str, choice: BoxChoice = "last") -> Box | None:
+    """The box that counts among those that an answer states.
+
+    Args:
+        answer: a model's text.
+        choice: which of several boxes counts.
+
+    Returns:
+        x1, y1, x2, y2 in the model's unit; None if the answer states no box.
 
     Example:
         >>> parse_box('{"bbox_2d": [12, 30, 200, 310.5]}')
         (12.0, 30.0, 200.0, 310.5)
     """
-    match = BOX.search(answer)
-    return None if match is None else tuple(float(number) for number in match.groups())  # type: ignore[return-value]
+    boxes = parse_boxes(answer)
+    return boxes[0 if choice == "first" else -1] if boxes else None
 
 
 def iou(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
@@ -108,7 +136,7 @@ class Referring(Task):
 
     Raises:
         DatasetError: `reference` is not "labels".
-        ValueError: the prompt has no `{sentence}`, or the model's `box_convention` is unknown.
+        ValueError: the prompt has no `{sentence}`, or the model's `box_convention` or `box_choice` is unknown.
     """
 
     name = "referring"
@@ -123,6 +151,9 @@ class Referring(Task):
             raise ValueError(f"prompt {prompt!r} does not say where the expression goes; write {{sentence}} there")
         if model.box_convention not in CONVENTIONS:
             raise ValueError(f"box_convention {model.box_convention!r} is unknown; known: {', '.join(CONVENTIONS)}")
+        self.box_choice: BoxChoice = getattr(model, "box_choice", "last")
+        if self.box_choice not in ("last", "first"):
+            raise ValueError(f"box_choice {self.box_choice!r} is unknown; known: last, first")
         super().__init__(dataset, model, reference)
         self.prompt = prompt
 
@@ -152,13 +183,12 @@ class Referring(Task):
             Per image `answers`, one text per expression in the dataset's order, and `height` and `width` in pixels.
 
         Raises:
-            ValueError: the model gave another number of answers.
+            ModelError: the model gave other than one text for each expression.
         """
         image_of = [k for k, image_id in enumerate(ids) for _ in self.sentences[image_id]]
         prompts = [self.prompt.replace("{sentence}", text) for image_id in ids for text in self.sentences[image_id]]
-        answers = list(self.model.answer([images[k] for k in image_of], prompts))
-        if len(answers) != len(prompts):
-            raise ValueError(f"the model gave {len(answers)} answers to {len(prompts)} prompts")
+        asked = [f"{image_id}, {text!r}" for image_id in ids for text in self.sentences[image_id]]
+        answers = ModelOutput(self.model).texts(self.model.answer([images[k] for k in image_of], prompts), asked, "prompt")
         by_image: list[list[str]] = [[] for _ in ids]
         for k, answer in zip(image_of, answers, strict=True):
             by_image[k].append(answer)
@@ -176,8 +206,9 @@ class Referring(Task):
             units = {"absolute": (height, width), "norm1000": (1000, 1000), "norm1": (1, 1)}
             unit_height, unit_width = units[self.model.box_convention]
         scale = np.array([width / unit_width, height / unit_height] * 2)
-        parsed = [parse_box(answer) for answer in prediction["answers"]]
-        return [None if box is None else np.array(box) * scale for box in parsed]
+        parsed = [parse_box(answer, self.box_choice) for answer in prediction["answers"]]
+        boxes = [None if box is None else np.array(box) * scale for box in parsed]
+        return [box if box is not None and np.isfinite(box).all() else None for box in boxes]
 
     def is_empty(self, prediction: Prediction) -> bool:
         """Whether no answer holds a box."""
@@ -185,13 +216,15 @@ class Referring(Task):
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> ReferringStatistics:
         """IoU of every expression's box."""
-        rows: list[tuple[int, float, bool]] = []
+        rows: list[tuple[int, float, bool, bool]] = []
         for image, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-            for box, (x, y, width, height) in zip(self.boxes(prediction), target["boxes"], strict=True):
+            several = [len(set(parse_boxes(answer))) > 1 for answer in prediction["answers"]]
+            for box, ambiguous, (x, y, width, height) in zip(self.boxes(prediction), several, target["boxes"], strict=True):
                 label = np.array([x, y, x + width, y + height])
-                rows.append((image, 0.0 if box is None else iou(box, label), box is not None))
-        image_of, values, parsed = zip(*rows, strict=True) if rows else ((), (), ())
-        return ReferringStatistics(len(predictions), np.array(image_of, np.int64), np.array(values), np.array(parsed, np.bool_))
+                rows.append((image, 0.0 if box is None else iou(box, label), box is not None, ambiguous))
+        image_of, values, parsed, ambiguities = zip(*rows, strict=True) if rows else ((), (), (), ())
+        flags = np.array(parsed, np.bool_), np.array(ambiguities, np.bool_)
+        return ReferringStatistics(len(predictions), np.array(image_of, np.int64), np.array(values), *flags)
 
     def aggregate(self, statistics: ReferringStatistics, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         """Means over expressions in percent. Each expression counts as often as its image."""
@@ -201,6 +234,7 @@ class Referring(Task):
             "acc@0.5": 100 * float(np.average(s.iou >= 0.5, weights=counted)),
             "mean_iou": 100 * float(np.average(s.iou, weights=counted)),
             "parse_failures": 100 * float(np.average(~s.parsed, weights=counted)),
+            "several_boxes": 100 * float(np.average(s.several, weights=counted)),
         }
 
     def draw(self, image: Image, prediction: Prediction) -> Image:

@@ -33,6 +33,8 @@ from icmbench.tasks.base import (
     image_weights,
 )
 from icmbench.tasks.embeddings import normalise_rows
+from icmbench.tasks.models.errors import ModelError
+from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +65,8 @@ class Ranks:
 def rank(images: npt.NDArray[Any], texts: npt.NDArray[Any], text_image: npt.NDArray[np.int64]) -> Ranks:
     """Rank by cosine similarity, each image with all texts as gallery and each text with all images.
 
-    Similarities that are equal to 1e-9 count against the answer, so images that a codec made indistinguishable retrieve nothing.
+    Similarities that are equal to 1e-9 count against the answer, so images that a codec made indistinguishable retrieve nothing. A
+    similarity that is NaN is the lowest of all: with such an answer a query ranks last, and nothing else is ranked below it.
 
     Args:
         images: embeddings (n, d).
@@ -76,17 +79,22 @@ def rank(images: npt.NDArray[Any], texts: npt.NDArray[Any], text_image: npt.NDAr
         (array([1, 1]), array([1, 1, 2]))
     """
     images, texts = normalise_rows(images, np.float64), normalise_rows(texts, np.float64)
-    answer = np.einsum("md,md->m", images[text_image], texts) - TIE
+    answer = _nan_last(np.einsum("md,md->m", images[text_image], texts)) - TIE
     best_answer = np.full(len(images), -np.inf)
     np.maximum.at(best_answer, text_image, answer)
     image_rank, text_rank = np.ones(len(images), np.int64), np.zeros(len(texts), np.int64)
     for start in range(0, len(images), ROWS):
         rows = np.arange(start, min(start + ROWS, len(images)))
-        similarity = images[rows] @ texts.T
+        similarity = _nan_last(images[rows] @ texts.T)
         is_foreign = text_image[None] != rows[:, None]
         image_rank[rows] += ((similarity >= best_answer[rows, None]) & is_foreign).sum(axis=1)
         text_rank += (similarity >= answer[None]).sum(axis=0)  # Counts the answer too, so that the best rank is 1.
     return Ranks(image_rank, text_rank, text_image)
+
+
+def _nan_last(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The similarities, with minus infinity for NaN, because every comparison with NaN is false and would count for the answer."""
+    return np.where(np.isnan(similarity), -np.inf, similarity)
 
 
 def recall(ranks: Ranks, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
@@ -157,22 +165,42 @@ class Retrieval(Task):
         return fingerprint(task=self.name, version=self.version, model=self.model.fingerprint, captions=captions)
 
     def context(self) -> Context:
-        """`texts`: embeddings, float32 (captions, d), in the order of the attribute `texts`."""
-        return {"texts": np.asarray(self.model.embed_texts(self.texts), dtype=np.float32)}
+        """`texts`: embeddings, float32 (captions, d), in the order of the attribute `texts`.
+
+        Raises:
+            ModelError: the model gave other than finite embeddings of some length.
+        """
+        return {"texts": ModelOutput(self.model).embeddings(self.model.embed_texts(self.texts), self.texts)}
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`embedding`: float32 (d,)."""
-        return [{"embedding": row} for row in np.asarray(self.model.embed_images(images), dtype=np.float32)]
+        """`embedding`: float32 (d,).
+
+        Raises:
+            ModelError: the model gave other than finite embeddings of some length, as wide as those of the captions.
+        """
+        width = self.ready["texts"].shape[1] if self.ready else None
+        return [{"embedding": row} for row in ModelOutput(self.model).embeddings(self.model.embed_images(images), ids, width)]
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Ranks:
-        """Ranks among the images and captions that are given here."""
+        """Ranks among the images and captions that are given here.
+
+        Raises:
+            ModelError: the embeddings of images and captions differ in width.
+        """
         if not self.ready:
             self.ready = self.context()
         row_of_text = {text: row for row, text in enumerate(self.texts)}
         captions = [target["captions"] for target in targets]
         rows = [row_of_text[text] for texts in captions for text in texts]
         text_image = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
-        return rank(np.stack([prediction["embedding"] for prediction in predictions]), self.ready["texts"][rows], text_image)
+        texts = self.ready["texts"][rows]
+        widths = {len(prediction["embedding"]) for prediction in predictions} | {texts.shape[1]}
+        if len(widths) > 1:
+            raise ModelError(
+                f"task {self.name!r}: the stored embeddings of images and captions are {sorted(widths)} wide; "
+                "a model gives both the same width"
+            )
+        return rank(np.stack([prediction["embedding"] for prediction in predictions]), texts, text_image)
 
     def aggregate(self, statistics: Ranks, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         """Recall by depth and direction, in percent."""

@@ -29,6 +29,7 @@ from icmbench.tasks.base import (
 )
 from icmbench.tasks.categories import match_categories
 from icmbench.tasks.maps import LabelMap, encode_map, paint, read_map
+from icmbench.tasks.outputs import MapOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,13 +144,16 @@ class SemanticSegmentation(Task):
         return pa.schema([("labels", pa.large_binary())])
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
-        """`labels`: the map of the model's category indices as a greyscale PNG."""
-        predictions: list[Prediction] = []
-        for image, labels, image_id in zip(images, self.model(images), ids, strict=True):
-            if labels.shape != image.shape[:2]:
-                raise ValueError(f"{image_id}: the model's label map is {labels.shape}, the image {image.shape[:2]}")
-            predictions.append({"labels": encode_map(labels)})
-        return predictions
+        """`labels`: the map of the model's category indices as a greyscale PNG.
+
+        Raises:
+            ModelError: the model gave other than one map of its categories for each image, of the image's size.
+        """
+        output, categories = MapOutput(self.model), len(self.model.categories)
+        return [
+            {"labels": encode_map(output.label_map("label map", labels, image, image_id, categories))}
+            for image, labels, image_id in zip(images, output.one_each(self.model(images), ids), ids, strict=True)
+        ]
 
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
         """The maps of the originals, with every category of the model."""

@@ -9,6 +9,7 @@ Sampling parameters are in the header if they differ from the defaults of the ra
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from icmbench.codecs.base import BitstreamError, CodecError
@@ -36,7 +37,8 @@ class StreamScheme:
     points: ClassVar[tuple[float, ...]]
     samplers: ClassVar[tuple[str, ...]]
 
-    def default_sampling(self, profile: str, point: float) -> Overrides:
+    @classmethod
+    def default_sampling(cls, profile: str, point: float) -> Overrides:
         """Steps, guidance and noise level of a stream that does not carry its own."""
         raise NotImplementedError
 
@@ -54,9 +56,10 @@ class StreamScheme:
 
         return Decoding(sampler, guidance, **decoding_options(runtime))
 
-    def complete_sampling(self, sampling: Overrides, profile: str, point: float) -> Overrides:
+    @classmethod
+    def complete_sampling(cls, sampling: Overrides, profile: str, point: float) -> Overrides:
         """Sampling parameters with defaults in the place of zeros, rounded as a stream keeps them."""
-        default = self.default_sampling(profile, point)
+        default = cls.default_sampling(profile, point)
         guidance = round((sampling.guidance or default.guidance) * 256) / 256
         return Overrides(sampling.steps or default.steps, sampling.noise_level or default.noise_level, guidance)
 
@@ -78,25 +81,66 @@ class StreamScheme:
         Raises:
             BitstreamError: the bytes are no stream of this codec and profile.
         """
-        container = Container.from_bytes(data)
-        if container.codec != self.name:
-            raise BitstreamError(f"the stream was made by {container.codec}, not by {self.name}")
-        point_number, sampler_index, profile_index = container.model & 15, container.model >> 4 & 3, container.model >> 6
-        sampling = container.overrides or Overrides()
-        valid = 1 <= point_number <= len(self.points) and sampler_index < len(self.samplers) and profile_index < len(PROFILES)
-        if not valid or sampling.steps > MAX_STEPS or sampling.noise_level >= MAX_STEPS:
-            raise BitstreamError("the stream names a model or a number of steps that this version does not have")
-        if PROFILES[profile_index] != profile:
-            raise BitstreamError(f"the stream was made with profile {PROFILES[profile_index]!r}: set it instead of {profile!r}")
+        container = self._parse_any_profile(data)
+        if self.profile_of(container) != profile:
+            raise BitstreamError(f"the stream was made with profile {self.profile_of(container)!r}: set it instead of {profile!r}")
         return container
 
-    def point_of(self, container: Container) -> float:
-        """The rate point that a parsed header names."""
-        return self.points[(container.model & 15) - 1]
+    @classmethod
+    def _parse_any_profile(cls, data: bytes) -> Container:
+        """Parse a stream of any profile. Raises BitstreamError if the bytes are no stream of this codec."""
+        container = Container.from_bytes(data)
+        if container.codec != cls.name:
+            raise BitstreamError(f"the stream was made by {container.codec}, not by {cls.name}")
+        point_number, sampler_index, profile_index = container.model & 15, container.model >> 4 & 3, container.model >> 6
+        sampling = container.overrides or Overrides()
+        valid = 1 <= point_number <= len(cls.points) and sampler_index < len(cls.samplers) and profile_index < len(PROFILES)
+        if not valid or sampling.steps > MAX_STEPS or sampling.noise_level >= MAX_STEPS:
+            raise BitstreamError("the stream names a model or a number of steps that this version does not have")
+        return container
 
-    def sampler_of(self, container: Container) -> str:
+    @classmethod
+    def point_of(cls, container: Container) -> float:
+        """The rate point that a parsed header names."""
+        return cls.points[(container.model & 15) - 1]
+
+    @classmethod
+    def sampler_of(cls, container: Container) -> str:
         """The name of the sampler that a parsed header names."""
-        return self.samplers[container.model >> 4 & 3]
+        return cls.samplers[container.model >> 4 & 3]
+
+    @classmethod
+    def profile_of(cls, container: Container) -> str:
+        """The profile that a parsed header names."""
+        return PROFILES[container.model >> 6]
+
+    @classmethod
+    def sampler_options(cls, name: str) -> dict[str, Any]:
+        """The constructor arguments that choose a sampler, by name."""
+        return {"sampler": name}
+
+    @classmethod
+    def stream_options(cls, data: bytes) -> dict[str, Any]:
+        """The point and the options with which a stream was made, as far as it states them; see `icmbench.codecs.base.Codec`.
+
+        Raises:
+            BitstreamError: the bytes are no stream of this codec.
+        """
+        container = cls._parse_any_profile(data)
+        point, profile = cls.point_of(container), cls.profile_of(container)
+        sampling = cls.complete_sampling(container.overrides or Overrides(), profile, point)
+        options = {
+            "point": point,
+            "profile": profile,
+            "mode": "portable" if container.portable else "default",
+            "steps": sampling.steps,
+            "noise_level": sampling.noise_level,
+            "cfg": sampling.guidance,
+            "seed": container.seed or 0,
+            **cls.sampler_options(cls.sampler_of(container)),
+        }
+        accepted = inspect.signature(cls).parameters  # Not every codec of the family lets its user set all of them.
+        return {name: value for name, value in options.items() if name in accepted}
 
     def decoding_of(self, container: Container, profile: str, runtime: RuntimeOptions) -> Decoding:
         """How a stream with this parsed header becomes pixels.

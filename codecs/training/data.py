@@ -16,13 +16,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from icmbench.codecs.base import CodecError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")  # Pillow would start Ghostscript for PostScript, whatever its name.
+ORIENTATION = 0x0112  # The EXIF tag.
+TURNS = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
 
 
 class CropDataset(Dataset[dict[str, Any]]):
@@ -76,8 +86,12 @@ class CropDataset(Dataset[dict[str, Any]]):
         if captions is not None and tags is not None:
             raise CodecError("data: give captions or tags, not both")
         self.paths = {
-            path.relative_to(images).as_posix(): path for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES
+            path.relative_to(images).as_posix(): path
+            for path in sorted(images.rglob("*"))
+            if path.suffix.lower() in SUFFIXES and not path.is_dir()
         }
+        if stray := next((path for path in self.paths.values() if not path.is_file()), None):
+            raise CodecError(f"{stray}: a broken link, or no regular file: delete it, or put the photograph itself there")
         self.paths = dict(list(self.paths.items())[:limit])
         if not self.paths:
             raise CodecError(f"there are no photographs in {images}: name a folder of {', '.join(SUFFIXES)} files")
@@ -160,10 +174,15 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _open_picture(path: Path, mode: str) -> Pillow.Image:
+    """A picture, upright. Only its orientation is read of its metadata: other tags of an odd type would stop Pillow's own turn."""
     try:
-        with Pillow.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert(mode)
-    except (OSError, ValueError) as error:
+        with Pillow.open(path, formats=FORMATS) as picture:
+            picture.load()
+            orientation = picture.getexif().get(ORIENTATION)
+            upright = picture.convert(mode)
+        turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+        return upright if turn is None else upright.transpose(turn)
+    except Exception as error:  # Pillow's decoders raise a dozen types on bad files.
         raise CodecError(f"{path} cannot be read as a picture ({error}): replace it or take it out of the folder") from error
 
 

@@ -12,6 +12,8 @@ import pandas as pd
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import Experiment
+from icmbench.harness.config.files import check_regular, exists, read_bytes
+from icmbench.harness.config.secrets import redact, redact_values
 from icmbench.harness.derive.environment import environment
 from icmbench.harness.derive.pictures import picture_entries
 from icmbench.harness.derive.resampling import Resampling
@@ -108,9 +110,10 @@ def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOption
     units = _select_units(bench, options)
     for label in bench.tasks:
         bench.load_context(label)
-    store.write_json("environment.json", environment(bench))
+    store.write_json("environment.json", redact_values(environment(bench)))
     if source is not None:
-        store.write("experiment.yaml", source.read_bytes())
+        text = read_bytes(source, "experiment file").decode()
+        store.write("experiment.yaml", redact(text).encode())  # A comment may hold what the file's values must not.
     outcome = _compute(bench, units, options)
     computed = time.perf_counter()
     if options.shard:
@@ -164,6 +167,9 @@ def _write_report(
     store.write_json(PICTURES, pictures)
     split = bit_split(bench)
     with store.local_folder() as folder, writing(folder):
+        for name in ("scores.csv", "bdrate.csv", PUBLISHED, "analyses/bit-split.csv"):
+            if exists(folder / name):
+                check_regular(folder / name, "table")  # Writing into a pipe would never end.
         scores.to_csv(folder / "scores.csv", index=False)
         if len(split):
             (folder / "analyses").mkdir(exist_ok=True)

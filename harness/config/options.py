@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.files import exists
 from icmbench.harness.config.sections import ConfigSection, first_error
 
 
@@ -33,7 +34,7 @@ def bind(
     """
     try:
         hints = get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
-    except NameError:  # The plug-in imports these types for type checkers only; its own constructor checks the values.
+    except Exception:  # The plug-in imports these types for type checkers only; its own constructor checks the values.
         hints = {}
     fields: dict[str, Any] = {}
     takes_any_option = False
@@ -70,9 +71,12 @@ def _resolve(value: Any, key: str, base: Path, source: str) -> Any:
     """
     if not isinstance(value, str | Path):
         return value
-    path = (base / Path(value).expanduser()).absolute()
-    if isinstance(value, str) and not path.exists():
+    try:
+        path = (base / Path(value).expanduser()).absolute()
+    except RuntimeError:  # `~someone` who has no home here
+        path = (base / Path(value)).absolute()
+    if isinstance(value, str) and not exists(path):
         return str(path) if "{" in value else value
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{key}: no such file or folder: {path}{source and '. ' + source}")
     return path

@@ -35,13 +35,19 @@ def load(kind: str, name: str, key: str) -> Callable[..., Any]:
         The plug-in's class.
 
     Raises:
-        UserError: there is no plug-in of this name, or a package that it imports is not installed.
+        UserError: there is no plug-in of this name, it cannot be imported, or a package that it imports is not installed.
     """
     entry_points_by_name = available(kind)
     if name not in entry_points_by_name:
         raise UserError(f"{key}: {unknown_message(kind.removesuffix('s'), name, entry_points_by_name)}")
-    with explain_missing_package(name):
-        return entry_points_by_name[name].load()
+    try:
+        with explain_missing_package(name):
+            return entry_points_by_name[name].load()
+    except (UserError, ModuleNotFoundError):
+        raise
+    except (Exception, SystemExit) as error:  # A plug-in of another package may break in any way.
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{key} ({name}): cannot be loaded: {cause}: mend or uninstall that package") from error
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from icmbench.harness.config.errors import UserError, unknown_message
+from icmbench.harness.config.files import read_bytes
+from icmbench.harness.config.secrets import REMEDY, find_credential
 
 MAX_VALUES = 100_000  # Bound on the values of one file after its aliases are written out: a small file can expand without end.
 
@@ -67,6 +69,16 @@ def _count_values(value: Any, counts: dict[int, float]) -> float:
     return counts[id(value)]
 
 
+def _refuse_half_characters(value: Any, key: str) -> None:
+    """Raise UserError for text with half of a surrogate pair, such as "\\ud800", which no file or terminal can hold."""
+    if isinstance(value, (dict, list)):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_half_characters(name, key)
+            _refuse_half_characters(item, f"{key}.{name}")
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{key}: {value!a} holds half of a surrogate pair; write the character itself, in UTF-8")
+
+
 _Root = TypeVar("_Root", bound=ConfigSection)
 
 
@@ -82,9 +94,7 @@ def load_section(section: type[_Root], path: Path, description: str) -> _Root:
         UserError: the file cannot be read, is no valid YAML, or does not fit the model.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the {description} ({error.strerror})") from None
+        text = read_bytes(path, description).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     try:
@@ -96,6 +106,10 @@ def load_section(section: type[_Root], path: Path, description: str) -> _Root:
         raise UserError(f"{path}: its aliases expand to more than {MAX_VALUES} values; write the file out")
     if not isinstance(data, dict):
         raise UserError(f"{path}: the {description} is a mapping; icmbench's README shows one")
+    _refuse_half_characters(data, str(path))
+    place = find_credential(data)
+    if place is not None:
+        raise UserError(f"{path}: {place}: holds what looks like a credential, which would be published with the results; {REMEDY}")
     if "folder" in data:
         raise UserError(f"{path}: unknown key 'folder'; paths start at the file's folder by themselves")
     try:

@@ -142,9 +142,26 @@ def load_replicates(store: Store) -> dict[str, pd.DataFrame]:
             raise
         except UserError:
             continue
-        if {"task", "key", *INDEX} <= {*frame.columns} and len(frame):
+        if _is_whole(frame):
             replicates[str(frame["task"].iloc[0])] = frame.drop(columns="task")
     return replicates
+
+
+def _is_whole(frame: pd.DataFrame) -> bool:
+    """Whether a stored frame is as `Resampling.finish` writes it: typed columns, and every replicate of each series once."""
+    if not {"task", "key", *INDEX, "bpp"} <= {*frame.columns} or not len(frame) or frame.columns.has_duplicates:
+        return False
+    texts = ["task", "key", *INDEX[:3]]
+    numbers = [column for column in frame.columns if column not in (*texts, "replicate")]
+    if not all(frame[column].map(type).eq(str).all() for column in texts) or frame["task"].nunique() > 1:
+        return False
+    if not all(pd.api.types.is_float_dtype(frame[column]) for column in numbers):
+        return False
+    if not pd.api.types.is_integer_dtype(frame["replicate"]):
+        return False
+    sizes = frame.groupby(INDEX[:3])["replicate"].agg(["min", "max", "nunique", "size"])
+    complete = (sizes["min"] == 0) & (sizes["max"] + 1 == sizes["size"]) & (sizes["nunique"] == sizes["size"])
+    return bool(complete.all() and sizes["size"].nunique() == 1)
 
 
 def _resample_series(

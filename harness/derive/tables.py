@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.sections import first_error
 from icmbench.harness.derive.resampling import load_replicates
 from icmbench.harness.store.formats import parse_object
 from icmbench.harness.store.store import Store
-from icmbench.results.analyses import COLUMNS
+from icmbench.results.analysis_files import COLUMNS, read_analysis
 from icmbench.results.bd import Envelope, Method
 from icmbench.results.bundle import write_bundle
+from icmbench.results.json_files import parse_json
+from icmbench.results.pictures import check_entries
+from icmbench.results.plain_files import read_plain_file
 from icmbench.results.published import reported_curves
 from icmbench.results.report import write_report
 from icmbench.results.scores import read_scores
@@ -48,6 +54,24 @@ class TableSpec:
     def only_primary(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of each task's primary metric, of a frame with the columns task and metric."""
         return frame[frame["metric"] == frame["task"].map(self.primary)]
+
+
+class _RecordedExperiment(BaseModel):
+    """What a report needs of the experiment in environment.json; the defaults are those of runs before a key was introduced."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    name: str
+    anchor: str | None
+    method: Method = "pchip"
+    envelope: Envelope = "pareto"
+
+
+class _RunFacts(BaseModel):
+    """What a report needs of environment.json."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    experiment: _RecordedExperiment
+    primary: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -134,27 +158,59 @@ def read_report_inputs(
         UserError: the folder does not hold a finished run.
         ScoresError: scores.csv or a file of curves is malformed.
     """
-    try:
-        path = folder / "environment.json"
-        environment = parse_object(path, path.read_bytes())
-        experiment = environment["experiment"]
-        title, default_anchor, primary = experiment["name"], experiment["anchor"], environment["primary"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
-    bd = method or experiment.get("method", "pchip"), envelope or experiment.get("envelope", "pareto")
+    facts = _read_run_facts(folder)
+    experiment = facts.experiment
     scores = read_scores(folder / "scores.csv")
-    if default_anchor not in set(scores["codec"]):  # The run may have failed to compute it.
-        default_anchor = None
+    # The run may have failed to compute its anchor.
+    default_anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None
     reported = [reported_curves(folder / PUBLISHED)] if (folder / PUBLISHED).is_file() else []
     reported += [] if published is None else [gather_published(published)]
     return ReportInputs(
         scores,
-        TableSpec(title, anchor or default_anchor, primary, *bd),
+        TableSpec(
+            experiment.name, anchor or default_anchor, facts.primary, method or experiment.method, envelope or experiment.envelope
+        ),
         {label: frame.drop(columns="key") for label, frame in load_replicates(Store(folder)).items()},
         read_analyses(folder),
         pd.concat(reported, ignore_index=True).drop_duplicates() if reported else None,
-        Store(folder).read_json(PICTURES),
+        read_pictures(folder),
     )
+
+
+def _read_run_facts(folder: Path) -> _RunFacts:
+    """What environment.json says about a run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / "environment.json"
+    try:
+        data = read_plain_file(path)
+        parse_object(path, data)  # Refuses the file of a newer icmbench.
+        facts = _RunFacts.model_validate(parse_json(data))
+        json.dumps(facts.model_dump(), ensure_ascii=False).encode("utf-8")  # Fails for half of a character.
+        return facts
+    except ValidationError as error:
+        cause = first_error(error, path.name)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+    raise UserError(f"{folder}: not the folder of a finished run ({cause}); give the --out of `icmbench run`")
+
+
+def read_pictures(folder: Path) -> dict[str, Any]:
+    """The pictures that a run stored for its report; if they are damaged, none, and in `left_out` a sentence that says so."""
+    path = folder / PICTURES
+    if not path.exists():
+        return {}
+    try:
+        data = read_plain_file(path)
+        parse_object(path, data)  # Refuses the file of a newer icmbench.
+        content = parse_json(data)
+        check_entries(content)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        return {"left_out": [f"{PICTURES} is damaged ({cause}): run the experiment again to make its pictures anew"]}
+    return dict(content)
 
 
 def gather_published(files: Sequence[str | Path]) -> pd.DataFrame:
@@ -177,11 +233,11 @@ def read_analyses(folder: Path) -> dict[str, pd.DataFrame]:
 
     Raises:
         UserError: a file has none of the names in `icmbench.results.analyses.COLUMNS`.
+        ScoresError: a file is malformed.
     """
     frames = {}
     for path in sorted(folder.glob("analyses/*.csv")):
         if path.stem not in COLUMNS:
             raise UserError(f"{path}: no such analysis; the names are {', '.join(COLUMNS)}")
-        text = dict.fromkeys(("codec", "point", "image", "part", "stage"), str)
-        frames[path.stem] = pd.read_csv(path, dtype=text, keep_default_na=False)
+        frames[path.stem] = read_analysis(path)
     return frames

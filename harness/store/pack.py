@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -23,16 +24,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from icmbench.codecs.base import Codec, CodecError, RatePoint, decompress_all
 from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.files import check_regular
 from icmbench.harness.config.sections import ConfigSection, first_error
 from icmbench.harness.store.formats import parse_object
 from icmbench.harness.store.shards import ImageBlock, Series, Sources, pixel_sha256, stream_name
 from icmbench.harness.store.store import Store, from_table, safe_name, whole_file, writing
 
 MANIFEST = "manifest.json"
+_SOURCES_NAME = re.compile(r"(?P<number>\d{5,9})-[0-9a-f]+\.parquet")  # As `Bench` names the shards below sources/.
 # The errors that zipfile raises for damaged archives.
 DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -116,6 +119,7 @@ class Pack:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_regular(path, "pack")
             self._archive = zipfile.ZipFile(path)
             members = self._archive.infolist()
             # If all members are stored and do not overlap, reading them takes no more memory than the size of the file.
@@ -290,6 +294,36 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 # Writing a pack from the shards of a run.
 
 
+class RecordedSeries(BaseModel):
+    """One entry of `series` in environment.json; see `icmbench.harness.derive.environment`."""
+
+    model_config = ConfigDict(strict=True)
+
+    label: str
+    codec: str
+    point: str
+    given: Any
+    seed: int | None
+    fingerprint: str
+    deterministic: bool
+    measured_elsewhere: bool
+
+
+class RecordedHardware(BaseModel):
+    """The facts of environment.json's `hardware` that a pack repeats."""
+
+    machine: str
+
+
+class RunRecord(BaseModel):
+    """What `export` reads of environment.json. Other keys are ignored."""
+
+    series: list[RecordedSeries]
+    datasets: dict[str, Any]
+    python: str
+    hardware: RecordedHardware
+
+
 class _RecordedCodec:
     """A codec as environment.json describes it: it cannot code, but its stream shards can be named."""
 
@@ -315,17 +349,20 @@ def export(run: str, label: str, out: Path) -> Manifest:
     """
     store = Store(run)
     try:
-        environment = parse_object(store.full_path("environment.json"), store.read("environment.json"))
-        series = [facts for facts in environment["series"] if facts["label"] == label]
-        datasets = list(environment["datasets"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run}: not the folder of a finished run ({error!r}); give the --out of `icmbench run`") from None
+        environment = RunRecord.model_validate(parse_object(store.full_path("environment.json"), store.read("environment.json")))
+    except ValidationError as error:
+        raise UserError(first_error(error, store.full_path("environment.json"))) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
+    series = [facts.model_dump() for facts in environment.series if facts.label == label]
+    datasets = list(environment.datasets)
     if not series:
-        raise UserError(f"{run} has no codec {label!r}; it has {', '.join(sorted({s['label'] for s in environment['series']}))}")
+        raise UserError(f"{run} has no codec {label!r}; it has {', '.join(sorted({facts.label for facts in environment.series}))}")
     if any(facts["measured_elsewhere"] for facts in series):
         raise UserError(f"{label!r} has no streams of its own, only sizes that were measured elsewhere: nothing to pack")
-    made = {"icmbench": version("icmbench"), "python": environment["python"], "machine": environment["hardware"]["machine"]}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made = {"icmbench": version("icmbench"), "python": environment.python, "machine": environment.hardware.machine}
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with writing(out), whole_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         points = [_pack_point(archive, run, facts, _read_streams(store, datasets, facts)) for facts in series]
         manifest = Manifest(format="icmbench-pack-1", codec=series[0]["codec"], made=made, points=points)
@@ -367,8 +404,12 @@ def _read_streams(store: Store, datasets: list[str], facts: dict[str, Any]) -> I
     columns = ["id", "data", "encode_seconds", "sha256", "error"]
     for dataset in datasets:
         for file in store.names(f"sources/{safe_name(dataset)}"):
+            match = _SOURCES_NAME.fullmatch(file.rpartition("/")[2])
+            if not match:  # Not written by icmbench.
+                continue
+            number = int(match["number"])
             sha256 = {row["id"]: row["sha256"] for row in from_table(store.read_table(file, ["id", "sha256"]), ["id", "sha256"])}
-            block = ImageBlock(dataset, int(file.rpartition("/")[2].partition("-")[0]), tuple(sha256))
+            block = ImageBlock(dataset, number, tuple(sha256))
             name = stream_name(block, Sources(sha256, {}), series)
             if store.exists(name):
                 rows = from_table(store.read_table(name, columns), columns)

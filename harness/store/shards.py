@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from icmbench.codecs.base import Codec
+from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.store import safe_name
 from icmbench.tasks.base import Image, Task
 
@@ -82,8 +83,12 @@ class Series:
     @property
     def folder(self) -> str:
         """The series as two components of a path."""
-        point = self.point if self.seed is None else f"{self.point}.seed={self.seed}"
-        return f"{safe_name(self.label)}/{safe_name(point)}"
+        return f"{safe_name(self.label)}/{safe_name(self.point_name)}"
+
+    @property
+    def point_name(self) -> str:
+        """The rate point with its seed; it names the folder of the series below that of the codec."""
+        return self.point if self.seed is None else f"{self.point}.seed={self.seed}"
 
     @property
     def deterministic(self) -> bool:
@@ -124,6 +129,33 @@ class Sources:
     sha256: dict[str, str | None]
     errors: dict[str, str]
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def refuse_shared_names(noun: str, names: Iterable[str]) -> None:
+    """Refuse names that would share a folder, before anything is computed into it.
+
+    Two names share one only if `safe_name` replaces characters or shortens them. They are refused instead of being told apart by a
+    digest, so that a name has the same folder in every run, whatever stands beside it.
+
+    Args:
+        noun: what the names stand for, such as "codecs".
+        names: the names, all different.
+
+    Raises:
+        UserError: two names have one `safe_name`.
+    """
+    owners: dict[str, str] = {}
+    for name in names:
+        other = owners.setdefault(safe_name(name), name)
+        if other != name:
+            raise UserError(
+                f"{noun}: {_quote(other)} and {_quote(name)} would share the folder {safe_name(name)!r}; give them names "
+                "that differ in letters a to z or digits within their first 80 characters"
+            )
+
+
+def _quote(name: str) -> str:
+    return repr(name if len(name) <= 100 else f"{name[:50]}...{name[-50:]}")
 
 
 def pixel_sha256(image: Image) -> str:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import socket
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.secrets import holds_credential, redact
 from icmbench.harness.store.formats import FORMAT, KEY, check_metadata, parse_object
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-\d+$")
@@ -46,11 +48,14 @@ class Store:
         path: the folder as the file system names it.
 
     Raises:
-        UserError: the package for this kind of URL is not installed.
+        UserError: the package for this kind of URL is not installed, or the URL holds a credential.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
+        if "://" in self.root and holds_credential(self.root):
+            variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3, FSSPEC_<PROTOCOL>_PASSWORD for others"
+            raise UserError(f"{redact(self.root)}: leave its credentials out and put them into environment variables ({variables})")
         try:
             self.fs, path = fsspec.url_to_fs(self.root)
         except (ImportError, ValueError) as error:
@@ -105,10 +110,38 @@ class Store:
             return _write_local(Path(target), data, replace)
 
     def read(self, name: str) -> bytes:
-        """Content of a file. Raises FileNotFoundError if there is none."""
-        with _explain_connection_errors(self):
-            data = self.fs.cat_file(self.full_path(name))
+        """Content of a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UserError: it is no regular file, or cannot be read.
+        """
+        path = self.full_path(name)
+        try:
+            if isinstance(self.fs, LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
+                raise UserError(f"{path} is no regular file: move it away and run the same command again")
+            with _explain_connection_errors(self):
+                data = self.fs.cat_file(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error}): check the run folder") from error
         return data if isinstance(data, bytes) else bytes(data)
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
+        """Read an .npz file.
+
+        Raises:
+            UserError: the file is damaged or holds anything but arrays of numbers or text.
+            FileNotFoundError: there is no such file.
+        """
+        data = self.read(name)
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        except Exception as error:  # Whatever zipfile and numpy raise, the file is at fault.
+            cause = " ".join(str(error).split()).split(". ")[0].replace("allow_pickle=False", "icmbench")
+            raise UserError(f"{self.full_path(name)} is damaged ({cause}): delete it and run the same command again") from error
 
     def write_table(self, name: str, table: pa.Table, replace: bool = True) -> bool:
         """Write a Parquet file with checksums and the format number; see `write`."""
@@ -133,6 +166,9 @@ class Store:
         try:
             file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
             check_metadata(self.full_path(name), file.schema_arrow.metadata)
+            lacking = [column for column in columns or () if column not in file.schema_arrow.names]
+            if lacking:
+                raise ValueError(f"it has no column {lacking[0]!r}")
             return file.read(columns=list(columns) if columns is not None else None)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             cause = " ".join(str(error).split())
@@ -143,7 +179,12 @@ class Store:
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object; empty if the file is absent or damaged. Raises FormatError if a newer icmbench wrote it."""
+        """Read a JSON object; empty if the file is absent or damaged.
+
+        Raises:
+            FormatError: a newer icmbench wrote the file.
+            UserError: it is no regular file, or cannot be read.
+        """
         try:
             return parse_object(self.full_path(name), self.read(name))
         except (OSError, ValueError):

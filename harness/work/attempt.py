@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from icmbench.codecs.base import CodecError
+from icmbench.harness.config.secrets import redact
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ def reason(error: BaseException) -> str:
     Errors of icmbench explain themselves; all others are given with their type and the file and line that raised them.
     """
     if type(error).__module__.startswith("icmbench."):
-        return str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        return redact(str(error))
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return redact(" ".join(f"{type(error).__name__}: {error}{where}".split()))

@@ -19,7 +19,17 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import UNCOMPRESSED, CodecSection, Experiment
 from icmbench.harness.config.options import bind
 from icmbench.harness.store.pack import Pack
-from icmbench.harness.store.shards import SOURCES, STREAMS, ImageBlock, Series, Sources, digest, pixel_sha256, stream_name
+from icmbench.harness.store.shards import (
+    SOURCES,
+    STREAMS,
+    ImageBlock,
+    Series,
+    Sources,
+    digest,
+    pixel_sha256,
+    refuse_shared_names,
+    stream_name,
+)
 from icmbench.harness.store.store import Store, from_table, safe_name, to_table
 from icmbench.harness.work.attempt import reason
 from icmbench.tasks.base import Dataset, DatasetError, Image, Task
@@ -38,6 +48,9 @@ class Bench:
     """
 
     def __init__(self, experiment: Experiment, store: Store) -> None:
+        refuse_shared_names("datasets", experiment.datasets)
+        refuse_shared_names("codecs", [UNCOMPRESSED, *(section.label for section in experiment.codecs)])
+        refuse_shared_names("tasks", [section.label for section in experiment.tasks])
         self.experiment = experiment
         self.store = store
         self._pixels: OrderedDict[tuple[str, str], Image] = OrderedDict()
@@ -117,6 +130,7 @@ class Bench:
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice:
                 raise UserError(f"{where}.points: {twice!r} is listed twice")
+            refuse_shared_names(f"{where}.points", [series.point_name for series in series_of_codec])
             built += series_of_codec
         return built
 
@@ -174,10 +188,14 @@ class Bench:
         name = f"contexts/{digest(task.fingerprint)}.npz"
         if not self.store.exists(name):
             buffer = io.BytesIO()
-            np.savez(buffer, **dict(task.context()))  # type: ignore[arg-type]
+            try:
+                np.savez(buffer, **dict(task.context()))  # type: ignore[arg-type]
+            except (Exception, SystemExit) as error:
+                if isinstance(error, UserError) or type(error).__module__.startswith("icmbench."):
+                    raise
+                raise UserError(f"task {label!r}: its context cannot be made: {reason(error)}") from error
             self.store.write(name, buffer.getvalue(), replace=False)
-        with np.load(io.BytesIO(self.store.read(name)), allow_pickle=False) as arrays:
-            task.ready = dict(arrays)
+        task.ready = self.store.read_arrays(name)
         self._loaded_contexts.add(label)
 
     def _build(self, kind: str, name: str, options: dict[str, Any], where: str, supplied: dict[str, Any] | None = None) -> Any:
@@ -197,8 +215,10 @@ class Bench:
         try:
             with plugins.explain_missing_package(name, plugin):
                 return plugin(**{key: value for key, value in supplied.items() if key in accepted}, **bound)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{where}: {name!r} cannot be made: {reason(error)}") from error
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # A plug-in of another package may raise anything, also for a path that is absent.
+            raise UserError(f"{where.removesuffix('.set')} ({name}): {name!r} cannot be made: {reason(error)}") from error
 
     # Blocks of images and their pixels.
 

@@ -27,6 +27,10 @@ from icmbench.harness.work.cell import Cell, Outcome, failures_of
 from icmbench.harness.work.prefetch import Prefetcher
 from icmbench.tasks.base import Image
 
+# Most pixels of a chunk of several images. Source, reconstruction and a model's float32 input take 18 bytes a pixel, which makes
+# 1.2 GB; eight photographs in 4K still go together, and eight panoramas do not. No result may depend on what shares a batch.
+CHUNK_PIXELS = 64 * 2**20
+
 Progress = Callable[[int], None]  # Called with a number of images that are done; an image counts once for each series.
 Pixels = Mapping[str, Image]  # Images by id, uint8 (height, width, 3).
 Step = tuple[Cell, tuple[str, ...]]  # One chunk of a cell: the ids of its images.
@@ -118,12 +122,24 @@ def _compute_unit(
 
 def _steps(bench: Bench, block: ImageBlock, sources: Sources, cells: Sequence[Cell]) -> list[Step]:
     """All chunks of all cells, in the order in which they are computed."""
-    readable = sorted((i for i in block.ids if i not in sources.errors), key=sources.shapes.__getitem__)
-    size = bench.experiment.batch_size
-    chunks = [tuple(readable[i : i + size]) for i in range(0, len(readable), size)]
+    chunks = _cut([i for i in block.ids if i not in sources.errors], sources.shapes, bench.experiment.batch_size)
     if bench.shares_originals(block.dataset):
         return [(cell, ids) for ids in chunks for cell in cells]
     return [(cell, ids) for cell in cells for ids in chunks]
+
+
+def _cut(ids: Sequence[str], shapes: Mapping[str, tuple[int, int]], size: int) -> list[tuple[str, ...]]:
+    """Cut images into chunks in order of their shape: at most `size` images, and `CHUNK_PIXELS` unless a single image has more."""
+    chunks: list[list[str]] = []
+    pixels = 0
+    for image_id in sorted(ids, key=shapes.__getitem__):
+        height, width = shapes[image_id]
+        pixels += height * width
+        if not chunks or len(chunks[-1]) == size or pixels > CHUNK_PIXELS:
+            chunks.append([])
+            pixels = height * width
+        chunks[-1].append(image_id)
+    return [tuple(chunk) for chunk in chunks]
 
 
 def _prepare(bench: Bench, block: ImageBlock, book: _Bookkeeping, cell: Cell, ids: Sequence[str]) -> tuple[Pixels, Pixels | None]:

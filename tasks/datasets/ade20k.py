@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.coco import Coco
-from icmbench.tasks.datasets.images import require_path
+from icmbench.tasks.datasets.images import printable_name, require_path
+from icmbench.tasks.datasets.lists import read_text
 
 CLASSES = 150
 ALIASES = {109: "pool"}  # The swimming pool's name in Mask2Former's list and in models that were trained with it.
@@ -71,10 +73,17 @@ class Ade20k(Coco):
     @cached_property
     def _names(self) -> list[str]:
         """The 150 classes with their synonyms; a map's sample value is the index plus one."""
-        rows = [line.split("\t") for line in self._classes_file.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        rows = [line.split("\t") for line in read_text(self._classes_file).splitlines()[1:] if line.strip()]
         if [row[0].strip() for row in rows] != [str(number) for number in range(1, CLASSES + 1)]:
             raise DatasetError(f"{self._classes_file}: not the table of classes 1 to {CLASSES}; give the one of SceneParse150")
         names = [row[-1].strip() for row in rows]
+        # In a row without its last field, the name would be a number.
+        stray = next((k for k, name in enumerate(names) if not re.search(r"[^\W\d]", name) or names.index(name) != k), None)
+        if stray is not None:
+            raise DatasetError(
+                f"{self._classes_file}: class {stray + 1} has {printable_name(names[stray])!r} as its name, which is none or that "
+                "of another class; give the table of SceneParse150"
+            )
         return [f"{name}, {ALIASES[index]}" if index in ALIASES else name for index, name in enumerate(names)]
 
     def annotated(self, kind: str) -> list[str]:

@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from icmbench.tasks.base import DatasetError, Image, Target
+from icmbench.tasks.datasets.coco_annotations import AnnotationFile
+from icmbench.tasks.datasets.decoding import open_picture
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import MALFORMED, path_inside, require_images, require_path
+from icmbench.tasks.datasets.images import read_image, require_images, require_path
+from icmbench.tasks.datasets.segment_maps import check_segments
 
 GEOMETRIC = ("instances", "keypoints", "panoptic")  # Kinds whose coordinates are pixels of the photographs as annotated.
-
-
-class AnnotationFile:
-    """One annotation file.
-
-    Args:
-        path: a JSON in COCO's format.
-
-    Attributes:
-        images: the entries under `images`, by file name.
-        annotations: the entries under `annotations`, by image id.
-        categories: the entries under `categories`, in order of their ids.
-
-    Raises:
-        DatasetError: the file is not in COCO's format.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            data = json.loads(path.read_bytes())
-            self.images: dict[str, dict[str, Any]] = {image["file_name"]: image for image in data["images"]}
-            self.annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-            for annotation in data["annotations"]:
-                self.annotations[annotation["image_id"]].append(annotation)
-            self.categories = sorted(data.get("categories", []), key=lambda category: category["id"])
-            self._index = {category["id"]: index for index, category in enumerate(self.categories)}
-            strays = set(self.annotations).difference(image["id"] for image in self.images.values())
-        except MALFORMED as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise DatasetError(f"{path}: not in COCO's format ({cause}); give the JSON of one annotation kind") from error
-        if strays:
-            first = min(strays, key=str)
-            raise DatasetError(f"{path}: {len(strays)} annotated images have no entry under `images`, the first is {first}")
-
-    def classes(self, entries: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Indices into `categories`, int64 (n,), of annotations or segments.
-
-        Raises:
-            DatasetError: a category id is not listed.
-        """
-        try:
-            return np.array([self._index[entry["category_id"]] for entry in entries], dtype=np.int64)
-        except KeyError as error:
-            raise DatasetError(f"{self.path}: annotations use category {error}, which `categories` does not list") from None
 
 
 class Coco(ImageFolder):
@@ -112,6 +68,8 @@ class Coco(ImageFolder):
             require_path(path, "annotations", self.source)
         if (self._masks is None) != ("panoptic" not in self._files):
             raise DatasetError(f"dataset {name!r}: `panoptic` (a JSON file) and `panoptic_masks` (its folder of PNG) come together")
+        self._sizes: dict[str, tuple[int, int]] = {}  # Height and width of the photographs that have been read.
+        self._checked: set[str] = set()  # Images whose panoptic PNG has been compared with the JSON.
         super().__init__(images, preprocessing, limit, name)
 
     def _list(self) -> list[str]:
@@ -123,7 +81,7 @@ class Coco(ImageFolder):
 
     @cached_property
     def _annotations(self) -> dict[str, AnnotationFile]:
-        return {kind: AnnotationFile(path) for kind, path in self._files.items()}
+        return {kind: AnnotationFile(path, kind, self._masks) for kind, path in self._files.items()}
 
     def read(self, image_id: str) -> Image:
         """Decoded, upright, preprocessed pixels.
@@ -136,15 +94,48 @@ class Coco(ImageFolder):
         """
         image = super().read(image_id)
         if self.preprocessing == "native":
-            for file in self._annotations.values():
-                entry = file.images.get(image_id, {})
-                stated = (entry.get("height", image.shape[0]), entry.get("width", image.shape[1]))
-                if stated != image.shape[:2]:
-                    raise DatasetError(
-                        f"{self.path(image_id)}: {image.shape[1]}x{image.shape[0]} pixels, but {file.path} states "
-                        f"{stated[1]}x{stated[0]}; give the photographs that were annotated"
-                    )
+            self._sizes[image_id] = (image.shape[0], image.shape[1])
+            for kind, file in self._annotations.items():
+                if image_id in file.images:
+                    self._check_size(image_id, file, kind)
         return image
+
+    def _check_size(self, image_id: str, file: AnnotationFile, kind: str) -> None:
+        """Raise DatasetError if a photograph that has been read has another size than its annotations."""
+        height, width = self._sizes[image_id]
+        entry = file.images[image_id]
+        stated = (entry.get("height") or height, entry.get("width") or width)
+        if stated != (height, width):
+            turned = stated == stored_size(self.path(image_id))
+            reason = (
+                "its EXIF orientation turns it and the annotations state the stored size; turn the annotations, or remove the tag"
+                if turned
+                else "give the photographs that were annotated"
+            )
+            raise DatasetError(
+                f"{self.path(image_id)}: {width}x{height} pixels, but {file.path} states {stated[1]}x{stated[0]}; {reason}"
+            )
+        if kind == "panoptic":
+            self._check_segments(image_id, height, width)
+
+    def _size(self, image_id: str, file: AnnotationFile) -> tuple[int, int]:
+        """Height and width of an image: as the file states them, else those of the photograph."""
+        entry = file.images[image_id]
+        if entry.get("height") is None or entry.get("width") is None:
+            if image_id not in self._sizes:
+                height, width, _ = read_image(self.path(image_id)).shape
+                self._sizes[image_id] = (height, width)
+            self._check_size(image_id, file, "size")
+            return self._sizes[image_id]
+        return entry["height"], entry["width"]
+
+    def _check_segments(self, image_id: str, height: int, width: int) -> None:
+        """Raise DatasetError if a panoptic PNG does not hold what the JSON says; each is read once in a process."""
+        if image_id not in self._checked:
+            file = self._annotations["panoptic"]
+            labels = file.labels(image_id)
+            check_segments(labels["mask"], file.path, (height, width), labels["segments"], labels["areas"])
+            self._checked.add(image_id)
 
     def annotated(self, kind: str) -> list[str]:
         """The images that the annotation file of this kind lists, including those without an object.
@@ -171,28 +162,42 @@ class Coco(ImageFolder):
         Raises:
             DatasetError: no file of this kind was given.
         """
-        return np.array([bool(category.get("isthing", 1)) for category in self._annotation_file(kind).categories])
+        return self._annotation_file(kind).things.copy()
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
         """Labels of images.
 
         Returns:
-            One mapping per image, with `image_id` (COCO's number), `height` and `width` in pixels (None if the file does not say),
-            and by kind:
+            One mapping per image, with `image_id` (COCO's number), `annotated_in`, the path of the file, and for all kinds but
+            captions `height` and `width` in pixels, taken from the photograph if the file does not say. And by kind:
 
-                instances   boxes float64 (n, 4) as x, y, width, height; classes int64 (n,) into `categories`; areas float64 (n,);
-                            crowd bool (n,); ids int64 (n,); segmentations: n polygons or run lengths as in the file
+                instances   boxes float64 (n, 4) as x, y, width, height; classes int64 (n,) into `categories`; areas float64 (n,),
+                            of the segmentation or box if the file does not say; crowd bool (n,); ids int64 (n,);
+                            segmentations: n polygons or run lengths as in the file, which are not checked here
                 keypoints   those of instances; keypoints float64 (n, k, 3) as x, y, visibility; labelled int64 (n,): the number
                             of labelled keypoints
-                panoptic    mask: path of the PNG; segments int64 (n,): ids in the PNG; classes, crowd and areas of the segments
+                panoptic    mask: path of the PNG; segments int64 (n,): ids in the PNG; classes, crowd and areas of the
+                            segments, areas NaN if the file does not say
                 captions    captions: list of texts
 
         Raises:
-            DatasetError: no file of this kind was given, it does not list an image, or an annotation is malformed.
+            DatasetError: no file of this kind was given, it does not list an image, or a panoptic PNG is missing or holds other
+                segments than the file lists.
         """
         self._refuse_preprocessed(kind)
         file = self._annotation_file(kind)
-        return [_image_labels(file, kind, image_id, self._masks) for image_id in ids]
+        return [self._image_labels(file, kind, image_id) for image_id in ids]
+
+    def _image_labels(self, file: AnnotationFile, kind: str, image_id: str) -> Target:
+        if image_id not in file.images:
+            raise DatasetError(f"{file.path}: no {kind} for image {image_id!r}; score the images that `annotated` gives")
+        facts = {"image_id": file.images[image_id]["id"], "annotated_in": file.path}
+        if kind == "captions":
+            return facts | file.labels(image_id)
+        height, width = self._size(image_id, file)
+        if kind == "panoptic":
+            self._check_segments(image_id, height, width)
+        return facts | {"height": height, "width": width} | file.labels(image_id)
 
     def _annotation_file(self, kind: str) -> AnnotationFile:
         if kind not in self._files:
@@ -208,61 +213,7 @@ class Coco(ImageFolder):
             )
 
 
-def _image_labels(file: AnnotationFile, kind: str, image_id: str, masks: Path | None) -> Target:
-    """The labels of one image; see `Coco.targets`."""
-    if image_id not in file.images:
-        raise DatasetError(f"{file.path}: no {kind} for image {image_id!r}; score the images that `annotated` gives")
-    build: dict[str, Callable[[AnnotationFile, list[dict[str, Any]]], dict[str, Any]]] = {
-        "instances": _instance_labels,
-        "keypoints": _keypoint_labels,
-        "panoptic": partial(_panoptic_labels, masks),
-        "captions": _caption_labels,
-    }
-    entry = file.images[image_id]
-    image_facts = {"image_id": entry["id"], "height": entry.get("height"), "width": entry.get("width")}
-    try:
-        return image_facts | build[kind](file, file.annotations.get(entry["id"], []))
-    except MALFORMED as error:
-        if isinstance(error, DatasetError):
-            raise
-        cause = f"{type(error).__name__}: {error}"
-        raise DatasetError(f"{file.path}: an annotation of {image_id!r} is not in COCO's format ({cause})") from error
-
-
-def _instance_labels(file: AnnotationFile, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "boxes": np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4),
-        "classes": file.classes(annotations),
-        "areas": np.array([annotation["area"] for annotation in annotations], dtype=np.float64),
-        "crowd": np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool),
-        "ids": np.array([annotation["id"] for annotation in annotations], dtype=np.int64),
-        "segmentations": [annotation.get("segmentation") for annotation in annotations],
-    }
-
-
-def _keypoint_labels(file: AnnotationFile, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    points = len(file.categories[0].get("keypoints", ())) if file.categories else 0
-    labels = _instance_labels(file, annotations)
-    keypoints = np.array([annotation["keypoints"] for annotation in annotations], dtype=np.float64)
-    return labels | {
-        "keypoints": keypoints.reshape(len(annotations), points, 3),
-        "labelled": np.array([annotation["num_keypoints"] for annotation in annotations], dtype=np.int64),
-    }
-
-
-def _panoptic_labels(masks: Path | None, file: AnnotationFile, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    if len(annotations) != 1:
-        raise DatasetError(f"{file.path}: an image has {len(annotations)} panoptic annotations, not 1; check the file")
-    segments = annotations[0]["segments_info"]
-    assert masks is not None
-    return {
-        "mask": path_inside(masks, annotations[0]["file_name"]),
-        "segments": np.array([segment["id"] for segment in segments], dtype=np.int64),
-        "classes": file.classes(segments),
-        "crowd": np.array([bool(segment.get("iscrowd", 0)) for segment in segments], dtype=bool),
-        "areas": np.array([segment.get("area", 0) for segment in segments], dtype=np.float64),
-    }
-
-
-def _caption_labels(file: AnnotationFile, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"captions": [annotation["caption"] for annotation in annotations]}
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of a photograph as it is stored, before its EXIF orientation turns it."""
+    with path.open("rb") as file, open_picture(file) as picture:
+        return picture.size[1], picture.size[0]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import MALFORMED, require_images, require_path
+from icmbench.tasks.datasets.images import require_images, require_path
+from icmbench.tasks.datasets.lists import Record, read_json
+
+SPLITS = ("train", "val", "test", "restval")  # The last one stands in Karpathy's file of COCO.
 
 
 class Flickr30k(ImageFolder):
@@ -48,18 +50,20 @@ class Flickr30k(ImageFolder):
         super().__init__(images, preprocessing, limit, name)
 
     def _list(self) -> list[str]:
-        try:
-            entries = json.loads(self._file.read_bytes())["images"]
-            splits = Counter(entry["split"] for entry in entries)
-            chosen = [entry for entry in entries if entry["split"] == self._split]
-            self._captions = {entry["filename"]: [str(s["raw"]) for s in entry["sentences"]] for entry in chosen}
-        except MALFORMED as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise DatasetError(f"{self._file}: not one of Karpathy's caption files ({cause}). {self.source}") from error
+        document = read_json(self._file)
+        if not isinstance(document, dict) or "images" not in document:
+            raise DatasetError(f"{self._file}: not one of Karpathy's caption files, which hold `images`. {self.source}")
+        entries = Record(self._file, "the file", document).records("images")
+        splits = Counter(entry.text("split") for entry in entries)
+        if unknown := sorted(set(splits) - set(SPLITS)):
+            stray = next(entry for entry in entries if entry.text("split") == unknown[0])
+            raise stray.refuse(f"`split` is {unknown[0]!r}, not one of {', '.join(SPLITS)}")
+        chosen = {name: entry for name, entry in _unique_entries(entries).items() if entry.text("split") == self._split}
         if not chosen:
             available = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items())) or "no images"
             raise DatasetError(f"{self._file}: has no images of split {self._split!r}, but {available}; give another `split`")
-        require_images(self.images, self._captions, self._file)
+        require_images(self.images, chosen, self._file)
+        self._captions = {name: _captions_of(entry) for name, entry in chosen.items()}
         return sorted(self._captions)
 
     def annotated(self, kind: str) -> list[str]:
@@ -75,3 +79,21 @@ class Flickr30k(ImageFolder):
         if kind != "captions":
             raise DatasetError(f"dataset {self.name!r} has no {kind!r} annotations, only `captions`; use reference: original")
         return [{"captions": list(self._captions[image_id])} for image_id in ids]
+
+
+def _unique_entries(entries: Iterable[Record]) -> dict[str, Record]:
+    """Entries by file name. A file may stand there twice with equal contents, and in one split only."""
+    unique: dict[str, Record] = {}
+    for entry in entries:
+        name = entry.text("filename")
+        first = unique.setdefault(name, entry)
+        if first is not entry and any(first.values.get(key) != entry.values.get(key) for key in ("split", "sentences")):
+            raise entry.refuse(f"`filename` {name!r} stands in {first.item} with other contents")
+    return unique
+
+
+def _captions_of(entry: Record) -> list[str]:
+    captions = [sentence.text("raw") for sentence in entry.records("sentences")]
+    if not captions:
+        raise entry.refuse("`sentences` is empty, and an image without captions cannot be retrieved")
+    return captions

@@ -10,17 +10,18 @@ order. The devkit's ILSVRC2012_ID numbers the classes in another order, so its l
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
 from icmbench.tasks.datasets.images import list_images, require_images, require_path
+from icmbench.tasks.datasets.lists import read_csv, read_text, unique_labels, whole_number
 
 CLASSES = 1000
+VALIDATION_IMAGES = 50_000
 WORDNET_ID = re.compile(r"n\d{8}")
 NUMBERED_IMAGE = re.compile(r"ILSVRC2012_(?:val|test)_(\d{8})\.jpeg", re.IGNORECASE)
 
@@ -77,17 +78,21 @@ class ImageNet(ImageFolder):
             if not 0 <= label < CLASSES:
                 raise DatasetError(f"{file}: class index {label} of {image_id!r} is not in 0..{CLASSES - 1}; number classes from 0")
         if file is not None:
+            if not self._labels:
+                raise DatasetError(f"{file}: lists no images; give a table or list of labels with at least one line")
             require_images(self.images, self._labels, file)
         return sorted(self._labels)
 
     def _listed_labels(self, file: Path) -> dict[str, int]:
         """Class index by image, from lines `file index` or from the devkit's list."""
-        rows = [line.split() for line in _read_text(file).splitlines() if line.strip()]
+        lines = read_text(file).rstrip().split("\n")
+        rows = [(number, line.split()) for number, line in enumerate(lines, start=1)]
         try:
-            if all(len(row) == 2 for row in rows):
-                return {row[0]: int(row[1]) for row in rows}
-            if all(len(row) == 1 for row in rows):
-                return self._devkit_labels(file, [int(row[0]) for row in rows])
+            if rows and all(len(row) == 1 for _, row in rows):
+                return self._devkit_labels(file, [whole_number(row[0]) for _, row in rows])
+            rows = [(number, row) for number, row in rows if row]
+            if all(len(row) == 2 for _, row in rows):
+                return unique_labels(file, ((number, row[0], whole_number(row[1])) for number, row in rows))
         except ValueError as error:
             if isinstance(error, DatasetError):
                 raise
@@ -98,8 +103,10 @@ class ImageNet(ImageFolder):
         if self._classes_file is None or self._classes_file.suffix != ".mat":
             raise DatasetError(f"{file}: ILSVRC2012_IDs are not class indices; give the devkit's meta.mat as `classes` too")
         index = _index_by_devkit_id(self._classes_file)
+        image_ids = list_images(self.images)
+        _require_whole_list(file, len(numbers), image_ids)
         labels = {}
-        for image_id in list_images(self.images):
+        for image_id in image_ids:
             match = NUMBERED_IMAGE.fullmatch(Path(image_id).name)
             if match is None or not 1 <= int(match[1]) <= len(numbers):
                 raise DatasetError(
@@ -124,6 +131,17 @@ class ImageNet(ImageFolder):
         if kind != "class":
             raise DatasetError(f"dataset {self.name!r} has no {kind!r} annotations, only `class`; use reference: original")
         return [{"class_index": self._labels[image_id]} for image_id in ids]
+
+
+def _require_whole_list(file: Path, lines: int, image_ids: Sequence[str]) -> None:
+    """Check the number of lines in the devkit's list: one line too few would shift the labels of all images after it."""
+    matches = [NUMBERED_IMAGE.fullmatch(Path(image_id).name) for image_id in image_ids]
+    last = max((int(match[1]) for match in matches if match), default=0)
+    if lines not in (VALIDATION_IMAGES, last) and lines > last:
+        raise DatasetError(
+            f"{file}: has {lines} lines, but the devkit's list has {VALIDATION_IMAGES}, and the last image is number {last}; "
+            "give the whole list"
+        )
 
 
 def _class_folder_labels(images: Path, classes: Path | None) -> dict[str, int]:
@@ -151,30 +169,28 @@ def _class_folder_labels(images: Path, classes: Path | None) -> dict[str, int]:
 
 
 def _csv_labels(file: Path) -> dict[str, int]:
-    reader = csv.DictReader(_read_text(file).splitlines())
-    if not {"file", "class_index"} <= set(reader.fieldnames or ()):
-        raise DatasetError(f"{file}: needs the columns `file` and `class_index`, has {', '.join(reader.fieldnames or ())}")
-    try:
-        return {row["file"]: int(row["class_index"]) for row in reader}
-    except (TypeError, ValueError, csv.Error):
-        raise DatasetError(f"{file}: line {reader.line_num} has no whole number as `class_index`; give 0 to 999") from None
+    def rows() -> Iterator[tuple[int, str, int]]:
+        for line, (name, text) in read_csv(file, ("file", "class_index")):
+            try:
+                yield line, name, whole_number(text)
+            except ValueError:
+                raise DatasetError(f"{file}: line {line} has no whole number as `class_index`; give 0 to 999") from None
 
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"{file}: not a text file ({error})") from error
+    return unique_labels(file, rows())
 
 
 def _index_by_wordnet_id(file: Path) -> dict[str, int]:
     """Class index by WordNet id, from meta.mat or from a text of 1,000 lines that start with a WordNet id, in order."""
     if file.suffix == ".mat":
         return {wordnet_id: index for index, wordnet_id in enumerate(sorted(_devkit_synsets(file).values()))}
-    wordnet_ids = [line.split()[0] for line in _read_text(file).splitlines() if line.strip()]
+    wordnet_ids = [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
     if len(set(wordnet_ids)) != CLASSES or not all(WORDNET_ID.fullmatch(wordnet_id) for wordnet_id in wordnet_ids):
         count = len(set(wordnet_ids))
         raise DatasetError(f"{file}: holds {count} names, not {CLASSES} WordNet ids, one a line in order of class index")
+    if wordnet_ids != sorted(set(wordnet_ids)):
+        raise DatasetError(
+            f"{file}: its WordNet ids are not sorted or stand there twice, but their order is the class index; sort them"
+        )
     return {wordnet_id: index for index, wordnet_id in enumerate(wordnet_ids)}
 
 

@@ -1,9 +1,10 @@
 """Photographs as they are coded: decoded, upright, 8-bit RGB, in one declared preprocessing.
 
-    file -> Pillow -> EXIF orientation -> RGB -> preprocessing -> uint8 (height, width, 3)
+    file -> Pillow -> RGB -> EXIF orientation -> preprocessing -> uint8 (height, width, 3)
 
 Images that cannot become 8-bit RGB without a choice (16 bits per sample, translucent pixels) are refused by name. Embedded colour
-profiles are not applied: codecs and models see the stored samples.
+profiles are not applied: codecs and models see the stored samples. Of all metadata only the orientation is read, so that a sound
+photograph is read whatever its other tags hold.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps
 
 from icmbench.tasks.base import DatasetError, Image
+from icmbench.tasks.datasets.decoding import find_turn, open_picture, refuse_deep, refuse_large, to_rgb
 from icmbench.tasks.geometry import centre_crop, resize_short
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".ppm", ".tif", ".tiff")
 # What the code that reads a JSON by its keys raises if the JSON has another structure.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
-CONVERTIBLE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # Pillow modes with one obvious 8-bit RGB reading.
 MAX_NAME = 200  # Characters of a file name in a message.
+# What a run writes into its folder: two of the marks tell that it is one, and its folders hold no photographs.
+RUN_MARKS = frozenset({"environment.json", "experiment.yaml", "streams"})
+RUN_FOLDERS = frozenset(
+    {"sources", "streams", "predictions", "reconstructions", "contexts", "replicates", "analyses", "report", "bundle"}
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,19 @@ class Preprocessing:
             steps.append((short, (int(side),)) if short else (name, (int(width), int(height))))
         return cls(",".join(f"{name}:{'x'.join(map(str, size))}" for name, size in steps), tuple(steps))
 
+    def sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        """Width and height of a picture after each step, without any work on pixels."""
+        sizes = []
+        for name, size in self.steps:
+            if name == "short":
+                short, long = sorted((width, height))
+                longer = round(size[0] * long / short)
+                width, height = (size[0], longer) if width <= height else (longer, size[0])
+            else:
+                width, height = size
+            sizes.append((width, height))
+        return sizes
+
     def __call__(self, picture: Pillow.Image) -> Pillow.Image:
         """Apply the steps.
 
@@ -105,58 +123,114 @@ def read_image(path: Path, preprocessing: Preprocessing = NATIVE) -> Image:
         uint8 (height, width, 3), RGB.
 
     Raises:
-        DatasetError: the file is missing, damaged, cannot become 8-bit RGB without a choice, or is smaller than the crop; the
-            message names the file.
+        DatasetError: the file is missing, damaged, no regular file, of another format or of too many pixels, cannot become 8-bit
+            RGB without a choice, or is smaller than the crop; the message names the file.
     """
     try:
-        with Pillow.open(path) as picture:
-            _refuse_deep(picture)
-            rgb = _rgb(ImageOps.exif_transpose(picture))
-        return np.asarray(preprocessing(rgb))
+        if not path.is_file() and path.exists():
+            raise ValueError("no regular file; leave it out, or put the photograph itself there")
+        with path.open("rb") as file, open_picture(file) as picture:
+            # Turning a picture swaps its sides, which changes no number of pixels.
+            refuse_large([picture.size, *preprocessing.sizes(*picture.size)])
+            refuse_deep(picture)
+            picture.load()  # TIFF turns itself here; PNG may hold its tags behind the pixels.
+            turn = find_turn(picture)
+            rgb = to_rgb(picture)
+        return np.asarray(preprocessing(rgb if turn is None else rgb.transpose(turn)))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such image") from None
+    except Pillow.DecompressionBombError as error:  # Pillow's WebP and tiled TIFF have a limit of their own.
+        raise DatasetError(f"{path}: more pixels than Pillow decodes of this format ({error}); shrink or cut the picture") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error ... on bad files.
         sentence = str(error) if isinstance(error, ValueError) else f"damaged or no image ({error})"
         raise DatasetError(f"{path}: {sentence}") from error
 
 
-def _refuse_deep(picture: Pillow.Image) -> None:
-    # Pillow reads 16-bit RGB as 8-bit RGB by dropping the low byte. Only the raw mode of the file's tiles reveals it.
-    if picture.mode[:1] in "IF" or any(re.search(r";(10|12|16|32)", str(tile[-1])) for tile in getattr(picture, "tile", ())):
-        raise ValueError(f"more than 8 bits a sample (mode {picture.mode}); convert the image to 8 bits")
-
-
-def _rgb(picture: Pillow.Image) -> Pillow.Image:
-    if picture.has_transparency_data:
-        alpha = picture.convert("RGBA").getchannel("A").getextrema()
-        if alpha != (255, 255):
-            raise ValueError("the image has translucent pixels; flatten it on a background first")
-        return picture.convert("RGBA").convert("RGB")
-    if picture.mode not in CONVERTIBLE:
-        raise ValueError(f"colour mode {picture.mode} is not supported; convert the image to RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
 def list_images(folder: Path) -> list[str]:
-    """All images below a folder, without hidden files and folders.
+    """All images below a folder, without hidden files and folders and without what runs of icmbench wrote.
+
+    Each folder and file counts once, however many links lead to it.
 
     Returns:
         Sorted POSIX paths relative to `folder`.
 
     Raises:
-        DatasetError: a file name is not valid Unicode.
+        DatasetError: a file name is not valid Unicode, an image is no regular file, or a folder cannot be read.
     """
-    names = []
-    for directory, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        inner = Path(directory).relative_to(folder)
-        names += [(inner / name).as_posix() for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    entries = _walk(folder)
+    names = [name for name, _ in entries]
     undecodable = next((name for name in names if not name.isascii() and name != name.encode(errors="replace").decode()), None)
     if undecodable is not None:
         raise DatasetError(
             f"{folder}: the file name {printable_name(undecodable)} is no UTF-8; rename the file, or set LC_ALL=C.UTF-8 if it is"
         )
+    stray = next((name for name, entry in entries if not _is_file(entry)), None)
+    if stray is not None:
+        raise DatasetError(f"{folder / stray}: a broken link, or no regular file; delete it, or put the photograph itself there")
     return sorted(names)
+
+
+def _walk(root: Path) -> list[tuple[str, os.DirEntry[str]]]:
+    """All entries below a folder that are named like images, with their POSIX paths relative to it.
+
+    Folders are read before links to folders, so that a photograph is called by the path without links.
+    """
+    found: list[tuple[str, os.DirEntry[str]]] = []
+    originals: set[tuple[int, int]] = set()  # Device and inode of the images that are no links.
+    folders, links, visited = [root], [root][:0], set[tuple[int, int]]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = folder.stat()
+            with os.scandir(folder) as iterator:
+                entries = sorted(iterator, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DatasetError(
+                f"{folder}: this folder cannot be read ({error.strerror}); make it readable, or delete it"
+            ) from error
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        is_run = _is_run({entry.name for entry in entries})
+        if is_run and folder != root:
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                if not entry.name.startswith("__MACOSX") and not (is_run and entry.name in RUN_FOLDERS):
+                    (links if entry.is_symlink() else folders).append(Path(entry.path))
+            elif entry.name.lower().endswith(SUFFIXES):
+                found.append((Path(entry.path).relative_to(root).as_posix(), entry))
+                if not entry.is_symlink():
+                    originals.add((status.st_dev, entry.inode()))
+    return [(name, entry) for name, entry in found if not _is_second_name(entry, originals)]
+
+
+def _is_run(names: set[str]) -> bool:
+    """Whether a folder of these entries was written by `icmbench run` or `icmbench bundle`: its pictures are no photographs."""
+    return len(names & RUN_MARKS) > 1 or {"provenance.json", "figures"} <= names
+
+
+def _is_second_name(entry: os.DirEntry[str], originals: set[tuple[int, int]]) -> bool:
+    if not entry.is_symlink() or not _is_file(entry):
+        return False
+    status = entry.stat()
+    return (status.st_dev, status.st_ino) in originals
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def require_path(path: Path, content: str, source: str) -> None:
@@ -168,10 +242,12 @@ def require_path(path: Path, content: str, source: str) -> None:
         source: a sentence on what to download, from where, into which layout.
 
     Raises:
-        DatasetError: it does not exist.
+        DatasetError: it does not exist, or is a device, a pipe or the like, which may never end.
     """
     if not path.exists():
         raise DatasetError(f"{path}: no such {content}. {source}")
+    if not path.is_file() and not path.is_dir():
+        raise DatasetError(f"{path}: neither a file nor a folder; give the {content} as a regular file or folder")
 
 
 def path_inside(folder: Path, name: str) -> Path:
@@ -208,9 +284,20 @@ def require_images(images: Path, names: Iterable[str], listed_in: Path) -> None:
     nameless = [name for name in names if not isinstance(name, str)]
     if nameless:
         raise DatasetError(f"{listed_in}: lists an image named {nameless[0]!r}, which is no text; correct the file")
-    missing = sorted(names.difference(list_images(images)))
+    # A listed name may lead through a link, or to a folder that a search leaves out.
+    missing = sorted(
+        name for name in names.difference(name for name, entry in _walk(images) if _is_file(entry)) if not _exists(images, name)
+    )
     if missing:
         raise DatasetError(
             f"{images}: {len(missing)} of the {len(names)} images that {listed_in} lists are missing, "
             f"the first is {printable_name(missing[0])}; complete the folder or give its matching annotations"
         )
+
+
+def _exists(images: Path, name: str) -> bool:
+    """Whether a listed name is that of a regular file in its one spelling: `./a.jpg` would count `a.jpg` again."""
+    try:
+        return path_inside(images, name).is_file() and Path(name).as_posix() == name and name.lower().endswith(SUFFIXES)
+    except (OSError, ValueError):
+        return False

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from icmbench.tasks.base import DatasetError, Target
+from icmbench.tasks.base import DatasetError, Image, Target
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import MALFORMED, require_images, require_path
+from icmbench.tasks.datasets.images import printable_name, require_images, require_path
+from icmbench.tasks.datasets.lists import Record, read_json, records_of, shown
 
 CONVERSION = (
     "python -c \"import json, pickle; json.dump(pickle.load(open('{pickle}', 'rb'), encoding='latin1'), open('{json}', 'w'))\""
@@ -54,6 +54,7 @@ class RefCoco(ImageFolder):
     ) -> None:
         self._refs_file, self._instances_file, self._split = Path(refs), None if instances is None else Path(instances), split
         self._phrases: dict[str, list[tuple[str, list[float]]]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}  # Stated width and height by file name.
         for path in (self._refs_file, self._instances_file):
             if path is not None:
                 require_path(path, "annotations", self.source)
@@ -72,43 +73,80 @@ class RefCoco(ImageFolder):
                 f"{file}: a Python pickle can run any code when it is read, so it is refused; if you trust its origin, convert it "
                 f"once with {command} and give the JSON"
             )
-        entries = _load_json(file)
-        try:
-            plain = isinstance(entries, list) and (not entries or "sentence" in entries[0])
-            rows = [(e["file_name"], e["sentence"], e["bbox_xywh"]) for e in entries] if plain else self._toolbox_rows(entries)
-            for file_name, sentence, box in rows:
-                self._phrases.setdefault(file_name, []).append((str(sentence), [float(side) for side in box]))
-        except MALFORMED as error:
-            if isinstance(error, DatasetError):
-                raise
+        entries = records_of(file, "references", read_json(file))
+        if any("sentences" in entry.values for entry in entries):
+            rows = self._toolbox_rows(entries)
+        elif self._split is not None or self._instances_file is not None:
+            raise DatasetError(f"{file}: a plain list of phrases and boxes, without splits; leave out `split` and `instances`")
+        else:
+            rows = [(entry.text("file_name"), entry.text("sentence"), entry.box("bbox_xywh")) for entry in entries]
+        for file_name, sentence, box in rows:
+            self._phrases.setdefault(file_name, []).append((sentence, box))
+        if not rows:
             raise DatasetError(
-                f"{file}: not a list of references ({type(error).__name__}: {error}); each has file_name, sentence and bbox_xywh, "
-                "or is as in the refer toolbox"
-            ) from error
-        bad = next((name for name, phrases in self._phrases.items() if any(len(box) != 4 for _, box in phrases)), None)
-        if bad is not None:
-            raise DatasetError(f"{file}: a box of {bad!r} is not [x, y, width, height]; correct the file")
+                f"{file}: holds no phrases; each entry has file_name, sentence and bbox_xywh, or is the refer toolbox's"
+            )
         require_images(self.images, self._phrases, file)
         return sorted(self._phrases)
 
-    def _toolbox_rows(self, refs: list[dict[str, Any]]) -> list[tuple[str, str, list[float]]]:
+    def _toolbox_rows(self, refs: list[Record]) -> list[tuple[str, str, list[float]]]:
         """File name, sentence and box of every sentence of the chosen split."""
-        splits = Counter(ref["split"] for ref in refs)
+        splits = Counter(ref.text("split") for ref in refs)
         if self._split not in splits:
             available = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items()))
             raise DatasetError(f"{self._refs_file}: has no split {self._split!r}; give `split`: {available} references")
         if self._instances_file is None:
             raise DatasetError(f"{self._refs_file}: holds no boxes; give the instances.json beside it as `instances`")
-        instances = _load_json(self._instances_file)
-        boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
-        # The file_name of a reference ends in the number of its annotation, so it names no image.
-        names = {image["id"]: image["file_name"] for image in instances["images"]}
-        return [
-            (names[ref["image_id"]], sentence["sent"], boxes[ref["ann_id"]])
-            for ref in refs
-            if ref["split"] == self._split
-            for sentence in ref["sentences"]
-        ]
+        _by_id([ref for ref in refs if "ref_id" in ref.values], "ref_id")
+        images, annotations = self._instances(self._instances_file)
+        rows = []
+        for ref in refs:
+            if ref.text("split") == self._split:
+                image = _entry_of(ref, "image_id", images, self._instances_file)
+                annotation = _entry_of(ref, "ann_id", annotations, self._instances_file)
+                if annotation.values.get("image_id", ref.values["image_id"]) != ref.values["image_id"]:
+                    raise annotation.refuse(
+                        f"its `image_id` is {shown(annotation.values['image_id'])}, but {shown(ref.values['image_id'])} in "
+                        f"{ref.item} of {self._refs_file}"
+                    )
+                # The file_name of a reference ends in the number of its annotation, so it names no image.
+                name, box = image.text("file_name"), annotation.box("bbox")
+                rows += [(name, sentence.text("sent"), box) for sentence in ref.records("sentences")]
+        return rows
+
+    def _instances(self, file: Path) -> tuple[dict[int | str, Record], dict[int | str, Record]]:
+        """The entries of images and of annotations by their ids."""
+        (document,) = records_of(file, "the file", [read_json(file)])
+        document = Record(file, "the file", document.values)
+        images, annotations = _by_id(document.records("images"), "id"), _by_id(document.records("annotations"), "id")
+        for image in images.values():
+            width, height = image.side("width"), image.side("height")
+            if width is not None and height is not None:
+                self._sizes[image.text("file_name")] = (width, height)
+        return images, annotations
+
+    def read(self, image_id: str) -> Image:
+        """Decoded, upright pixels, uint8 (height, width, 3), RGB.
+
+        Raises:
+            DatasetError: as for every dataset; or the photograph is not as large as the annotations say, or a box lies outside it.
+        """
+        image = super().read(image_id)
+        height, width = image.shape[:2]
+        stated = self._sizes.get(image_id, (width, height))
+        if stated != (width, height):
+            reason = "its EXIF orientation turns it" if stated == (height, width) else "it is another one"
+            raise DatasetError(
+                f"{self.path(image_id)}: is {width}x{height} where {self._instances_file} states {stated[0]}x{stated[1]}: "
+                f"{reason}, so the boxes do not fit; give the photographs that were annotated"
+            )
+        for sentence, (left, top, *_) in self._phrases[image_id]:
+            if left >= width or top >= height:
+                raise DatasetError(
+                    f"{self._refs_file}: the box of {printable_name(sentence)!r} starts at {left:g}, {top:g}, outside {image_id} "
+                    f"of {width}x{height}; correct the file"
+                )
+        return image
 
     def annotated(self, kind: str) -> list[str]:
         """For `referring`, every image."""
@@ -129,8 +167,19 @@ class RefCoco(ImageFolder):
         return targets
 
 
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON ({error}); give the annotations as JSON") from error
+def _by_id(entries: Sequence[Record], key: str) -> dict[int | str, Record]:
+    """Entries by an identifier, which two entries share only if they are equal."""
+    unique: dict[int | str, Record] = {}
+    for entry in entries:
+        first = unique.setdefault(entry.identifier(key), entry)
+        if first is not entry and first.values != entry.values:
+            raise entry.refuse(f"`{key}` is {shown(entry.values[key])}, as in {first.item} with other contents")
+    return unique
+
+
+def _entry_of(ref: Record, key: str, entries: Mapping[int | str, Record], file: Path) -> Record:
+    """The entry that a reference points to."""
+    identifier = ref.identifier(key)
+    if identifier not in entries:
+        raise ref.refuse(f"`{key}` is {shown(identifier)}, which {file} does not list")
+    return entries[identifier]

@@ -83,7 +83,7 @@ class _Detectron2:
             "zoo": self.zoo,
             "config": hashlib.sha256(without_device.dump().encode()).hexdigest(),
             "weights": file_sha256(self.path) if self.path else self._url.rsplit("detectron2/")[-1],
-            **versions("detectron2", "torch"),
+            **versions("detectron2", "torch", "pillow"),  # Images are resized by Pillow.
         }
 
     @cached_property

@@ -14,7 +14,8 @@ from typing import Any
 from icmbench.tasks.base import file_sha256
 from icmbench.tasks.models.errors import ModelError
 
-DATA_FILES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja")
+# What describes a model but decides nothing. Hidden files and folders belong to git and to the hub's client.
+DOCUMENTATION = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf")
 OFFLINE_REMEDY = (
     "connect once so that it is cached, copy such a cache here (HF_HOME, then HF_HUB_OFFLINE=1), "
     "or give `path` with the model's own files"
@@ -52,7 +53,7 @@ class Checkpoint:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Entries for a fingerprint: hub name and commit, or the SHA-256 of every file of the folder that can decide an output."""
+        """Entries for a fingerprint: hub name and commit, or the SHA-256 of every file of the folder and its subfolders."""
         if self.path is None:
             return {"checkpoint": self.checkpoint, "commit": self.commit}
         return {"files": folder_sha256(self.path)}
@@ -91,8 +92,30 @@ def commit_of(repository: str, revision: str | None = None) -> str:
 
 
 def folder_sha256(folder: Path) -> dict[str, str]:
-    """SHA-256 by name of the files in a model folder, without documentation and subfolders."""
-    return {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in DATA_FILES}
+    """SHA-256 of every file in a model folder and its subfolders, without documentation and hidden ones.
+
+    Linked folders are followed once, so that a link to a folder above does not lead in circles. What is no regular file, such as a
+    pipe, is left out, because reading it may never end.
+
+    Returns:
+        Hex digits by path relative to the folder, sorted.
+    """
+    hashes: dict[str, str] = {}
+    visited: set[Path] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        if current.resolve() in visited:
+            continue
+        visited.add(current.resolve())
+        for path in sorted(current.iterdir(), reverse=True):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                waiting.append(path)
+            elif path.is_file() and path.suffix.lower() not in DOCUMENTATION:
+                hashes[path.relative_to(folder).as_posix()] = file_sha256(path)
+    return dict(sorted(hashes.items()))
 
 
 def require(*packages: str) -> None:

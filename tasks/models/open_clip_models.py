@@ -71,7 +71,7 @@ class OpenClip:
             pretrained=self.pretrained,
             weights=self._weights(),
             dtype=self.dtype,
-            **versions("open-clip-torch", "torch", "torchvision"),
+            **versions("open-clip-torch", "torch", "torchvision", "pillow"),
         )
 
     def _weights(self) -> Any:

@@ -64,7 +64,7 @@ class TimmClassifier:
             weights=self._weights(),
             test_size=self.test_size,
             dtype=self.dtype,
-            **versions("timm", "torch", "torchvision"),
+            **versions("timm", "torch", "torchvision", "pillow"),
         )
 
     def _weights(self) -> Any:

@@ -206,7 +206,7 @@ class TorchvisionSemantic(_Torchvision):
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(model="torchvision-semantic", **self.facts())
+        return fingerprint(model="torchvision-semantic", **self.facts(), **versions("pillow"))  # Pillow resizes the images.
 
     def __call__(self, images: Sequence[Image]) -> list[npt.NDArray[np.uint8]]:
         return by_shape(images, self.batch_size, self._label)
@@ -257,7 +257,7 @@ class TorchvisionClassifier(_Torchvision):
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(model="torchvision-classification", **self.facts())
+        return fingerprint(model="torchvision-classification", **self.facts(), **versions("pillow"))  # As above.
 
     def __call__(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
         import torch

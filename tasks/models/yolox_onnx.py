@@ -8,8 +8,10 @@ The bilinear filter is Pillow's, whose kernel grows with the reduction when an i
 
 from __future__ import annotations
 
+import mmap
+import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,6 +68,7 @@ class YoloxOnnx:
             model="yolox-onnx",
             version=1,
             file=file_sha256(self.path),
+            **({"external": external} if (external := external_sha256(self.path)) else {}),
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
             **versions("onnxruntime", "pillow"),
@@ -111,6 +114,37 @@ class YoloxOnnx:
         boxes, scores = corners[cells] / np.float32(scale), class_scores[cells, classes]
         kept = suppress(boxes, scores, classes, self.nms_threshold)
         return {"boxes": boxes[kept], "scores": scores[kept], "classes": classes[kept].astype(np.int64)}
+
+
+def external_sha256(path: Path) -> dict[str, str]:
+    """SHA-256 of the files beside an ONNX file that hold tensors of it, by the names that it gives them.
+
+    ONNX may keep weights in other files ("external data"). Each tensor then holds an entry of the protobuf message
+    StringStringEntryProto with the key `location` and the file's name, relative to the folder; the entries are found by their
+    bytes, since the package onnx is not needed for anything else.
+
+    Args:
+        path: ONNX file.
+
+    Returns:
+        Hex digits by name; empty for a model in one file.
+    """
+    stat = path.stat()
+    names = _external_names(str(path), stat.st_size, stat.st_mtime_ns)
+    return {name: file_sha256(path.parent / name) for name in names if (path.parent / name).is_file()}
+
+
+@cache
+def _external_names(path: str, size: int, mtime_ns: int) -> list[str]:
+    if not size:
+        return []
+    names: set[str] = set()
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for entry in re.finditer(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])", content):
+            low, high = entry[1][0] & 127, entry[1][1] if len(entry[1]) > 1 else 0  # The name's length, 7 bits to a byte.
+            name = content[entry.end() : entry.end() + low + 128 * high]
+            names.add(name.decode("utf-8", "replace"))
+    return sorted(name for name in names if name and "\0" not in name)
 
 
 def letterbox(image: Image, height: int, width: int) -> tuple[npt.NDArray[np.float32], float]:

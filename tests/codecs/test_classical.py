@@ -281,3 +281,29 @@ def test_no_codec_depends_on_pillow_accepting_truncated_files(monkeypatch):
         for length in range(len(stream)):
             with pytest.raises(BitstreamError):
                 codec.decompress(stream[:length])
+
+
+@each_codec
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_longest_side_codes_and_decodes_and_one_more_is_refused(codec_class, upright):
+    if codec_class is Jpeg2000:
+        pytest.skip("its limit lies above the one on pixels")
+    codec, limit = middle(codec_class), codec_class.max_side
+
+    def image(side):
+        return np.full((side, 1, 3) if upright else (1, side, 3), 77, np.uint8)
+
+    assert codec.decompress(codec.compress(image(limit))).shape == image(limit).shape
+    size = f"1x{limit + 1}" if upright else f"{limit + 1}x1"
+    with pytest.raises(
+        CodecError, match=rf"{codec.name}: an image of {size} pixels .* at most {limit} pixels, .*: give the dataset"
+    ):
+        codec.compress(image(limit + 1))
+
+
+@each_codec
+def test_every_tiny_size_comes_back(codec_class):
+    codec = middle(codec_class)
+    for height in (1, 2, 3, 5, 8, 9, 17):
+        for width in (1, 2, 3, 7, 16):
+            assert codec.decompress(codec.compress(noisy_image(height, width))).shape == (height, width, 3)

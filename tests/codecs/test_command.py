@@ -359,3 +359,38 @@ def test_only_rgb_arrays_are_compressed(lines):
 def test_importing_costs_little():
     code = "import sys, icmbench.codecs.command; print(not {'torch', 'pandas', 'scipy'} & set(sys.modules))"
     assert subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "True"
+
+
+def test_files_that_options_and_parameters_name_are_in_the_fingerprint(tmp_path, image):
+    (tmp_path / "enc{1}.cfg").write_text("a")
+    (tmp_path / "slow.cfg").write_text("b")
+    (tmp_path / "plain").write_text("c")
+    show = "import pathlib, sys; pathlib.Path(sys.argv[2]).write_text(chr(10).join(sys.argv[3:]))"
+    line = {
+        "encode": [
+            PYTHON,
+            "-c",
+            show,
+            "{input}",
+            "{stream}",
+            "--config=enc{{1}}.cfg",
+            "-x=y=slow.cfg",
+            "{preset}.cfg",
+            "--q=plain",
+        ],
+        "decode": [PYTHON, "{stream}", "{output}"],
+    }
+
+    def codec():
+        return Command({"preset": "slow"}, folder=tmp_path, **line)
+
+    before = codec().fingerprint
+    named = {"--config=enc{{1}}.cfg": tmp_path / "enc{1}.cfg", "{preset}.cfg": tmp_path / "slow.cfg"}
+    assert set(json.loads(before)["sha256"]) == {PYTHON, "-x=y=slow.cfg", *named}
+    assert codec().compress(image).decode().splitlines() == [
+        f"--config={tmp_path}/enc{{1}}.cfg", f"-x=y={tmp_path}/slow.cfg", f"{tmp_path}/slow.cfg", "--q=plain",
+    ]  # fmt: skip
+    for file in named.values():
+        file.write_text("changed" + file.name)
+        assert codec().fingerprint != before
+        before = codec().fingerprint

@@ -271,3 +271,23 @@ def test_importing_costs_little():
     code = "import sys, icmbench.codecs.ffmpeg; print(not {'imageio_ffmpeg', 'torch', 'pandas'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize(("codec_class", "limit"), [(Vvenc, 25328), (X265, 4208), (Av1, 65536)])
+def test_a_side_beyond_the_limit_is_refused_with_it(codec_class, limit):
+    codec = codec_class(51)
+    for shape in ((1, limit + 1, 3), (limit + 1, 1, 3)):
+        size = f"{shape[1]}x{shape[0]}"
+        with pytest.raises(CodecError, match=rf"{codec.name}: an image of {size} pixels .* at most {limit} pixels"):
+            codec.compress(np.zeros(shape, np.uint8))
+
+
+def test_the_longest_sides_code_and_decode():
+    codecs = (
+        (Vvenc(63, preset="faster"), 8, 25328),
+        (X265(51, preset="ultrafast"), 8, 4208),
+        (X265(51, preset="ultrafast"), 32, 8192),
+    )
+    for codec, short, limit in codecs:
+        for shape in ((short, limit, 3), (limit, short, 3)):
+            assert codec.decompress(codec.compress(np.full(shape, 77, np.uint8))).shape == shape

@@ -6,6 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from icmbench.codecs.base import BitstreamError, CodecError, compress_all, decompress_all
@@ -120,8 +122,10 @@ def test_grey_and_palette_files_are_exact(tmp_path, mode):
         ("\ufeffpoint, image, bytes, seconds\r\n32.0, x.jpg, 12, 3.5\r\n", 12),
         ('image,point,bytes\n"x.jpg","32","13"\n\n', 13),
         ("image,point,bytes\nx.jpg,37,1\nx.jpg,32,1e3\n", 1000),
+        ("image;point;bytes;\nx.jpg;32;14.0;\n", 14),
+        (",image,point,bytes\n0,x.jpg,32,15\n", 15),
     ],
-    ids=["bits", "bits rounded up", "order, blanks, mark", "quotes", "two points"],
+    ids=["bits", "bits rounded up", "order, blanks, mark", "quotes", "two points", "semicolons at all ends", "numbered rows"],
 )
 def test_ways_to_write_the_csv(tmp_path, text, size):
     save(tmp_path / "32/x.png", picture(1))
@@ -139,17 +143,24 @@ def test_ways_to_write_the_csv(tmp_path, text, size):
         ("image,point,bytes\na,32,5\nb,37,-1\n", "row 3: bytes is a whole number above 0, not '-1'"),
         ("image,point,bits\na,32,4.5\n", "row 2: bits is a whole number above 0, not '4.5'"),
         ("image,point,bytes\na,32,\n", "row 2: bytes .* not ''"),
-        ("image,point,bytes\na,32\n", "row 2: bytes .* not ''"),
+        ("image,point,bytes\na,32\n", "row 2: 2 fields under 3 named columns: write one field per column"),
+        ("image,point,bytes\na,32,1,024\n", "row 2: 4 fields under 3 named columns.*without thousands separators"),
+        ("image,point,bytes,\na,32,1,024\n", "row 2: 4 fields under 3 named columns"),
+        ("image;point;bytes\na;32;1.024\n", "row 2: bytes is a whole number above 0, not '1.024'"),
+        ("image;point;bytes\na;32;1.000\n", "row 2: bytes is a whole number above 0, not '1.000'"),
+        ("image,point,bytes\na,32,1_000\n", "row 2: bytes is a whole number above 0, not '1_000'"),
+        ("image,point,bytes\na,32,1e30\n", "row 2: bytes is at most 1099511627776, not '1e30'"),
+        ("image,point,bytes,bytes\na,32,5,6\n", "each of them once; it has image, point, bytes, bytes"),
         ("image,point,bytes\na,32,inf\n", "row 2: bytes .* not 'inf'"),
         ("image,point,bytes\na,32,many\n", "row 2: bytes .* not 'many'"),
         ("image,point,bytes\n,32,5\n", "row 2: its image or its point is empty"),
-        ("image,point\na,32\n", "needs the columns image, point and either bytes or bits; it has image, point"),
+        ("image,point\na,32\n", "needs the columns image, point and either bytes or bits, .*; it has image, point$"),
         ("image,point,bytes,bits\na,32,5,40\n", "either bytes or bits"),
         ("", "needs the columns"),
         ("image,point,bytes\n", "no row of point '32'; it has no rows at all"),
         ("image,point,bytes\na,22,5\na,q7,6\n", "no row of point '32'; it has 22, q7"),
     ],
-    ids=range(15),
+    ids=range(22),
 )
 def test_a_wrong_csv_is_refused_by_row(files, text, message):
     files[1].write_text(text)
@@ -306,3 +317,81 @@ def test_the_fingerprint_follows_this_points_files_and_rows(files):
     assert fingerprint_of() != changed
     save(path / "32/more.png", picture(9))
     assert json.loads(fingerprint_of())["files"] != json.loads(changed)["files"]
+
+
+PIECES = [
+    ",",
+    ";",
+    "\n",
+    '"',
+    "1",
+    "-",
+    ".",
+    " ",
+    "\t",
+    "nan",
+    "null",
+    "e1",
+    "_",
+    "٣",
+    "\ufeff",
+    ",,",
+    "1,024",
+    "a.jpg,32,7\n",
+    "a.jpg,32,8\n",
+]
+
+
+def read_plainly(text: str) -> dict[str, int] | None:
+    """Sizes of point 32 as a strict reader of plain code has them; None if the text means nothing."""
+    rows = [line.replace('"', "").replace("\ufeff", "") for line in text.split("\n")]
+    table = [[field.strip() for field in row.split(",")] for row in rows if row.strip()]
+    if not table or sorted(filter(None, table[0])) != ["bytes", "image", "point"]:
+        return None
+    sizes = {}
+    for row in table[1:]:
+        if len(row) != len(table[0]):
+            return None
+        fields = dict(zip(table[0], row, strict=True))
+        image, point, size = (fields[name] for name in ("image", "point", "bytes"))
+        if not image or not size.isascii() or not (size.isdigit() or "e" in size or size.endswith(".0")) or (image, point) in sizes:
+            return None
+        sizes[image, point] = int(float(size))
+    return {image: size for (image, point), size in sizes.items() if point == "32"}
+
+
+@settings(
+    max_examples=3000 if os.environ.get("ICMBENCH_FUZZ") else 300,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_a_damaged_csv_is_refused_or_means_what_it_says(tmp_path_factory, data):
+    text = "image,point,bytes\na.jpg,32,7\nb.jpg,32,512\na.jpg,37,3\n"
+    start, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 6))
+    piece = data.draw(st.sampled_from(["", *PIECES]))
+    text = text[:start] + piece + (text[start + length :] if data.draw(st.integers(0, 6)) else "")
+    folder = tmp_path_factory.getbasetemp() / "csv"
+    for name in ("32/a.png", "32/b.png"):
+        if not (folder / name).exists():
+            save(folder / name, picture(1))
+    (folder / "sizes.csv").write_text(text, encoding="utf-8")
+    try:
+        codec = Folder(32, path=folder, sizes=folder / "sizes.csv")
+        tokens = {name: codec.compress_batch([picture(1)], [name])[0] for name in ("a.jpg", "b.jpg")}
+    except CodecError as error:
+        assert "\n" not in str(error) and "sizes.csv" in str(error)
+        return
+    sizes = {name: codec.stream_bytes(token) for name, token in tokens.items()}
+    expected = read_plainly(text)
+    assert expected is not None
+    for name, size in sizes.items():  # A row may name an image by its stem.
+        assert size == next(value for key, value in expected.items() if key.partition(".")[0] == name.partition(".")[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no devices among files")
+def test_only_regular_files_are_read(tmp_path):
+    save(tmp_path / "1/a.png", picture(1))
+    with pytest.raises(CodecError, match=r"the sizes /dev/zero cannot be read: no regular file"):
+        Folder(1, path=tmp_path, sizes=tmp_path.joinpath("/dev/zero"))

@@ -147,3 +147,10 @@ def test_altered_streams_give_an_image_or_a_bitstream_error(monkeypatch):
 def test_only_rgb_arrays_are_compressed(image):
     with pytest.raises(CodecError, match="uint8 array of shape"):
         JpegXl(4).compress(image)
+
+
+def test_the_longest_side_codes_and_decodes_and_one_more_is_refused():
+    codec, limit = JpegXl(8), 1 << 18
+    assert codec.decompress(codec.compress(np.zeros((1, limit, 3), np.uint8))).shape == (1, limit, 3)
+    with pytest.raises(CodecError, match=rf"jpegxl: an image of 1x{limit + 1} pixels .* at most {limit} pixels"):
+        codec.compress(np.zeros((limit + 1, 1, 3), np.uint8))

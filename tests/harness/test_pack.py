@@ -223,7 +223,7 @@ def test_export_and_verify_on_the_command_line(tmp_path, packed, capsys):
     for arguments, words in [
         (["export", tmp_path / "nowhere", "--codec", "anchor", "--out", "x"], "not the folder of a finished run"),
         (["export", tmp_path / "first", "--codec", "anchr", "--out", "x"], "has no codec 'anchr'; it has anchor"),
-        (["verify", tmp_path / "nowhere"], "not a whole pack"),
+        (["verify", tmp_path / "nowhere"], "cannot read the pack"),
     ]:
         assert main(["pack", *map(str, arguments)]) == 2
         error = capsys.readouterr().err

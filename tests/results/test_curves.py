@@ -4,9 +4,13 @@ import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib import font_manager
+from matplotlib.figure import Figure
 from PIL import Image
 
+from icmbench.results import fonts
 from icmbench.results.curves import (
     COLOURS,
     LINES,
@@ -16,11 +20,11 @@ from icmbench.results.curves import (
     draw_curves,
     figure_title,
     file_stem,
-    printable,
     save_figure,
     swatch_svg,
 )
-from icmbench.results.scores import CurveKey, codec_names, curve_keys, primary_keys
+from icmbench.results.fonts import printable
+from icmbench.results.scores import CurveKey, codec_names, curve_keys, normalise, primary_keys
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -137,3 +141,30 @@ def test_file_names_are_plain():
     assert file_stem(CurveKey("", "", "", "€", "labels")) == "curve"
     assert file_stem(CurveKey("d", "t", "m", "acc@0.5", "original")) == "d-t-m-acc-0.5-agreement"
     assert len(file_stem(CurveKey("d" * 300, "t", "", "m", ""))) == 100
+
+
+def test_names_beyond_the_font_are_drawn_or_written_as_code_points(tmp_path, recwarn, monkeypatch):
+    """Without a font for them, Chinese names become code points in print; a page keeps them as text."""
+    monkeypatch.setattr(fonts, "_installed_fonts", dict)
+    fonts._font_of.cache_clear()
+    points = pd.DataFrame({"codec": ["\u65e5\u672c a"] * 2 + ["b"] * 2, "bpp": [1, 2, 1, 2], "value": [10, 20, 15, 25]})
+    frame = normalise(points.assign(metric="AP", dataset="\u6570"))
+    key, looks = curve_keys(frame)[0], codec_styles(codec_names(frame))
+    figure = draw_curves(frame, key)
+    save_figure(figure, tmp_path / "a", (".png", ".svg", ".pdf"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["[U+65E5 U+672C] a", "b"]
+    assert figure.axes[0].get_title() == "[U+6570]: AP" and "\u65e5\u672c a, 1: AP" in curves_svg(frame, key, looks)
+    assert not recwarn.list
+    fonts._font_of.cache_clear()
+
+
+def test_a_font_that_has_the_characters_is_used(monkeypatch):
+    serif = font_manager.findfont("DejaVu Serif")
+    monkeypatch.setattr(fonts, "_installed_fonts", lambda: {"DejaVu Serif": serif})
+    monkeypatch.setattr(fonts, "_characters_of", lambda path: frozenset(map(ord, "b" if path == serif else "a")))
+    fonts._font_of.cache_clear()
+    figure = Figure()
+    texts = [figure.text(0, 0, text) for text in ("a", "ab")]
+    fonts.use_fonts(figure)
+    fonts._font_of.cache_clear()
+    assert texts[0].get_fontfamily() == ["sans-serif"] and texts[1].get_fontfamily() == ["DejaVu Sans", "DejaVu Serif"]

@@ -121,6 +121,14 @@ def test_what_is_missing_is_named_with_its_source(root, bare, tmp_path):
     (bare / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
     with pytest.raises(DatasetError, match="not the table of classes 1 to 150"):
         Ade20k(bare).categories("semantic")
+    table = (root / "objectInfo150.txt").read_text().splitlines()
+    for row, message in (
+        (table[7].rpartition("\t")[0], "class 7 has '10' as its name"),
+        (f"7\t{table[3]}", "class 7 has 'car' as its"),
+    ):
+        (bare / "objectInfo150.txt").write_text("\n".join([*table[:7], row, *table[8:]]))
+        with pytest.raises(DatasetError, match=message):
+            Ade20k(bare).categories("semantic")
 
 
 def test_maps_do_not_follow_preprocessing(root):

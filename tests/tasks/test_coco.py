@@ -1,6 +1,8 @@
 """COCO's JSON format, on a part of the real set and on small generated ones."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
+from icmbench.tasks.datasets.coco_annotations import PERSON_JOINTS
+from icmbench.tasks.keypoints import Keypoints
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +126,14 @@ def test_errors_name_the_file_and_what_is_wrong(small, tmp_path):
     missing = [{"id": k, "file_name": f"{k}.png", "height": 4, "width": 6} for k in range(3)]
     with pytest.raises(DatasetError, match=r"3 of the 3 images that .*labels\.json lists are missing, the first is 0\.png"):
         small(images=missing)
-    with pytest.raises(DatasetError, match=r"labels\.json: 1 annotated images have no entry.* 99"):
+    with pytest.raises(DatasetError, match=r"annotations\[0\] \(id 1\): `image_id` is 99, which `images` does not list"):
         small(annotations=[row(image_id=99)])
-    with pytest.raises(DatasetError, match=r"labels\.json: not in COCO's format"):
+    with pytest.raises(DatasetError, match=r"labels\.json: `images` is missing or null, not a list"):
         small(images=None)
-    with pytest.raises(DatasetError, match=r"category 6"):
-        small(annotations=[row(category_id=6)]).targets("instances", ["a.png"])
-    with pytest.raises(DatasetError, match=r"annotation of 'a\.png' is not in COCO's format"):
-        small(annotations=[row(bbox=[1, 2])]).targets("instances", ["a.png"])
+    with pytest.raises(DatasetError, match=r"`category_id` is 6, which `categories` does not list"):
+        small(annotations=[row(category_id=6)])
+    with pytest.raises(DatasetError, match=r"annotations\[0\] \(id 1\): `bbox` is \[1, 2\], not four finite numbers"):
+        small(annotations=[row(bbox=[1, 2])])
     with pytest.raises(DatasetError, match=r"no 'keypoints' annotations; add the key"):
         small().targets("keypoints", ["a.png"])
     with pytest.raises(DatasetError, match=r"none\.json: no such annotations\. Download from the COCO project"):
@@ -143,3 +147,125 @@ def test_photographs_of_another_size_are_refused(small, tmp_path):
     Pillow.new("RGB", (4, 6)).save(tmp_path / "b.png")
     with pytest.raises(DatasetError, match=r"b\.png: 4x6 pixels, but .*labels\.json states 6x4"):
         coco.read("b.png")
+
+
+def test_photographs_that_exif_turns_are_named_so(small, tmp_path):
+    """The annotations state the size in which the file stores the picture, so they stand on pixels that nobody will see."""
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (6, 4)).save(tmp_path / "b.png", exif=exif)
+    coco = small()
+    with pytest.raises(DatasetError, match=r"b\.png: 4x6 pixels, but .*labels\.json states 6x4; its EXIF orientation turns it"):
+        coco.read("b.png")
+    turned = [{"id": 3, "file_name": "b.png", "height": 6, "width": 4}]
+    assert small(images=turned).read("b.png").shape == (6, 4, 3)
+
+
+def test_sizes_that_are_left_out_are_those_of_the_upright_photograph(small, tmp_path):
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (6, 4)).save(tmp_path / "b.png", exif=exif)
+    (target,) = small(images=[{"id": 3, "file_name": "b.png", "width": None}]).targets("instances", ["b.png"])
+    assert (target["height"], target["width"]) == (6, 4)
+    with pytest.raises(DatasetError, match=r"b\.png: 4x6 pixels, but .*labels\.json states 6x6"):
+        small(images=[{"id": 3, "file_name": "b.png", "width": 6}]).targets("instances", ["b.png"])
+    wanted = r"images\[0\] \(file_name \"b.png\"\): `width` is .*, not a whole number of at least 1"
+    for wrong in ("64", 6.5, 0, True, float("nan")):
+        with pytest.raises(DatasetError, match=wanted):
+            small(images=[{"id": 3, "file_name": "b.png", "width": wrong}])
+
+
+WRONG = {
+    '`iscrowd` is "0", not 0 or 1': {"iscrowd": "0"},
+    "`iscrowd` is 2, not 0 or 1": {"iscrowd": 2},
+    "`area` is NaN, not a finite number": {"area": float("nan")},
+    "`area` is -1, not a finite number of at least 0": {"area": -1},
+    "`bbox` is missing or null, not four": {"bbox": None},
+    "`bbox` is [0, 0, 0, 2], not four finite": {"bbox": [0, 0, 0, 2]},
+    "`bbox` is [0, 0, 2, Infinity], not": {"bbox": [0, 0, 2, float("inf")]},
+    "`bbox` is [0, 0, true, 2], not": {"bbox": [0, 0, True, 2]},
+    '`image_id` is "7", not a whole number as the ids under `images`': {"image_id": "7"},
+    "`category_id` is 5.0, not a whole number": {"category_id": 5.0},
+    "`id` is missing or null": {"id": None},
+    "`area` is missing or null, not a number, and cannot be taken from its segmentation, which has a polygon": {
+        "area": None,
+        "segmentation": [[0, 0, 1, None, 1, 1]],
+    },
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_entries_that_would_change_a_score_are_named(small, sentence):
+    with pytest.raises(DatasetError, match=r"labels\.json: annotations\[1\].*" + re.escape(sentence)):
+        small(annotations=[row(), row(id=2) | WRONG[sentence]])
+
+
+def test_names_are_texts_and_what_must_be_unique_is_unique(small):
+    images = [{"id": k, "file_name": f"{name}.png", "height": 4, "width": 6} for k, name in enumerate("ab")]
+    for changes, sentence in (
+        ({"categories": [{"id": 5, "name": "\ud800"}]}, '`name` is "\\ud800", not a text of whole Unicode characters'),
+        ({"annotations": [row(), row()]}, "annotations[0] (id 1) and annotations[1] (id 1) have the same `id`, 1"),
+        ({"categories": [{"id": 5, "name": "hot dog"}, {"id": 6, "name": "Hot_Dog"}]}, 'have the same `name`, "Hot_Dog"'),
+        ({"categories": [{"id": 5, "name": "x"}, {"id": 5, "name": "y"}]}, "have the same `id`, 5"),
+        ({"images": [images[0], images[1] | {"id": 0}]}, "have the same `id`, 0"),
+        ({"images": [*images, images[0] | {"height": 5}]}, 'have the same `file_name`, "a.png"'),
+        ({"images": [*images, images[0] | {"id": 5}]}, 'have the same `file_name`, "a.png"'),
+    ):
+        with pytest.raises(DatasetError, match=re.escape(sentence)):
+            small(**changes)
+    assert small(images=[*images, images[0]]).ids == ["a.png", "b.png"]
+
+
+def test_areas_that_are_left_out_are_exact_or_named(small):
+    triangle, square = [0, 0, 4, 0, 4, 3], [0, 0, 2, 0, 2, 2, 0, 2]
+    shapes = [[], [triangle], [triangle, square, [1, 1]], {"size": [4, 6], "counts": [1, 5, 18]}, None]
+    rows = [row(id=k, segmentation=shape) for k, shape in enumerate(shapes)]
+    for entry in rows:
+        del entry["area"]
+    (target,) = small(annotations=rows).targets("instances", ["a.png"])
+    assert target["areas"].tolist() == [4, 6, 10, 5, 4]
+
+
+@pytest.fixture
+def people(tmp_path):
+    """A function that writes a keypoint file of one person and opens it."""
+    Pillow.new("RGB", (6, 4)).save(tmp_path / "a.png")
+
+    def write(joints=tuple(PERSON_JOINTS), **changes):
+        person = row(keypoints=[1, 2, 2] * 17, num_keypoints=17) | changes
+        images, categories = [{"id": 7, "file_name": "a.png"}], [{"id": 5, "name": "person", "keypoints": list(joints)}]
+        (tmp_path / "k.json").write_text(json.dumps({"images": images, "annotations": [person], "categories": categories}))
+        return Coco(tmp_path, keypoints=tmp_path / "k.json")
+
+    return write
+
+
+def test_keypoints_fit_their_category(people):
+    assert people(num_keypoints=None).targets("keypoints", ["a.png"])[0]["labelled"].tolist() == [17]
+    for changes, sentence in (
+        ({"keypoints": [1, 2, 2] * 16}, "`keypoints` is [1, 2, 2,.* not x, y and visibility, .* of each of the 17 keypoints"),
+        ({"keypoints": [1, 2, None] * 17}, "not x, y and visibility"),
+        ({"keypoints": None}, "`keypoints` is missing or null"),
+        ({"num_keypoints": 0}, "`num_keypoints` is 0, not 17"),
+        ({"area": None}, "the area of the person, which its box does not tell"),
+        ({"joints": PERSON_JOINTS[::-1]}, "its `keypoints` are those of COCO in another order"),
+        ({"joints": ()}, "`keypoints` is [], not the list"),
+    ):
+        with pytest.raises(DatasetError, match=re.escape(sentence).replace(r"\.\*", ".*")):
+            people(**changes)
+    hand = people(joints=[f"joint {k}" for k in range(21)], keypoints=[1, 2, 2] * 21, num_keypoints=21)
+    with pytest.raises(DatasetError, match=r"k\.json: the keypoints of image 'a\.png' are \(1, 21, 3\), not .* COCO's 17"):
+        Keypoints(hand, SimpleNamespace(categories=["person"], fingerprint=""))
+
+
+def test_captions_are_texts(tmp_path):
+    Pillow.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    file = tmp_path / "c.json"
+    for caption in (None, "", "  ", 5, ["x"]):
+        rows = [{"id": 1, "image_id": 7, "caption": "x"}, {"id": 2, "image_id": 7, "caption": caption}]
+        file.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}], "annotations": rows}))
+        with pytest.raises(DatasetError, match=r"c\.json: annotations\[1\] \(id 2\): `caption` is .*, not a text"):
+            Coco(tmp_path, captions=file)
+    file.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}], "annotations": []}))
+    with pytest.raises(DatasetError, match="1 of the 1 images have no caption"):
+        Coco(tmp_path, captions=file)

@@ -51,7 +51,7 @@ def test_errors_name_the_remedy(root, tmp_path):
     with pytest.raises(DatasetError, match=r"no images of split 'val', but test \(4\), train \(2\); give another `split`"):
         build(root, split="val")
     (root / "bad.json").write_text('{"images": [{"split": "test"}]}')
-    with pytest.raises(DatasetError, match=r"bad\.json: not one of Karpathy's caption files \(KeyError: 'filename'\)"):
+    with pytest.raises(DatasetError, match=r"bad\.json: images\[0\]: `filename` is missing; correct"):
         build(root, "bad.json")
     (root / "lost.json").write_text('{"images": [{"split": "test", "filename": "x.jpg", "sentences": []}]}')
     with pytest.raises(DatasetError, match=r"the first is x\.jpg"):
@@ -59,3 +59,36 @@ def test_errors_name_the_remedy(root, tmp_path):
     assert build(root).annotated("class") == []
     with pytest.raises(DatasetError, match="has no 'class' annotations, only `captions`"):
         build(root).targets("class", [])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"raw": None}], r"images\[0\]\.sentences\[0\]: `raw` is null; correct the file"),
+        ([{"raw": 5}], "`raw` is 5, not a text"),
+        ([], "`sentences` is empty"),
+        ([{"raw": "\ud800"}], "half a Unicode character"),
+    ],
+)
+def test_every_caption_is_a_text(root, entries, message):
+    name = build(root).ids[0]
+    (root / "faulty.json").write_text(json.dumps({"images": [{"filename": name, "split": "test", "sentences": entries}]}))
+    with pytest.raises(DatasetError, match=message):
+        build(root, "faulty.json")
+
+
+def test_a_file_stands_there_once(root):
+    name = build(root).ids[0]
+    entry = {"filename": name, "split": "test", "sentences": [{"raw": "A dog."}]}
+    (root / "twice.json").write_text(json.dumps({"images": [entry, {**entry, "imgid": 7}]}))
+    assert build(root, "twice.json").ids == [name]
+    for other in ({"sentences": [{"raw": "A cat."}]}, {"split": "train"}):
+        (root / "twice.json").write_text(json.dumps({"images": [entry, {**entry, **other}]}))
+        with pytest.raises(DatasetError, match=r"images\[1\]: `filename` .* stands in images\[0\] with other contents"):
+            build(root, "twice.json")
+    (root / "twice.json").write_text('{"images": [{"filename": "a.jpg", "split": "test", "split": "val", "sentences": []}]}')
+    with pytest.raises(DatasetError, match="an object has two values of the text 'split'"):
+        build(root, "twice.json")
+    (root / "twice.json").write_text(json.dumps({"images": [entry, {**entry, "filename": "b.jpg", "split": "tset"}]}))
+    with pytest.raises(DatasetError, match=r"images\[1\]: `split` is 'tset', not one of train, val, test, restval"):
+        build(root, "twice.json")

@@ -97,6 +97,17 @@ def test_class_folders(tmp_path, mapping, devkit):
         ("l.csv", "file,class_index\na.JPEG,one\n", "line 2 has no whole number"),
         ("l.csv", "file,class_index\na.JPEG,1000\n", r"class index 1000 of 'a\.JPEG' is not in 0\.\.999"),
         ("l.csv", "file,class_index\na.JPEG,1\nz.JPEG,2\n", r"1 of the 2 images that .* lists are missing, the first is z\.JPEG"),
+        ("l.csv", "file,class_index\na.JPEG,1\na.JPEG,2\n", r"'a\.JPEG' has class 1 in line 2, but 2 in line 3; keep one of them"),
+        ("l.csv", "file,class_index\na.JPEG,1,5\n", "line 2 has 3 fields under 2 columns; write one field per column"),
+        ("l.csv", "file,class_index,\na.JPEG,1,5\n", "line 2 has '5' under a column without a name"),
+        ("l.csv", "file,class_index,class_index\na.JPEG,1,2\n", "`class_index` stands there twice"),
+        ("l.csv", "file,class_index\na.JPEG,1_0\n", "line 2 has no whole number"),
+        ("l.csv", "file,class_index\na.JPEG,-1\n", r"class index -1 of 'a\.JPEG' is not in 0\.\.999"),
+        ("l.csv", "file,class_index\n,1\n", "line 2 names no file"),
+        ("l.csv", 'file,class_index\n"a.JPEG,1\n', "line 2 is no CSV"),
+        ("l.txt", "a.JPEG 1\na.JPEG 2\n", r"'a\.JPEG' has class 1 in line 1, but 2 in line 2"),
+        ("l.txt", "", "lists no images"),
+        ("l.csv", "file,class_index\n", "lists no images"),
         ("l.txt", "a.JPEG one\n", "not a list of labels"),
         ("l.txt", "a.JPEG 1 2\n", "not a list of labels"),
     ],
@@ -118,6 +129,38 @@ def test_faulty_class_tables_are_named(tmp_path, mapping):
         ImageNet(tmp_path / "val", classes=tmp_path / "meta.mat")
     with pytest.raises(DatasetError, match=r"none\.csv: no such file\. Download from the ImageNet project"):
         ImageNet(tmp_path / "val", labels=tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    "text", ["file;class_index\na.JPEG;7\n", "file,class_index,\na.JPEG,7,\na.JPEG,7,\n", ",file,class_index\n0,a.JPEG,7\n"]
+)
+def test_ways_to_write_the_csv(tmp_path, text):
+    picture(tmp_path / "val" / "a.JPEG")
+    (tmp_path / "l.csv").write_text(text)
+    assert classes(ImageNet(tmp_path / "val", labels=tmp_path / "l.csv")) == [7]
+
+
+def test_a_class_table_in_another_order_is_refused(tmp_path, mapping):
+    picture(tmp_path / "val" / WNIDS[0] / "a.JPEG")
+    lines = mapping.read_text().splitlines(keepends=True)
+    for wrong in ([lines[1], lines[0], *lines[2:]], [*lines, lines[5]]):
+        mapping.write_text("".join(wrong))
+        with pytest.raises(DatasetError, match="are not sorted or stand there twice, but their order is the class index"):
+            ImageNet(tmp_path / "val", classes=mapping)
+
+
+def test_a_devkit_list_that_lacks_a_line_is_refused(tmp_path, devkit):
+    picture(tmp_path / "val" / "ILSVRC2012_val_00000003.JPEG")
+    truth = tmp_path / "truth.txt"
+    for lines, message in ((49_999, "has 49999 lines, but the devkit's list has 50000"), (2, "no line of")):
+        truth.write_text("7\n" * lines)
+        with pytest.raises(DatasetError, match=message):
+            ImageNet(tmp_path / "val", labels=truth, classes=devkit[0])
+    truth.write_text("1\n\n2\n3\n")  # A blank line would shift the labels after it.
+    with pytest.raises(DatasetError, match="not a list of labels"):
+        ImageNet(tmp_path / "val", labels=truth, classes=devkit[0])
+    truth.write_text("7\n" * 50_000)
+    assert classes(ImageNet(tmp_path / "val", labels=truth, classes=devkit[0])) == [devkit[1][6]]
 
 
 def test_packaged_photographs():

@@ -82,10 +82,10 @@ def test_errors_name_the_remedy(folder):
     with pytest.raises(DatasetError, match=r"refs\.json: no such annotations\. Download the annotations of RefCOCO"):
         build(folder, "refs.json")
     (folder / "bad.json").write_text('[{"sentence": "x", "file_name": "a.jpg"}]')
-    with pytest.raises(DatasetError, match=r"bad\.json: not a list of references \(KeyError: 'bbox_xywh'\)"):
+    with pytest.raises(DatasetError, match=r"bad\.json: references\[0\]: `bbox_xywh` is missing; correct"):
         build(folder, "bad.json")
     (folder / "short.json").write_text('[{"sentence": "x", "file_name": "a.jpg", "bbox_xywh": [1, 2]}]')
-    with pytest.raises(DatasetError, match="is not \\[x, y, width, height\\]"):
+    with pytest.raises(DatasetError, match=r"`bbox_xywh` is \[1, 2\], not the four numbers \[x, y, width, height\]"):
         build(folder, "short.json")
     (folder / "lost.json").write_text('[{"sentence": "x", "file_name": "c.jpg", "bbox_xywh": [1, 2, 3, 4]}]')
     with pytest.raises(DatasetError, match=r"the first is c\.jpg"):
@@ -97,3 +97,46 @@ def test_errors_name_the_remedy(folder):
     with pytest.raises(DatasetError, match="has no 'class' annotations"):
         dataset.targets("class", dataset.ids)
     assert np.asarray(dataset.targets("referring", ["b.jpg"])[0]["boxes"]).dtype == np.float64
+
+
+def test_a_photograph_of_another_size_than_stated_is_refused(folder):
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (16, 12)).save(folder / "train2014" / "a.jpg", exif=exif)
+    stated = {**INSTANCES, "images": [{**image, "width": 16, "height": 12} for image in INSTANCES["images"]]}
+    (folder / "instances.json").write_text(json.dumps(stated))
+    dataset = build(folder, instances=folder / "instances.json", split="testA")
+    with pytest.raises(
+        DatasetError, match=r"a\.jpg: is 12x16 where .* states 16x12: its EXIF orientation turns it, so the boxes do not"
+    ):
+        dataset.read("a.jpg")
+    stated["images"][1]["width"] = "16"
+    (folder / "instances.json").write_text(json.dumps(stated))
+    with pytest.raises(DatasetError, match=r"images\[1\]: `width` is the text '16', not a whole number of pixels"):
+        build(folder, instances=folder / "instances.json", split="testA")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"bbox_xywh": [1, 2, 0, 4]},
+            r"references\[1\]: `bbox_xywh` is \[1, 2, 0, 4\], which must be finite with a width and height",
+        ),
+        ({"bbox_xywh": [1, 2, float("nan"), 4]}, "must be finite"),
+        ({"bbox_xywh": [1, 2, "3", 4]}, "not the four numbers"),
+        ({"sentence": None}, r"references\[1\]: `sentence` is null; correct the file"),
+        ({"file_name": 5}, "`file_name` is 5, not a text"),
+    ],
+)
+def test_every_value_is_named(folder, entry, message):
+    sound = {"sentence": "x", "file_name": "a.jpg", "bbox_xywh": [1, 2, 3, 4]}
+    (folder / "plain.json").write_text(json.dumps([sound, {**sound, **entry}]))
+    with pytest.raises(DatasetError, match=message):
+        build(folder, "plain.json")
+    (folder / "plain.json").write_text(json.dumps([sound, {**sound, "bbox_xywh": [16, 2, 3, 4]}]))
+    with pytest.raises(DatasetError, match=r"the box of 'x' starts at 16, 2, outside a\.jpg of 16x12"):
+        build(folder, "plain.json").read("a.jpg")
+    (folder / "plain.json").write_text(json.dumps([sound]))
+    with pytest.raises(DatasetError, match="a plain list of phrases and boxes, without splits; leave out `split`"):
+        build(folder, "plain.json", split="val")

@@ -70,7 +70,7 @@ def test_perfect_answers_score_100_in_every_convention(coco, convention):
         task.model.boxes = dict(zip(target["sentences"], corners(target), strict=True))
         rows += task.predict([coco.read(image_id)], [image_id])
     values = task.aggregate(task.statistics(rows, targets))
-    assert values == pytest.approx({"acc@0.5": 100, "mean_iou": 100, "parse_failures": 0}, abs=1e-6)
+    assert values == pytest.approx({"acc@0.5": 100, "mean_iou": 100, "parse_failures": 0, "several_boxes": 0}, abs=1e-6)
 
 
 def test_shifted_answers_equal_plain_iou(coco):
@@ -105,7 +105,19 @@ def test_an_answer_is_read_in_the_declared_convention_only(coco):
     [
         ("[1, 2, 3.5, 4]", (1, 2, 3.5, 4)),
         ("(1,2),(3,4)", (1, 2, 3, 4)),
-        ("first [1] then [10,20,30,40] and [0,0,1,1]", (10, 20, 30, 40)),
+        ("first [1] then [10,20,30,40] and [0,0,1,1]", (0, 0, 1, 1)),
+        ("<think>[9, 9, 9, 9] or [8, 8, 8, 8]?</think>[1, 2, 3, 4]", (1, 2, 3, 4)),
+        ("It may be [9, 9, 9, 9]. No.</think> [1, 2, 3, 4]", (1, 2, 3, 4)),
+        ("<think>It may be [9, 9, 9, 9]", None),
+        ("[1, 2, 3, 4]<THINK>or [9, 9, 9, 9]", (1, 2, 3, 4)),
+        ("◁think▷[9, 9, 9, 9]◁/think▷[1, 2, 3, 4]", (1, 2, 3, 4)),
+        ("[THINK][9, 9, 9, 9][/THINK][1, 2, 3, 4]", (1, 2, 3, 4)),
+        ("<think>[9, 9, 9, 9]</think><answer>(1,2),(3,4)</answer>", (1, 2, 3, 4)),
+        ('["1", "2", "3.5", "4"]', (1, 2, 3.5, 4)),
+        ("['1', '2', '3', '4']", (1, 2, 3, 4)),
+        ("[1e2, 5E1, 3e+2, 2.5e-1]", (100, 50, 300, 0.25)),
+        ("[1, 2, 3, 4] [1, 2, 3, 1e999]", (1, 2, 3, 4)),
+        ("[NaN, 2, 3, 4]", None),
         ("[-0.5, .25, 1., 1]", (-0.5, 0.25, 1, 1)),
         ("[1, 2, 3]", None),
         ("[1, 2, 3, 4, 5]", None),
@@ -115,6 +127,39 @@ def test_an_answer_is_read_in_the_declared_convention_only(coco):
 )
 def test_parsing(answer, box):
     assert parse_box(answer) == box
+
+
+def test_the_first_box_counts_where_the_model_says_so(coco):
+    assert parse_box("[1, 2, 3, 4], [5, 6, 7, 8]", "first") == (1, 2, 3, 4)
+    model = Oracle()
+    model.box_choice = "first"
+    prediction = {"answers": ["[1, 2, 3, 4] [5, 6, 7, 8]"], "height": 9, "width": 9}
+    assert Referring(coco, model).boxes(prediction)[0].tolist() == [1, 2, 3, 4]
+    assert Referring(coco, Oracle()).boxes(prediction)[0].tolist() == [5, 6, 7, 8]
+    model.box_choice = "best"
+    with pytest.raises(ValueError, match="box_choice 'best' is unknown"):
+        Referring(coco, model)
+
+
+def test_answers_with_several_boxes_are_counted(coco):
+    task = Referring(coco, Oracle())
+    (target,) = coco.targets("referring", task.ids[:1])
+    target = {**target, "boxes": np.array([[0, 0, 4, 4]] * 4), "sentences": list("abcd")}
+    answers = [
+        "[0, 0, 4, 4]",
+        "[0,0,4,4], that is (0,0),(4,4)",
+        "not [9,9,10,10] but [0,0,4,4]",
+        "<think>[9,9,9,9]</think>[0,0,4,4]",
+    ]
+    values = task.aggregate(task.statistics([{"answers": answers, "height": 9, "width": 9}], [target]))
+    assert values == {"acc@0.5": 100, "mean_iou": 100, "parse_failures": 0, "several_boxes": 25}
+
+
+@pytest.mark.parametrize("noise", ["[", "[1", "[1,", " ", "[1 ", "9", "[9e9", "<think>", "</think>", '"'])
+def test_the_search_for_boxes_is_linear(noise):
+    """A search that goes back at each character would take hours on these."""
+    assert parse_box(noise * 200_000 + "[1, 2, 3, 4]") in {(1, 2, 3, 4), None}
+    assert parse_box("[1, 2" + noise * 200_000 + "</think>[1, 2, 3, 4]") == (1, 2, 3, 4)
 
 
 def test_unreadable_answers_are_counted_and_score_zero(coco):

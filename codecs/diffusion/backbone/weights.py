@@ -6,14 +6,14 @@ hyper-parameters) are replaced by inert stand-ins. Missing and superfluous keys 
 
 from __future__ import annotations
 
-import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -53,9 +53,6 @@ _STAND_INS: list[tuple[type, str]] = [
     (_Inert, "numpy.dtype"),
 ]
 
-# What reading a damaged or foreign file raises. ImportError and AttributeError: a trusted pickle names a class that does not exist.
-UNREADABLE = (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError, ImportError, AttributeError)
-
 
 def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     """Read all tensors of a weight file, on the CPU. Large files are memory-mapped, not copied.
@@ -73,18 +70,37 @@ def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(list(_STAND_INS)):
+        # PyTorch's warnings, as its messages, say how to load without protection.
+        with torch.serialization.safe_globals(list(_STAND_INS)), warnings.catch_warnings(action="ignore"):
             # Only the zip format of PyTorch 1.6 and later can be memory-mapped.
             content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipfile.is_zipfile(path))
-    except UNREADABLE as error:
-        # PyTorch's message first explains how to turn this protection off; the reason follows.
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please")[0]
+    except Exception as error:  # Unpickling a damaged, foreign or trusted file can raise any error.
         remedy = "fetch it again" if trust else "fetch it again, or see `icmbench convert --trust`"
-        raise CodecError(f"{path} cannot be read as weights ({reason}): {remedy}") from error
+        raise CodecError(f"{path} cannot be read as weights ({refusal_reason(error)}): {remedy}") from error
     state = content.get("state_dict", content.get("model", content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CodecError(f"{path} holds no dictionary of tensors: name a checkpoint with a 'state_dict'")
+    if not all(isinstance(key, str) for key in state):
+        raise CodecError(f"{path} names its tensors by other things than text: name a checkpoint with a 'state_dict'")
     return dict(state)
+
+
+# What PyTorch's advice on loading without protection always names.
+_ADVICE = re.compile(
+    r"weights[_ ]only|torch\.(load|jit)|safe_globals|pickle_module|file an issue|pytorch\.org|two options|trust", re.IGNORECASE
+)
+
+
+def refusal_reason(error: Exception) -> str:
+    """Why PyTorch or safetensors refused a file, in one line, without PyTorch's advice to load the file unsafely.
+
+    Args:
+        error: what `torch.load` or safetensors raised.
+    """
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]  # PyTorch puts its advice before the reason and after it.
+    sentences = re.split(r"(?<=\.)\s+|\s*\n\s*", text.strip())
+    reasons = [sentence for sentence in sentences if sentence and not _ADVICE.search(sentence)]
+    return " ".join(reasons[0].split()).rstrip(".:") if reasons else "it holds more than tensors, or is damaged"
 
 
 # Endings of the keys of the entropy models' frequency tables. Their lengths vary, and weights without tables are valid: the tables

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +20,14 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image as Pictures
 
-from icmbench.codecs.base import CodecError, Image, file_sha256
+from icmbench.codecs.base import CodecError, Image
+from icmbench.codecs.diffusion.prompts.answers import final_answer
+from icmbench.codecs.diffusion.prompts.chat_server import ChatServer
+from icmbench.codecs.diffusion.prompts.model_files import commit_of, folder_sha256
 from icmbench.codecs.diffusion.prompts.sources import function_name
 
 MAX_TOKENS = 48  # Tokens of a caption.
 MAX_REMEMBERED = 20_000  # Captions. When there are more, all are forgotten.
-MAX_ANSWER_BYTES = 2**22  # An answer of a server is read up to this size.
-RETRY_STATUSES = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses of a server that may answer a second request.
-_MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".jinja")
 
 
 class Captioner(Protocol):
@@ -77,17 +76,24 @@ class Transformers:
     @functools.cached_property
     def facts(self) -> Any:
         folder = Path(self._source)
-        if not folder.is_dir():
-            return ["transformers", self._source, self._revision, self._prompt, self._dtype, self._max_tokens]
-        files = [path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_SUFFIXES]
-        return ["transformers", [[path.name, file_sha256(path)] for path in files], self._prompt, self._dtype, self._max_tokens]
+        weights = list(map(list, folder_sha256(folder).items())) if folder.is_dir() else [self._source, self._commit]
+        return ["transformers", weights, self._prompt, self._dtype, self._max_tokens]
+
+    @functools.cached_property
+    def _commit(self) -> str:
+        """The commit that the revision stands for when this is first read.
+
+        Raises:
+            CodecError: neither the hub nor its cache on this disk has the repository.
+        """
+        return commit_of(self._source, self._revision)
 
     @functools.cached_property
     def _processor_and_model(self) -> tuple[Any, Any]:
         import torch
         import transformers
 
-        location = {"local_files_only": True} if Path(self._source).is_dir() else {"revision": self._revision or "main"}
+        location = {"local_files_only": True} if Path(self._source).is_dir() else {"revision": self._commit}
         try:
             processor = transformers.AutoProcessor.from_pretrained(self._source, **location)
             model = transformers.AutoModelForImageTextToText.from_pretrained(
@@ -106,7 +112,7 @@ class Transformers:
         return self.ask(self._prompt, [image])
 
     def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
-        """The model's answer to a prompt and images, as one line.
+        """The model's answer to a prompt and images, as one line, without what it thinks before.
 
         Args:
             prompt: The request, or the words that a captioning model continues.
@@ -134,7 +140,7 @@ class Transformers:
         length = prompt_ids.shape[1]
         if ids.shape[1] > length and torch.equal(ids[:, :length], prompt_ids):  # Some models repeat the prompt before the answer.
             ids = ids[:, length:]
-        return " ".join(processor.batch_decode(ids, skip_special_tokens=True)[0].split())
+        return " ".join(final_answer(processor.batch_decode(ids, skip_special_tokens=True)[0]).split())
 
 
 class Endpoint:
@@ -145,18 +151,18 @@ class Endpoint:
         model: The model's name as the server lists it.
         prompt: The request for a caption.
         key: Name of the environment variable that holds the server's key. If it is unset, no key is sent.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds in which an answer must be complete.
         retries: Further requests, with growing pauses, if the server is busy or does not answer.
         revision: Names what decides the answers but is not sent to the server, such as a version of the weights. It enters the
             fingerprint.
-        parameters: More keys of the request, or other values than the usual temperature of 0, seed of 0 and 96 tokens.
+        parameters: More keys of the request, or other values than the usual temperature of 0, seed of 0 and 96 tokens; no secrets.
 
     Attributes:
-        facts: Everything that decides the captions, as JSON. The address is not among it, because the same model may be served
-            elsewhere tomorrow.
+        facts: Everything that decides the captions as far as it is known here, as JSON. The address stands for the weights behind
+            it.
 
     Raises:
-        CodecError: the url is not an http or https address.
+        CodecError: the url is not an http or https address, or it or `parameters` or `key` hold a key.
     """
 
     def __init__(
@@ -170,19 +176,27 @@ class Endpoint:
         revision: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise CodecError(f"the captioner's url {url!r} is no http or https address, such as http://localhost:8000/v1")
-        self._url, self._prompt, self._key = f"{url.rstrip('/')}/chat/completions", prompt, key
-        self._timeout, self._retries = timeout, retries
+        self._server = ChatServer(
+            url,
+            parameters or {},
+            role="the captioner at ",
+            key_option="key",
+            key_variable=key,
+            timeout=timeout,
+            retries=retries,
+            backoff=1.0,
+            connections=1,
+        )
+        self._prompt = prompt
         self._request = {"model": model, "temperature": 0, "max_tokens": 2 * MAX_TOKENS, "seed": 0} | dict(parameters or {})
-        self.facts: Any = ["endpoint", self._request, prompt, revision]
+        self.facts: Any = ["endpoint", self._server.url, self._request, prompt, revision]
 
     def caption(self, image: Image) -> str:
         """One sentence on an image, uint8 RGB (H, W, 3); see `ask`."""
         return self.ask(self._prompt, [image])
 
     def ask(self, prompt: str, images: Sequence[Image] = ()) -> str:
-        """The model's answer to a prompt and images, as one line; empty if the answer holds no text.
+        """The model's answer to a prompt and images, as one line, without what it thinks before; empty if it holds no text.
 
         Args:
             prompt: The request.
@@ -191,45 +205,12 @@ class Endpoint:
         Raises:
             CodecError: the server does not answer, refuses the request, or speaks another protocol.
         """
-        import urllib3
-
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
         body = self._request | {"messages": [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]}
-        key = os.environ.get(self._key)
         try:
-            response = self._client.request(
-                "POST",
-                self._url,
-                json=body,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=self._timeout,
-                preload_content=False,
-            )
-            answer = response.read(MAX_ANSWER_BYTES, decode_content=True)
-            response.close()
-        except urllib3.exceptions.HTTPError as error:
-            raise CodecError(f"the captioner at {self._url} gave no answer ({error}); is the server up?") from error
-        excerpt = answer[:200].decode(errors="replace")
-        if response.status in (401, 403):
-            raise CodecError(f"the captioner at {self._url} wants a key ({response.status}): put it into the variable {self._key}")
-        if response.status != 200:
-            raise CodecError(f"the captioner at {self._url} refused the request ({response.status}): {excerpt}")
-        try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise CodecError(f"the captioner at {self._url} does not speak OpenAI's chat protocol; it said: {excerpt}") from error
-        return " ".join(text.split()) if isinstance(text, str) else ""
-
-    @functools.cached_property
-    def _client(self) -> Any:
-        try:
-            import urllib3
+            return " ".join(final_answer(self._server.ask(body)).split())
         except ImportError as error:
             raise CodecError("a served captioner needs urllib3: pip install 'icmbench[endpoint]'") from error
-        retry = urllib3.Retry(
-            total=self._retries, allowed_methods=None, status_forcelist=RETRY_STATUSES, raise_on_status=False, backoff_factor=1
-        )
-        return urllib3.PoolManager(retries=retry)
 
 
 class FunctionCaptioner:

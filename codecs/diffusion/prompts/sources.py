@@ -25,6 +25,8 @@ def read_text(path: Path) -> str:
     Raises:
         CodecError: the file cannot be read or is not UTF-8.
     """
+    if path.exists() and not path.is_file():  # Reading a pipe might never end.
+        raise CodecError(f"{path} cannot be read (it is no regular file): name a text file in UTF-8")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,5 +45,5 @@ def read_json(path: Path, layout: str) -> Any:
     """
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CodecError(f"{path} is no JSON ({error}): write {layout}") from error

@@ -37,7 +37,7 @@ def build_tag_guide(
 def _read_tags(path: Path) -> Mapping[str, list[str]]:
     tags = read_json(path, "{image id: [tag, ...]}")
     if not isinstance(tags, dict) or not all(isinstance(image_tags, list) for image_tags in tags.values()):
-        raise CodecError("a file of tags holds {image id: [tag, ...]}, in JSON")
+        raise CodecError(f"{path}: a file of tags holds {{image id: [tag, ...]}}, in JSON")
     return tags
 
 

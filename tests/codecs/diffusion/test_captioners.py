@@ -162,7 +162,8 @@ def test_endpoint(server, monkeypatch):
     assert server.keys == ["Bearer secret"] * 2
     assert (server.requests[0]["model"], server.requests[0]["temperature"], server.requests[0]["top_p"]) == ("llava", 0, 1)
     assert captioner.ask("subtract") == "mean [] subtract"
-    assert server.url not in json.dumps(captioner.facts)
+    assert server.url in json.dumps(captioner.facts)
+    assert captioner.facts != Endpoint("http://elsewhere:1/v1", "llava", prompt="what is it", parameters={"top_p": 1}).facts
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "wants a key"), (400, "refused the request")])

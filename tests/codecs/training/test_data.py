@@ -1,6 +1,7 @@
 """Training crops are reproducible and resumable, and come with their texts and masks."""
 
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -84,3 +85,22 @@ def test_an_unreadable_photograph_is_named(photos):
         [CropDataset(photos / "photos", crop=16)[k] for k in range(5)]
     with pytest.raises(CodecError, match="no photographs"):
         CropDataset(photos / "photos" / "none", crop=16)
+
+
+def test_only_photographs_are_opened(photos):
+    (photos / "photos" / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(CodecError, match=r"0\.png cannot be read as a picture \(cannot identify"):  # Ghostscript is not started.
+        [CropDataset(photos / "photos", crop=16)[k] for k in range(5)]
+    (photos / "photos" / "0.png").unlink()
+    (photos / "photos" / "zero.png").symlink_to("/dev/zero")
+    with pytest.raises(CodecError, match=r"zero\.png: a broken link, or no regular file: delete it"):
+        CropDataset(photos / "photos", crop=16)
+
+
+def test_a_turned_photograph_with_an_odd_tag_is_turned(tmp_path):
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 1, 1, b"H")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    pixels = np.arange(16 * 8 * 3, dtype=np.uint8).reshape(16, 8, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    (sample,) = (CropDataset(tmp_path, crop=8, centre=True, flip=False)[0],)
+    assert np.array_equal(sample["pixels"].numpy().transpose(1, 2, 0), np.rot90(pixels, 3)[:, 4:12])

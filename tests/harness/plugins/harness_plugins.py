@@ -175,6 +175,16 @@ class Leaky(Shift):
         return super().compress(image)
 
 
+class Opener(Shift):
+    """Opens a file in its constructor, without checking that it exists."""
+
+    name = "opener"
+
+    def __init__(self, point, table: str):
+        super().__init__(point)
+        self.table = Path(table).read_text()
+
+
 class Chatty(Shift):
     """Prints to standard output in three ways, and runs out of memory on a batch of more than two images."""
 

@@ -268,7 +268,8 @@ def test_a_refusal_of_the_model_is_an_empty_answer(server: Server) -> None:
 
 def test_the_fingerprint_holds_what_decides_an_answer(server: Server) -> None:
     default = endpoint(server)
-    assert default.fingerprint == OpenAIEndpoint("http://elsewhere:1/v1", "some/model", "norm1000", concurrency=1).fingerprint
+    assert default.fingerprint == endpoint(server, concurrency=1, timeout=1.0, box_choice="first").fingerprint
+    assert default.fingerprint != OpenAIEndpoint("http://elsewhere:1/v1", "some/model", "norm1000").fingerprint
     for change in ({"temperature": 0.5}, {"seed": 1}, {"max_tokens": 9}, {"revision": "awq"}, {"parameters": {"top_k": 1}}):
         assert endpoint(server, **change).fingerprint != default.fingerprint
 

@@ -1,0 +1,243 @@
+"""A run folder with one damaged file: `report`, `bdrate` and `compare` work, or say in one sentence what is wrong."""
+
+import functools
+import json
+import os
+import shutil
+from copy import deepcopy
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from icmbench.harness.cli import main
+from icmbench.results import report
+from icmbench.results.bootstrap import INDEX
+
+ENVIRONMENT = {
+    "format": 1,
+    "command": ["icmbench", "run"],
+    "experiment": {"name": "small", "anchor": "jpeg", "method": "pchip", "envelope": "pareto"},
+    "primary": {"yolox": "AP"},
+    "packages": {"numpy": "2.1"},
+    "python": "3.13",
+    "hardware": {"gpus": []},
+    "git": None,
+    "codecs": {"jpeg quality=24": {"quality": 24}},
+    "tasks": {"yolox": {"version": 1}},
+    "datasets": {"coco": {"images": 2}},
+}
+WEBP = "data:image/webp;base64,UklGRg=="
+SHOWN = {"codec": "jpeg", "point": "1", "bits": 8, "bpp": 0.5, "score": 1.0, "damage": 1.0, "lost": [], "new": [], "clean": WEBP,
+         "drawn": WEBP}  # fmt: skip
+PICTURES = {
+    "key": "0",
+    "left_out": ["jpeg: slow"],
+    "entries": [
+        {"image": "a.png", "dataset": "coco", "task": "yolox", "metric": "AP", "unit": "%", "score": 1.0, "damage": None,
+         "height": 4, "width": 4, "clean": WEBP, "drawn": WEBP, "shown": [SHOWN]}
+    ],
+}  # fmt: skip
+ANALYSES = {
+    "bit-split": "codec,point,part,bits\njpeg,1,header,16.5\njpeg,1,y,100.0\n",
+    "bit-map": "codec,point,image,row,column,bits\njpeg,1,a.png,0,0,1.5\njpeg,1,a.png,0,1,2\n",
+    "energy": "codec,point,channel,energy\nslim,1,1,0.5\nslim,1,2,0.25\n",
+    "complexity": "codec,stage,part,parameters,gmac\nslim,encode,vae,34e6,500\n",
+}
+# A value of every other type, and hostile ones of the same type.
+OTHERS = [None, True, -1, 1e308, "", "\ud800", "\x00\x1b[2J", "<script>", "x" * 5000, [], [[]], {}, {"a": {"b": [1]}}]
+
+
+@pytest.fixture
+def run_folder(plain_scores, tmp_path):
+    """A finished run with everything that a report reads."""
+    folder = tmp_path / "run"
+    (folder / "analyses").mkdir(parents=True)
+    few = plain_scores[(plain_scores["task"] == "yolox") & plain_scores["codec"].isin(["uncompressed", "jpeg", "avif"])]
+    few[few["metric"] == "AP"].to_csv(folder / "scores.csv", index=False)
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (folder / "pictures.json").write_text(json.dumps(PICTURES))
+    for name, text in ANALYSES.items():
+        (folder / "analyses" / f"{name}.csv").write_text(text)
+    (folder / "published.csv").write_text("codec,dataset,bpp,AP\nTheirs (reported),coco,0.1,12\nTheirs (reported),coco,0.2,20\n")
+    return folder
+
+
+@pytest.fixture
+def walk(run_folder, tmp_path, capfd, monkeypatch):
+    """A function that runs the commands on the folder; what it returns are their exit codes and what they said."""
+    whole = tmp_path / "whole"
+    shutil.copytree(run_folder, whole)
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+
+    def call(*commands):
+        results = []
+        for command in commands:
+            arguments = {
+                "report": ["report", run_folder],
+                "bundle": ["report", run_folder, "--bundle"],
+                "bdrate": ["bdrate", run_folder / "scores.csv", "--anchor", "jpeg"],
+                "compare": ["compare", whole, run_folder],
+            }[command]
+            code = main([*map(str, arguments)])  # An exception that it lets through fails the test.
+            said = capfd.readouterr()
+            assert code in (0, 2) and "Traceback" not in said.err and "Warning" not in said.err and "defect" not in said.err, (
+                said.err
+            )
+            assert said.err.count("\n") == (code == 2) and len(said.err) < 2000, said.err
+            assert code == 0 or said.err.startswith("icmbench: ")
+            results.append((code, said.out + said.err))
+        return results
+
+    return call
+
+
+def test_the_whole_folder_is_fine(walk):
+    assert [code for code, _ in walk("report", "bundle", "bdrate", "compare")] == [0, 0, 0, 0]
+
+
+@pytest.fixture
+def without_drawing(monkeypatch):
+    """Figures and tables of a report are made once: what is damaged here decides what is read, not what is drawn."""
+    made = functools.cache(lambda: results(*calls[0]))
+    calls, results = [], report._results
+    monkeypatch.setattr(report, "_results", lambda *arguments: (calls.append(arguments), made())[1])
+    monkeypatch.setattr(report, "write_figures", lambda *arguments: [])
+    monkeypatch.setattr(report, "write_tables", lambda *arguments: [])
+
+
+def paths_of(value, path=()):
+    """The path of every value below a JSON value."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from paths_of(inner, (*path, key))
+
+
+def replaced(value, path, other):
+    value = deepcopy(value)
+    place = value
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = other
+    return value
+
+
+@pytest.mark.parametrize("file", ["environment.json", "pictures.json"])
+def test_json_of_other_types(run_folder, walk, file, without_drawing):
+    """Every value of the two files is replaced by values of other types; those that a report needs by all of them."""
+    content = ENVIRONMENT if file == "environment.json" else PICTURES
+    page = run_folder / "report" / "index.html"
+    codes = []
+    for k, path in enumerate(paths_of(content)):
+        for other in OTHERS if path[0] in ("experiment", "primary") else OTHERS[k % 4 :: 4]:
+            (run_folder / file).write_text(json.dumps(replaced(content, path, other)))
+            codes += [code for code, _ in walk(*(["report", "compare"] if file == "environment.json" else ["report"]))]
+            if file == "pictures.json":
+                text = page.read_text(encoding="utf-8")
+                stored = replaced(content, path, other)
+                assert "Images not shown: pictures.json is damaged" in text or json.dumps(other) in json.dumps(stored)
+    assert 0 in codes and (2 in codes) == (file == "environment.json")
+
+
+@pytest.mark.parametrize("file", ["environment.json", "pictures.json", "scores.csv", "published.csv", "analyses/bit-split.csv"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xfe\x00", b"[]", b"7", b"null", b'{"a":', b'{"a":1,"a":2}', b"[" * 100_000, b'{"a":' * 200 + b"1" + b"}" * 200,
+     b"codec\n", b'"', b"\x00" * 50, b"codec,point,part,bits\nj,1,y\n"],
+)  # fmt: skip
+def test_files_of_other_content(run_folder, walk, file, data, without_drawing):
+    (run_folder / file).write_bytes(data)
+    codes = [code for code, _ in walk("report", "bdrate", "compare")]
+    if file != "pictures.json":
+        assert codes[0] == 2
+
+
+@pytest.mark.parametrize(
+    "file", ["environment.json", "pictures.json", "scores.csv", "published.csv", "analyses/energy.csv", "replicates/a.parquet"]
+)
+def test_folders_and_pipes_where_files_are_expected(run_folder, walk, file, without_drawing):
+    for make in (os.mkdir, os.mkfifo):
+        path = run_folder / file
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        make(path)
+        walk("report", "bdrate", "compare")
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+@pytest.mark.parametrize("cell", ["", "nan", "inf", "-1", "text", "1e300", "1,5", "0.5"])
+def test_damaged_analyses_are_named(run_folder, walk, name, cell, without_drawing):
+    """A wrong cell in the last line. Positions are whole, everything is finite and at least 0."""
+    text = ANALYSES[name]
+    header = text.split("\n")[0].split(",")
+    for column in range(2 if name != "complexity" else 3, len(header)):
+        *lines, last = text.rstrip("\n").split("\n")
+        cells = last.split(",")
+        cells[column] = cell
+        (run_folder / "analyses" / f"{name}.csv").write_text("\n".join([*lines, ",".join(cells)]) + "\n")
+        [(code, said)] = walk("report")
+        is_text, is_whole = header[column] in ("part", "image"), header[column] in ("row", "column", "channel")
+        fine = (is_text and cell != "1,5") or (cell == "0.5" and not is_whole)
+        assert code == (0 if fine else 2), (header[column], cell, said)
+        assert fine or f"line {len(lines) + 1}" in said
+
+
+def replicates(**changes):
+    rows = [(codec, point, "", k) for codec in ("jpeg", "avif") for point in ("1", "2") for k in range(4)]
+    frame = pd.DataFrame(rows, columns=INDEX).assign(bpp=0.5, AP=20.0, key="k", task="yolox")
+    return frame.assign(**changes)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        replicates(),
+        replicates(AP="text"),
+        replicates(AP=[[1.0]] * 16),
+        replicates(task=None),
+        replicates(task=7),
+        replicates(codec=[[1]] * 16),
+        replicates(replicate="0"),
+        replicates(replicate=0),
+        replicates(replicate=np.arange(16)),
+        replicates().drop(columns="bpp"),
+        replicates().iloc[:-1],
+        replicates().iloc[:0],
+        pd.DataFrame({"a": [1]}),
+    ],
+)
+def test_damaged_replicates_are_treated_as_absent(run_folder, walk, frame, without_drawing):
+    (run_folder / "replicates").mkdir()
+    frame.to_parquet(run_folder / "replicates" / "yolox.parquet")
+    assert [code for code, _ in walk("report", "compare")] == [0, 0]
+    has_intervals = "paired replicates" in (run_folder / "bdrate.csv").read_text()
+    assert not has_intervals or frame.equals(replicates())
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + b"\x00" * 100 + b"PAR1"])
+def test_damaged_shards_are_named(run_folder, tmp_path, walk, data):
+    for folder in (run_folder, tmp_path / "whole"):
+        (folder / "streams" / "coco" / "jpeg" / "1").mkdir(parents=True)
+        (folder / "streams" / "coco" / "jpeg" / "1" / "00000-a.parquet").write_bytes(data)
+    [(code, said)] = walk("compare")
+    assert code == 2 and "00000-a.parquet is damaged" in said
+
+
+CURVE = {"codec": "a", "source": "b", "dataset": "coco", "task": "", "bpp": [0.1, 0.2], "metrics": {"AP": [1, 2], "AP50": [3, 4]}}
+
+
+def test_damaged_published_files(run_folder, tmp_path, capfd, monkeypatch):
+    """Every value of a JSON file of curves is replaced by one of each other type: one sentence, or curves."""
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    path = tmp_path / "paper.json"
+    content = {"curves": [CURVE]}
+    for place in paths_of(content):
+        for other in [*OTHERS, float("nan"), 10**400]:
+            path.write_text(json.dumps(replaced(content, place, other)))
+            code = main(["bdrate", str(run_folder / "scores.csv"), "--anchor", "jpeg", "--published", str(path)])
+            said = capfd.readouterr().err
+            assert code in (0, 2) and said.count("\n") == (code == 2) and len(said) < 2000, said
+            assert code == 0 or "paper.json" in said, said
+            is_name = place[-1] in ("codec", "source", "dataset", "task")
+            assert code == 2 or is_name or other in ([], {}) or place == ("curves",) or other == 1e308, (place, other)
