@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.images import MALFORMED, path_inside
-from icmbench.tasks.datasets.json_entries import Entries, shown
+from icmbench.tasks.datasets.json_entries import Entries, json_excerpt
 from icmbench.tasks.datasets.segmentations import exact_area, problem
 
 UNREADABLE: tuple[type[Exception], ...] = (*MALFORMED, OSError)
@@ -125,7 +125,7 @@ class AnnotationFile:
         if bare.size:
             name = list(self.images)[int(bare[0])]
             raise DatasetError(
-                f"{self.path}: {bare.size} of the {len(self.images)} images have no {what}, the first is {shown(name)}; "
+                f"{self.path}: {bare.size} of the {len(self.images)} images have no {what}, the first is {json_excerpt(name)}; "
                 f"complete the file, or remove them from `images`"
             )
 
@@ -161,10 +161,10 @@ class AnnotationFile:
         for index in sorted(used):
             category = self.categories[index]
             names = category.get("keypoints")
-            label = f"{self.path}: category {category['id']} ({shown(category['name'])})"
+            label = f"{self.path}: category {category['id']} ({json_excerpt(category['name'])})"
             if type(names) is not list or not names or not set(map(type, names)) <= {str}:
                 raise DatasetError(
-                    f"{label}: `keypoints` is {shown(names)}, not the list of its keypoints' names; correct the file"
+                    f"{label}: `keypoints` is {json_excerpt(names)}, not the list of its keypoints' names; correct the file"
                 )
             if names != PERSON_JOINTS and sorted(names) == sorted(PERSON_JOINTS):
                 raise DatasetError(
@@ -249,7 +249,7 @@ def _load(path: Path) -> dict[str, Any]:
         cause = f"{type(error).__name__}: {error}"
         raise DatasetError(f"{path}: not in COCO's format ({cause}); give the JSON of one annotation kind") from error
     if type(data) is not dict:
-        raise DatasetError(f"{path}: not in COCO's format ({shown(data)}); give the JSON of one annotation kind")
+        raise DatasetError(f"{path}: not in COCO's format ({json_excerpt(data)}); give the JSON of one annotation kind")
     return data
 
 

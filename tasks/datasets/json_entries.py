@@ -33,7 +33,7 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-def shown(value: Any) -> str:
+def json_excerpt(value: Any) -> str:
     """A value for a message: in JSON's words, on one line of bounded length."""
     if value is None:
         return "missing or null"
@@ -58,12 +58,12 @@ class Entries:
     def __init__(self, path: Path, key: str, items: Any, name: str = "id", owners: Sequence[Any] | None = None) -> None:
         self.path, self.key, self._name, self._owners = path, key, name, owners
         if type(items) is not list:
-            raise DatasetError(f"{path}: `{key}` is {shown(items)}, not a list; give the JSON of one annotation kind")
+            raise DatasetError(f"{path}: `{key}` is {json_excerpt(items)}, not a list; give the JSON of one annotation kind")
         self.items: list[dict[str, Any]] = items
         if not set(map(type, items)) <= {dict}:
             position = next(k for k, item in enumerate(items) if type(item) is not dict)
-            place = f"{key}[{position}]" if owners is None else f"an entry of `{key}` of image_id {shown(owners[position])}"
-            raise DatasetError(f"{path}: {place} is {shown(items[position])}, not an object; correct the file")
+            place = f"{key}[{position}]" if owners is None else f"an entry of `{key}` of image_id {json_excerpt(owners[position])}"
+            raise DatasetError(f"{path}: {place} is {json_excerpt(items[position])}, not an object; correct the file")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -78,14 +78,14 @@ class Entries:
     def label(self, position: int) -> str:
         """An entry's name for a message."""
         name = self.items[position].get(self._name)
-        named = "" if name is None else f" ({self._name} {shown(name)})"
+        named = "" if name is None else f" ({self._name} {json_excerpt(name)})"
         if self._owners is None:
             return f"{self.key}[{position}]{named}"
-        return f"{self.key}{named} of image_id {shown(self._owners[position])}"
+        return f"{self.key}{named} of image_id {json_excerpt(self._owners[position])}"
 
     def refuse(self, position: int, key: str, wanted: str) -> NoReturn:
         """Raise DatasetError because an entry's key has another value than is wanted."""
-        value = shown(self.items[position].get(key))
+        value = json_excerpt(self.items[position].get(key))
         raise DatasetError(f"{self.path}: {self.label(position)}: `{key}` is {value}, not {wanted}; correct the file")
 
     def _refuse_first(self, key: str, wanted: str, fits: Callable[[Any], bool]) -> NoReturn:
@@ -180,7 +180,7 @@ class Entries:
             return
         for position, value in enumerate(values):
             if value is not None and first.setdefault(value, position) != position:
-                given = shown(self.items[position].get(key))
+                given = json_excerpt(self.items[position].get(key))
                 raise DatasetError(
                     f"{self.path}: {self.label(first[value])} and {self.label(position)} have the same `{key}`, {given}; "
                     "correct or remove one of them"
@@ -204,7 +204,8 @@ class Entries:
             position = found.index(-1)
             strays = len({value for value, target in zip(values, found, strict=True) if target < 0})
             raise DatasetError(
-                f"{self.path}: {self.label(position)}: `{key}` is {shown(values[position])}, which `{listed_in}` does not list "
+                f"{self.path}: {self.label(position)}: `{key}` is {json_excerpt(values[position])}, "
+                f"which `{listed_in}` does not list "
                 f"({strays} such ids in all); correct or complete the file"
             )
         return np.array(found, dtype=np.int64)

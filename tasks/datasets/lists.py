@@ -46,9 +46,9 @@ class Record:
         """
         value = self._get(key)
         if not isinstance(value, str):
-            raise self.refuse(f"`{key}` is {shown(value)}, not a text")
+            raise self.refuse(f"`{key}` is {describe_value(value)}, not a text")
         if not value.isascii() and value != value.encode(errors="replace").decode():
-            raise self.refuse(f"`{key}` holds half a Unicode character, {shown(value)}")
+            raise self.refuse(f"`{key}` holds half a Unicode character, {describe_value(value)}")
         return value
 
     def identifier(self, key: str) -> int | str:
@@ -59,7 +59,7 @@ class Record:
         """
         value = self._get(key)
         if type(value) not in (int, str):
-            raise self.refuse(f"`{key}` is {shown(value)}, neither a whole number nor a text")
+            raise self.refuse(f"`{key}` is {describe_value(value)}, neither a whole number nor a text")
         identifier: int | str = value
         return identifier
 
@@ -71,7 +71,7 @@ class Record:
         """
         value = self.values.get(key)
         if value is not None and (type(value) not in (int, float) or not 1 <= value < math.inf or value != int(value)):
-            raise self.refuse(f"`{key}` is {shown(value)}, not a whole number of pixels")
+            raise self.refuse(f"`{key}` is {describe_value(value)}, not a whole number of pixels")
         return None if value is None else int(value)
 
     def box(self, key: str) -> list[float]:
@@ -82,13 +82,13 @@ class Record:
         """
         value = self._get(key)
         if not isinstance(value, list) or len(value) != 4 or any(type(side) not in (int, float) for side in value):
-            raise self.refuse(f"`{key}` is {shown(value)}, not the four numbers [x, y, width, height]")
+            raise self.refuse(f"`{key}` is {describe_value(value)}, not the four numbers [x, y, width, height]")
         try:
             box = [float(side) for side in value]
         except OverflowError:
             box = [math.inf] * 4
         if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-            raise self.refuse(f"`{key}` is {shown(value)}, which must be finite with a width and height above 0")
+            raise self.refuse(f"`{key}` is {describe_value(value)}, which must be finite with a width and height above 0")
         return box
 
     def records(self, key: str) -> list[Record]:
@@ -113,14 +113,14 @@ def records_of(file: Path, item: str, value: Any) -> list[Record]:
         DatasetError: it is no list of objects.
     """
     if not isinstance(value, list):
-        raise DatasetError(f"{file}: {item} is {shown(value)}, not a list; correct the file")
+        raise DatasetError(f"{file}: {item} is {describe_value(value)}, not a list; correct the file")
     stray = next((number for number, entry in enumerate(value) if not isinstance(entry, dict)), None)
     if stray is not None:
-        raise DatasetError(f"{file}: {item}[{stray}] is {shown(value[stray])}, not an object; correct the file")
+        raise DatasetError(f"{file}: {item}[{stray}] is {describe_value(value[stray])}, not an object; correct the file")
     return [Record(file, f"{item}[{number}]", entry) for number, entry in enumerate(value)]
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value of a JSON file for a message, short."""
     if isinstance(value, str):
         return f"the text {printable_name(value[:60])!r}"
@@ -144,7 +144,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         for key, value in pairs:
             if repr(values[key]) != repr(value):
-                raise ValueError(f"an object has two values of {shown(key)}")
+                raise ValueError(f"an object has two values of {describe_value(key)}")
     return values
 
 

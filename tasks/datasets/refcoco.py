@@ -12,7 +12,7 @@ import numpy as np
 from icmbench.tasks.base import DatasetError, Image, Target
 from icmbench.tasks.datasets.folder import ImageFolder
 from icmbench.tasks.datasets.images import printable_name, require_images, require_path
-from icmbench.tasks.datasets.lists import Record, read_json, records_of, shown
+from icmbench.tasks.datasets.lists import Record, describe_value, read_json, records_of
 
 CONVERSION = (
     "python -c \"import json, pickle; json.dump(pickle.load(open('{pickle}', 'rb'), encoding='latin1'), open('{json}', 'w'))\""
@@ -106,7 +106,8 @@ class RefCoco(ImageFolder):
                 annotation = _entry_of(ref, "ann_id", annotations, self._instances_file)
                 if annotation.values.get("image_id", ref.values["image_id"]) != ref.values["image_id"]:
                     raise annotation.refuse(
-                        f"its `image_id` is {shown(annotation.values['image_id'])}, but {shown(ref.values['image_id'])} in "
+                        f"its `image_id` is {describe_value(annotation.values['image_id'])}, "
+                        f"but {describe_value(ref.values['image_id'])} in "
                         f"{ref.item} of {self._refs_file}"
                     )
                 # The file_name of a reference ends in the number of its annotation, so it names no image.
@@ -173,7 +174,7 @@ def _by_id(entries: Sequence[Record], key: str) -> dict[int | str, Record]:
     for entry in entries:
         first = unique.setdefault(entry.identifier(key), entry)
         if first is not entry and first.values != entry.values:
-            raise entry.refuse(f"`{key}` is {shown(entry.values[key])}, as in {first.item} with other contents")
+            raise entry.refuse(f"`{key}` is {describe_value(entry.values[key])}, as in {first.item} with other contents")
     return unique
 
 
@@ -181,5 +182,5 @@ def _entry_of(ref: Record, key: str, entries: Mapping[int | str, Record], file: 
     """The entry that a reference points to."""
     identifier = ref.identifier(key)
     if identifier not in entries:
-        raise ref.refuse(f"`{key}` is {shown(identifier)}, which {file} does not list")
+        raise ref.refuse(f"`{key}` is {describe_value(identifier)}, which {file} does not list")
     return entries[identifier]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.datasets.json_entries import flat_numbers, shown
+from icmbench.tasks.datasets.json_entries import flat_numbers, json_excerpt
 from icmbench.tasks.run_lengths import decode_counts
 
 MIN_NUMBERS = 6  # Of a polygon: x and y of three points.
@@ -61,7 +61,7 @@ def problem(segmentation: Any, height: int, width: int) -> str | None:
         return _polygons_problem(segmentation, max(height, width))
     if type(segmentation) is dict:
         return run_length_problem(segmentation, height, width)
-    return f"is {shown(segmentation)}, neither a list of polygons nor run lengths"
+    return f"is {json_excerpt(segmentation)}, neither a list of polygons nor run lengths"
 
 
 def _polygons_problem(segmentation: list[Any], side: int) -> str | None:
@@ -69,10 +69,10 @@ def _polygons_problem(segmentation: list[Any], side: int) -> str | None:
         return "has no polygon"
     for polygon in segmentation:
         if type(polygon) is not list:
-            return f"holds {shown(polygon)} where a polygon should be; write [[x1, y1, x2, y2, ...]]"
+            return f"holds {json_excerpt(polygon)} where a polygon should be; write [[x1, y1, x2, y2, ...]]"
         numbers = flat_numbers([polygon])
         if numbers is None:
-            return f"has a polygon with a coordinate that is no finite number: {shown(polygon)}"
+            return f"has a polygon with a coordinate that is no finite number: {json_excerpt(polygon)}"
         if len(numbers) % 2:
             return f"has a polygon of {len(numbers)} numbers, which are no pairs of x and y"
         if not _near(numbers, side):
@@ -100,12 +100,12 @@ def run_length_problem(run_lengths: Mapping[str, Any], height: int, width: int) 
     """
     size = run_lengths.get("size")
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        return f"has run lengths whose `size` is {shown(size)}, not [height, width]"
+        return f"has run lengths whose `size` is {json_excerpt(size)}, not [height, width]"
     if tuple(size) != (height, width):
         return f"has run lengths of {size[1]}x{size[0]} pixels, its picture has {width}x{height}"
     counts = run_counts(run_lengths.get("counts"))
     if counts is None:
-        given = shown(run_lengths.get("counts"))
+        given = json_excerpt(run_lengths.get("counts"))
         return f"has run lengths whose `counts` are {given}, neither whole numbers nor their compressed text"
     if len(counts) and counts.min() < 0:
         return "has run lengths with a negative run"
