@@ -216,7 +216,7 @@ def _add_convert(add: AddCommand) -> None:
 def _load_experiment(options: argparse.Namespace) -> tuple[Any, str]:
     """The experiment and the run folder that `run` or `plan` was called with."""
     from icmbench.harness.config.experiment import load_experiment
-    from icmbench.harness.store.store import safe_name
+    from icmbench.harness.store.folder import safe_name
 
     experiment = load_experiment(options.experiment)
     if options.limit is not None:
@@ -284,11 +284,11 @@ def _show_result(result: RunResult) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.plan import estimate_standard_sets, plan
     from icmbench.harness.commands.show import show_plan, show_standard_sets
-    from icmbench.harness.store.store import Store
+    from icmbench.harness.store.folder import Folder
     from icmbench.harness.work.bench import Bench
 
     experiment, out = _load_experiment(options)
-    bench = Bench(experiment, Store(out))
+    bench = Bench(experiment, Folder(out))
     show_plan(plan(bench))
     show_standard_sets(estimate_standard_sets(bench))
     return 0
@@ -296,10 +296,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.show import show_bdrate
-    from icmbench.harness.derive.tables import bundle, read_report_inputs, write_bd_table_and_report
+    from icmbench.harness.derive.tables import bundle, read_report_inputs, rewrite_report
 
     report_inputs = read_report_inputs(options.run, options.anchor, options.published, options.method, options.envelope)
-    bdrate, report = write_bd_table_and_report(options.run, report_inputs)
+    bdrate, report = rewrite_report(options.run, report_inputs)
     show_bdrate(report_inputs.table_spec.only_primary(bdrate))
     print(f"report: {report}")
     if options.bundle:
@@ -337,7 +337,7 @@ def _train(options: argparse.Namespace) -> int:
         print(f"{options.write}: set its paths, then icmbench train {options.write}")
         return 0
     from icmbench.harness.commands.training import train
-    from icmbench.harness.store.store import safe_name
+    from icmbench.harness.store.folder import safe_name
 
     recipe = load_recipe(options.recipe)
     print(f"weights: {train(recipe, options.out or Path('runs') / safe_name(recipe.name))}")
@@ -353,7 +353,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _pack(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.coding import make_codec
-    from icmbench.harness.store.pack import Pack, decode_sample, export
+    from icmbench.harness.store.pack import Pack, decode_sample
+    from icmbench.harness.store.pack_export import export
 
     if options.verb == "export":
         manifest = export(options.run, options.codec, options.out)

@@ -33,7 +33,7 @@ from icmbench.codecs.folder import Folder
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.store.pack import Pack
-from icmbench.harness.store.store import Store
+from icmbench.harness.store.folder import Folder as RunFolder
 from icmbench.harness.work.bench import Bench
 from icmbench.results.scores import ScoresError, read_scores
 from icmbench.tasks.base import DatasetError
@@ -89,7 +89,7 @@ def picture(data):
 
 def experiment(data):
     path = write_file(data, "experiment.yaml")
-    _ = Bench(load_experiment(path), Store(WORK / "run")).datasets
+    _ = Bench(load_experiment(path), RunFolder(WORK / "run")).datasets
 
 
 def pack(data):
@@ -98,7 +98,7 @@ def pack(data):
 
 def shard(data):
     write_file(data, "x.parquet")
-    Store(WORK).read_table("x.parquet")
+    RunFolder(WORK).read_table("x.parquet")
 
 
 def scores(data):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from icmbench.harness.commands.show import show_bdrate
 from icmbench.harness.derive.tables import gather_published
-from icmbench.harness.store.store import writing
+from icmbench.harness.store.folder import writing
 from icmbench.results.bd import Envelope, Method
 from icmbench.results.published import with_reported
 from icmbench.results.report import write_report

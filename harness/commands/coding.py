@@ -11,7 +11,7 @@ from icmbench.harness.config import plugins
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.files import exists, read_bytes, refuse_same_file
 from icmbench.harness.config.options import bind
-from icmbench.harness.store.store import writing
+from icmbench.harness.store.folder import writing
 from icmbench.harness.work.attempt import reason
 
 LOSSLESS = (".png", ".ppm", ".bmp", ".tif", ".tiff")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from icmbench.harness.store.store import Store
+from icmbench.harness.store.folder import Folder
 from icmbench.results.compare import compare
 
 
@@ -21,6 +21,6 @@ def print_comparison(runs: Sequence[Path], tolerance: float) -> None:
         ScoresError: a folder has no readable scores.csv.
     """
     for folder in runs:
-        Store(folder).read_json("environment.json")  # Refuses the folder of a newer icmbench.
+        Folder(folder).read_json("environment.json")  # Refuses the folder of a newer icmbench.
     first, second = runs
     print(compare(first, second, tolerance), end="")

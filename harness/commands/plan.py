@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from icmbench.harness.derive.scoring import task_shards
-from icmbench.harness.store.shards import ImageBlock
-from icmbench.harness.store.store import safe_name
+from icmbench.harness.derive.gathering import Gatherer
 from icmbench.harness.work.bench import Bench
+from icmbench.harness.work.series import Series
 
 COLUMNS = ["codec", "point", "seed", "dataset", "task", "cells", "missing", "images", "seconds"]
 
@@ -88,19 +87,21 @@ def plan(bench: Bench) -> pd.DataFrame:
         time of coding is part of the first task of a series, because one decoding serves all tasks.
     """
     costs = measure(bench)
+    gatherer = Gatherer(bench)
+    blocks = {dataset: bench.blocks(dataset) for dataset in bench.datasets}
     rows = []
     for series in bench.series:
-        coded: set[ImageBlock] = set()  # Blocks whose coding an earlier task of this series includes.
+        coded: set[str] = set()  # Images whose coding an earlier task of this series includes.
         for section in bench.experiment.tasks:
-            if series.codec is None and bench.tasks[section.label].needs_originals:
+            if series.is_original and bench.tasks[section.label].needs_originals:
                 continue
-            cells = list(task_shards(bench, section.label, series))
-            missing = [cell for cell in cells if cell.file is None or not bench.store.exists(cell.file)]
-            images = sum(len(cell.ids) for cell in missing)
-            seconds = images * _seconds(costs.task.get(section.label)) if missing else 0.0
-            if series.codec is not None:
-                to_code = {cell.block for cell in missing} - coded
-                seconds += sum(len(block.ids) for block in to_code) * _seconds(costs.codec.get(series.name)) if to_code else 0.0
+            missing = {*gatherer.missing(section.label, series)}
+            scored = frozenset(bench.tasks[section.label].ids)
+            cells = [block for block in blocks[section.dataset] if not scored.isdisjoint(block.ids)]
+            seconds = len(missing) * _seconds(costs.task.get(section.label)) if missing else 0.0
+            if missing and isinstance(series, Series):
+                to_code = {f"{section.dataset}/{image_id}" for image_id in missing} - coded
+                seconds += len(to_code) * _seconds(costs.codec.get(series.name)) if to_code else 0.0
                 coded |= to_code
             rows.append(
                 {
@@ -110,8 +111,8 @@ def plan(bench: Bench) -> pd.DataFrame:
                     "dataset": section.dataset,
                     "task": section.label,
                     "cells": len(cells),
-                    "missing": len(missing),
-                    "images": images,
+                    "missing": sum(not missing.isdisjoint(block.ids) for block in cells) if missing else 0,
+                    "images": len(missing),
                     "seconds": seconds,
                 }
             )
@@ -138,7 +139,7 @@ def estimate_standard_sets(bench: Bench) -> pd.DataFrame:
     costs = measure(bench)
     names: dict[str, list[str]] = {}
     for series in bench.series:
-        if series.codec is not None:
+        if isinstance(series, Series):
             names.setdefault(series.label, []).append(series.name)
     passes = {label: [costs.codec.get(name) for name in series_names] for label, series_names in names.items()}
     reconstructions = sum(map(len, names.values()))  # Number of reconstructions of each image.
@@ -156,35 +157,28 @@ def estimate_standard_sets(bench: Bench) -> pd.DataFrame:
 
 
 def measure(bench: Bench) -> MeasuredCosts:
-    """Measure costs from all shards of the experiment's codec points and tasks, also those of other images or settings.
+    """Measure costs from all stored rows of the experiment's codec points and tasks, also those of other images.
 
     Args:
-        bench: the experiment with its run folder.
+        bench: the experiment with its store.
     """
     codec: dict[str, ImageCost] = {}
     task: dict[str, ImageCost] = {}
-    datasets = {section.label: section.dataset for section in bench.experiment.tasks}
     for series in bench.series:
-        folders = [f"streams/{safe_name(dataset)}/{series.folder}" for dataset in sorted(set(datasets.values()))]
-        columns = ["encode_seconds", "decode_seconds", "height", "width"]
-        frame, size = _read_shards(bench, folders, columns)
-        if len(frame):
+        if not isinstance(series, Series):
+            continue
+        streams = bench.lookup.collection(series)
+        streams.refresh()
+        if len(streams):
+            columns = ["encode_seconds", "decode_seconds", "height", "width", "bytes"]
+            frame = streams.facts(streams.all_rows(), columns).to_pandas()
             seconds = (frame["encode_seconds"] + frame["decode_seconds"]).median()
             pixels = (frame["height"].astype("float64") * frame["width"]).mean()
-            codec[series.name] = ImageCost(len(frame), float(seconds), size / len(frame), float(pixels / 1e6))
-    for label, dataset in datasets.items():
-        folders = [f"predictions/{safe_name(dataset)}/{safe_name(label)}/{series.folder}" for series in bench.series]
-        frame, size = _read_shards(bench, folders, ["seconds"])
-        if len(frame):
-            task[label] = ImageCost(len(frame), float(frame["seconds"].median()), size / len(frame))
+            codec[series.name] = ImageCost(len(frame), float(seconds), streams.stored_bytes() / len(frame), float(pixels / 1e6))
+    for section in bench.experiment.tasks:
+        predictions = bench.lookup.predictions_of(bench.tasks[section.label])
+        predictions.refresh()
+        if len(predictions):
+            seconds = predictions.facts(predictions.all_rows(), ["seconds"]).to_pandas()["seconds"].median()
+            task[section.label] = ImageCost(len(predictions), float(seconds), predictions.stored_bytes() / len(predictions))
     return MeasuredCosts(codec, task)
-
-
-def _read_shards(bench: Bench, folders: list[str], columns: list[str]) -> tuple[pd.DataFrame, int]:
-    """Columns of all shards in some folders without the rows of failed images, and the size of the files in bytes."""
-    names = [name for folder in folders for name in bench.store.names(folder) if name.endswith(".parquet")]
-    tables = [bench.store.read_table(name, [*columns, "error"]).to_pandas() for name in names]
-    if not tables:
-        return pd.DataFrame(columns=columns), 0
-    frame = pd.concat(tables)
-    return frame[frame["error"].isna()], sum(bench.store.size(name) for name in names)

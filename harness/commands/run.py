@@ -1,9 +1,10 @@
-"""`icmbench run`: computes everything that is missing, then derives all tables anew."""
+"""`icmbench run`: computes everything that is missing, then derives all tables."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,31 +13,27 @@ import pandas as pd
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import Experiment
-from icmbench.harness.config.files import check_regular, exists, read_bytes
+from icmbench.harness.config.files import read_bytes
 from icmbench.harness.config.secrets import redact, redact_values
+from icmbench.harness.derive.deriving import derive
 from icmbench.harness.derive.environment import environment
-from icmbench.harness.derive.pictures import picture_entries
-from icmbench.harness.derive.resampling import Resampling
-from icmbench.harness.derive.scoring import ScoreTable, bit_split, primary_metrics, score
-from icmbench.harness.derive.tables import (
-    PICTURES,
-    PUBLISHED,
-    ReportInputs,
-    TableSpec,
-    gather_published,
-    read_analyses,
-    write_bd_table_and_report,
-)
-from icmbench.harness.store.store import Store, writing
+from icmbench.harness.derive.gathering import Gatherer
+from icmbench.harness.derive.tables import TableSpec
+from icmbench.harness.store import leases
+from icmbench.harness.store.collection import Collection
+from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.keys import digest
+from icmbench.harness.store.references import LEASES, leave_reference, refuse_while_cleaned, run_address
 from icmbench.harness.work import executors
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.cell import Outcome
+from icmbench.harness.work.images import write_images
 from icmbench.harness.work.loop import WorkUnit
+from icmbench.harness.work.outcome import Outcome
 from icmbench.harness.work.progress import Bar
 from icmbench.harness.work.ray_executor import ray_cluster
-from icmbench.results.bootstrap import with_intervals
-from icmbench.results.scores import normalise
-from icmbench.results.writers import write_csv
+from icmbench.harness.work.series import Series
+
+RUNNING = "running"  # Leases of the commands that write into a run folder.
 
 
 @dataclass(frozen=True)
@@ -101,42 +98,128 @@ def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOption
         UserError: an option or input is wrong, the folder cannot be written, or a newer icmbench wrote files in it.
     """
     started = time.perf_counter()
-    store = Store(out)
-    store.read_json("environment.json")  # Refuses the folder of a newer icmbench before anything in it changes.
-    store.remove_leftovers()
-    if source is not None and store.exists("experiment.yaml") and not store.exists("environment.json"):
-        raise UserError(f"{store.full_path('experiment.yaml')} is no run's copy and would be overwritten; choose another --out")
-    bench = Bench(experiment, store)
-    units = _select_units(bench, options)
-    for label in bench.tasks:
-        bench.load_context(label)
-    store.write_json("environment.json", redact_values(environment(bench)))
+    folder = Folder(out)
+    _check_folder(folder, experiment, source)
+    bench = Bench(experiment, folder)
+    with _at_work(bench):
+        folder.remove_leftovers()
+        bench.store.folder.remove_leftovers()
+        _write_record(bench, source)
+        gatherer = Gatherer(bench)
+        units = _missing_units(bench, gatherer, options)
+        for label in bench.tasks if units else ():
+            bench.load_context(label)
+        outcome = _compute(bench, units, options)
+        computed = time.perf_counter()
+        if units:
+            write_images(bench)
+        if options.shard:
+            return RunResult(outcome, {"loop": computed - started})
+        if units:
+            _tidy(bench)
+            gatherer = Gatherer(bench)
+        tables = derive(bench, gatherer, options.workers, options.images)
+    seconds = {"loop": computed - started, **tables.seconds}
+    shown = (tables.scores, tables.bdrate, tables.report, tables.missing, tables.table_spec)
+    return RunResult(outcome, seconds, *shown, tolerated=bench.tolerant)
+
+
+def _check_folder(folder: Folder, experiment: Experiment, source: Path | None) -> None:
+    """Refuse a run folder that belongs to another experiment.
+
+    Raises:
+        UserError: it does, or what lies there is no run's.
+        FormatError: another version of icmbench wrote the folder.
+    """
+    record = folder.read_json("environment.json")
+    if source is not None and folder.exists("experiment.yaml") and not folder.exists("environment.json"):
+        raise UserError(f"{folder.full_path('experiment.yaml')} is no run's copy and would be overwritten; choose another --out")
+    recorded = record.get("experiment")
+    name = recorded.get("name") if isinstance(recorded, dict) else None
+    if isinstance(name, str) and name != experiment.name:
+        raise UserError(
+            f"{folder.root} belongs to the experiment {name!r}, and this one is named {experiment.name!r}: choose another --out, "
+            "or give the file that name if it continues that experiment"
+        )
+
+
+@contextmanager
+def _at_work(bench: Bench) -> Iterator[None]:
+    """Hold a lease in the run folder and one in the store, and leave a reference to the run in the store.
+
+    Raises:
+        UserError: another command works in the run folder by another version of the experiment file, or the store is being cleaned.
+    """
+    folder, store = bench.folder, bench.store.folder
+    version = digest(bench.experiment.model_dump_json())
+    facts = {"experiment": bench.experiment.name, "digest": version, "run": run_address(folder)}
+    fingerprints = [digest(series.fingerprint) for series in bench.series if isinstance(series, Series)]
+    for task in bench.tasks.values():
+        fingerprints += [digest(task.fingerprint), *([digest(task.context_fingerprint)] if task.has_context else [])]
+    with leases.hold(folder, RUNNING, facts), leases.hold(store, LEASES, {**facts, "fingerprints": sorted(fingerprints)}):
+        for lease in leases.leases(folder, RUNNING):
+            if not lease.live:
+                folder.remove(lease.name)
+            elif lease.facts.get("digest") != version:
+                raise UserError(
+                    f"{folder.root}: another command (process {lease.facts['pid']} on {lease.facts.get('host')}) works there by "
+                    "another version of the experiment file: wait until it has ended, or choose another --out"
+                )
+        refuse_while_cleaned(store)
+        leave_reference(store, folder, fingerprints)
+        yield
+
+
+def _write_record(bench: Bench, source: Path | None) -> None:
+    """Write environment.json and the copy of the experiment file."""
+    bench.folder.write_json("environment.json", redact_values(environment(bench)))
     if source is not None:
         text = read_bytes(source, "experiment file").decode()
-        store.write("experiment.yaml", redact(text).encode())  # A comment may hold what the file's values must not.
-    outcome = _compute(bench, units, options)
-    computed = time.perf_counter()
-    if options.shard:
-        return RunResult(outcome, {"loop": computed - started})
-    resampling = Resampling(bench, experiment.bootstrap, options.workers) if experiment.bootstrap else None
-    score_table = score(bench, resampling.add if resampling else None)
-    scored = time.perf_counter()
-    replicates = resampling.finish() if resampling else {}
-    scores = with_intervals(score_table.frame, replicates)
-    anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None  # Its cells may be among the missing ones.
-    table_spec = TableSpec(experiment.name, anchor, primary_metrics(bench), experiment.method, experiment.envelope)
-    bdrate, report = _write_report(bench, score_table, scores, table_spec, replicates, options.images)
-    seconds = {"loop": computed - started, "scoring": scored - computed, "report": time.perf_counter() - scored}
-    tolerated = experiment.fail_on_error is not True
-    return RunResult(outcome, seconds, scores, bdrate, report, score_table.missing, table_spec, tolerated)
+        bench.folder.write("experiment.yaml", redact(text).encode())  # A comment may hold what the file's values must not.
 
 
-def _select_units(bench: Bench, options: RunOptions) -> list[WorkUnit]:
-    """The units of work of this run: all, or its part if several jobs share them."""
+def _missing_units(bench: Bench, gatherer: Gatherer, options: RunOptions) -> list[WorkUnit]:
+    """The units of work of this run in which something is missing: of all, or of its part if several jobs share them."""
     if options.shard is None:
-        return executors.make_units(bench, options.workers)
-    part, count = options.shard
-    return executors.make_units(bench, options.workers * count)[part - 1 :: count]
+        units = executors.make_units(bench, options.workers)
+    else:
+        part, count = options.shard
+        units = executors.make_units(bench, options.workers * count)[part - 1 :: count]
+    if options.keep:
+        return units
+    missing: dict[tuple[str, int], set[str]] = {}
+    for label, task in bench.tasks.items():
+        for index, series in enumerate(bench.series):
+            if not (series.is_original and task.needs_originals):
+                missing.setdefault((bench.dataset_of(label), index), set()).update(gatherer.missing(label, series))
+    nothing: set[str] = set()
+    return [
+        unit
+        for unit in units
+        if any(not missing.get((unit.block.dataset, index), nothing).isdisjoint(unit.block.ids) for index in unit.series)
+    ]
+
+
+def _tidy(bench: Bench) -> None:
+    """Replace the small shards of complete points by large ones, and store the indices."""
+    gatherer = Gatherer(bench)
+    points: list[tuple[Collection, list[str]]] = []
+    for label, task in bench.tasks.items():
+        for series in bench.series:
+            if not (series.is_original and task.needs_originals):
+                predictions = bench.lookup.predictions_of(task)
+                points.append((predictions, predictions.shards_of(gatherer.rows(label, series))))
+    for series in bench.series:
+        for dataset in bench.datasets:
+            if isinstance(series, Series) and bench.task_labels(dataset):
+                streams = bench.lookup.collection(series)
+                points.append((streams, streams.shards_of(gatherer.streams(dataset, series).rows)))
+    for collection, shards in points:
+        collection.compact(shards)
+    for collection in {id(collection): collection for collection, _ in points}.values():
+        collection.write_index()
+    for records in bench.source_records.values():
+        records.save()
 
 
 def _compute(bench: Bench, units: list[WorkUnit], options: RunOptions) -> Outcome:
@@ -151,33 +234,3 @@ def _compute(bench: Bench, units: list[WorkUnit], options: RunOptions) -> Outcom
         for outcome in outcomes:
             total.add(outcome)
     return total
-
-
-def _write_report(
-    bench: Bench,
-    score_table: ScoreTable,
-    scores: pd.DataFrame,
-    table_spec: TableSpec,
-    replicates: Mapping[str, pd.DataFrame],
-    image_count: int,
-) -> tuple[pd.DataFrame, str]:
-    """Write scores.csv and everything that is derived from it; return the BD table and the path of the report."""
-    experiment, store = bench.experiment, bench.store
-    pictures = picture_entries(bench, scores, score_table.failed, image_count, store.read_json(PICTURES))
-    store.write_json(PICTURES, pictures)
-    split = bit_split(bench)
-    with store.local_folder() as folder, writing(folder):
-        for name in ("scores.csv", "bdrate.csv", PUBLISHED, "analyses/bit-split.csv"):
-            if exists(folder / name):
-                check_regular(folder / name, "table")  # Writing into a pipe would never end.
-        scores.to_csv(folder / "scores.csv", index=False)
-        if len(split):
-            (folder / "analyses").mkdir(exist_ok=True)
-            write_csv(split, folder / "analyses" / "bit-split.csv")
-        reported = None
-        if experiment.published:
-            reported = gather_published([experiment.folder / file for file in experiment.published if file is not True])
-            write_csv(reported, folder / PUBLISHED)
-        report_inputs = ReportInputs(normalise(scores), table_spec, replicates, read_analyses(folder), reported, pictures)
-        bdrate, page = write_bd_table_and_report(folder, report_inputs)
-    return bdrate, store.full_path(page.relative_to(folder).as_posix())

@@ -89,6 +89,8 @@ class Experiment(ConfigSection):
         method: interpolation of BD-rates, as in `icmbench.results.bd`.
         envelope: treatment of curves that are not monotonic in BD-rates, as in `icmbench.results.bd`.
         published: files of curves that papers report, drawn dashed; `true` stands for those that come with icmbench.
+        store: path or URL of a store that many runs share, instead of the one in the run folder. The environment variable
+            ICMBENCH_STORE names one for all experiments that have no such key.
         folder: the folder of the experiment file. Relative paths start here.
     """
 
@@ -106,6 +108,7 @@ class Experiment(ConfigSection):
     method: Literal["pchip", "cubic", "akima"] = "pchip"
     envelope: Literal["error", "pareto", "isotonic"] = "pareto"
     published: list[Literal[True] | Path] = Field(default_factory=list)
+    store: str | None = None
     folder: Path = Field(Path(), exclude=True)
 
     @field_validator("fail_on_error")

@@ -6,19 +6,16 @@ kept reconstruction, or stored stream -> pixels -> task.draw -> entries of resul
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from PIL import Image as Pillow
 
-from icmbench.codecs.base import decompress_all
-from icmbench.harness.derive.scoring import SeriesPredictions, gather, targets_of
-from icmbench.harness.store.shards import Series, digest, picture_name, pixel_sha256, stream_name
+from icmbench.harness.derive.gathering import Gatherer, SeriesPredictions
+from icmbench.harness.derive.scoring import targets_of
+from icmbench.harness.store.keys import digest, pixel_sha256
 from icmbench.harness.work.attempt import reason
-from icmbench.harness.work.bench import Bench
+from icmbench.harness.work.series import Series
 from icmbench.results import pictures
 from icmbench.results.scores import UNCOMPRESSED
 from icmbench.tasks.base import Image
@@ -30,14 +27,14 @@ VERSION = 1  # Raised by hand when the entries hold something else, so that stor
 
 
 def picture_entries(
-    bench: Bench, scores: pd.DataFrame, failed: Mapping[str, frozenset[str]], count: int, stored: dict[str, Any]
+    gatherer: Gatherer, scores: pd.DataFrame, failed: Mapping[str, frozenset[str]], count: int, stored: dict[str, Any]
 ) -> dict[str, Any]:
     """Entries of the report's per-image page: the most damaged images of each task that can draw its predictions.
 
     Single images that cannot be decoded are left out.
 
     Args:
-        bench: the experiment and its store.
+        gatherer: reads the store.
         scores: the scores of the run, columns as in `scoring.COLUMNS`.
         failed: by label of each task that has scores, the ids of images to leave out.
         count: number of images to show at most, shared equally among the tasks.
@@ -48,6 +45,7 @@ def picture_entries(
         A mapping with `key`, a digest of what decides the entries; `entries`, as made by `icmbench.results.pictures`; and
         `left_out`, sentences that say why some codec points are not shown.
     """
+    bench = gatherer.bench
     labels = [label for label in failed if bench.tasks[label].draws]
     deciding = scores[scores["task"].isin(labels)].drop(columns=["low", "high", "undefined"])
     key = digest([VERSION, count, deciding.to_csv(index=False)])
@@ -58,7 +56,7 @@ def picture_entries(
     for k, label in enumerate(labels[:count]):
         share = count // len(labels[:count]) + (k < count % len(labels[:count]))
         try:
-            entries += _task_entries(bench, label, scores[scores["task"] == label], failed[label], share, left_out)
+            entries += _task_entries(gatherer, label, scores[scores["task"] == label], failed[label], share, left_out)
         except Exception as error:  # A run must not lose its tables because a picture cannot be made.
             left_out.append(f"{label}: {reason(error)}")
     return {"key": key, "entries": entries, "left_out": sorted(set(left_out))}
@@ -74,13 +72,13 @@ def _is_whole(stored: dict[str, Any]) -> bool:
 
 
 def _task_entries(
-    bench: Bench, label: str, scores: pd.DataFrame, failed: frozenset[str], count: int, left_out: list[str]
+    gatherer: Gatherer, label: str, scores: pd.DataFrame, failed: frozenset[str], count: int, left_out: list[str]
 ) -> list[dict[str, Any]]:
     """Entries of the images of one task whose score suffers most, averaged over the codec points shown."""
-    task = bench.tasks[label]
+    bench = gatherer.bench
+    task, dataset = bench.tasks[label], bench.dataset_of(label)
     metric = next((m for m in task.metrics if m.primary), task.metrics[0])
-    dataset = next(section.dataset for section in bench.experiment.tasks if section.label == label)
-    originals = gather(bench, label, bench.series[0], failed)
+    originals = gatherer.gather(label, bench.series[0], failed)
     index = {image_id: k for k, image_id in enumerate(originals.ids)}
     targets = targets_of(task, originals.ids, originals)
     sign = 1 if metric.higher_is_better else -1
@@ -92,7 +90,9 @@ def _task_entries(
         return sign * task.aggregate(task.statistics([gathered.predictions[k]], [targets[k]]))[metric.name]
 
     score_of_original = {i: score_alone(originals, i) for i in candidates}
-    coded = [(series, gather(bench, label, series, failed)) for series in _choose_series(bench, scores, left_out, count)]
+    coded = [
+        (series, gatherer.gather(label, series, failed)) for series in _choose_series(gatherer, dataset, scores, left_out, count)
+    ]
     damage = pd.DataFrame(
         {series.name: [score_of_original[i] - score_alone(gathered, i) for i in candidates] for series, gathered in coded},
         index=candidates,
@@ -104,7 +104,7 @@ def _task_entries(
         before = originals.predictions[index[image_id]]
         reconstructions = []
         for series, gathered in coded:
-            pixels = _scored_pixels(bench, dataset, image_id, series, left_out)
+            pixels = _scored_pixels(gatherer, dataset, image_id, series, left_out)
             if pixels is None:
                 continue
             after = gathered.predictions[index[image_id]]
@@ -126,7 +126,7 @@ def _rate_facts(series: Series, gathered: SeriesPredictions, image_id: str) -> d
     return {"codec": series.label, "point": series.point, "bits": bits, "bpp": bits / (row["height"] * row["width"])}
 
 
-def _choose_series(bench: Bench, scores: pd.DataFrame, left_out: list[str], count: int) -> list[Series]:
+def _choose_series(gatherer: Gatherer, dataset: str, scores: pd.DataFrame, left_out: list[str], count: int) -> list[Series]:
     """Up to `MAX_SERIES` codec points: the lowest of every codec, then the middle one of every codec.
 
     Slow decoders are left out unless their pictures were kept.
@@ -138,23 +138,28 @@ def _choose_series(bench: Bench, scores: pd.DataFrame, left_out: list[str], coun
     choice += [(codec, points[len(points) // 2]) for codec, points in points_of_codec.items() if len(points) > 1]
     chosen = []
     for codec, point in choice[:MAX_SERIES]:
-        series = next(s for s in bench.series if (s.label, s.point) == (codec, point))
+        series = next(s for s in gatherer.bench.series if isinstance(s, Series) and (s.label, s.point) == (codec, point))
         cost = seconds[codec, point]
-        if series.deterministic and cost * count > MAX_DECODING_SECONDS / MAX_SERIES and not _keeps_pictures(bench, series):
+        if (
+            series.deterministic
+            and cost * count > MAX_DECODING_SECONDS / MAX_SERIES
+            and not _keeps_pictures(gatherer, dataset, series)
+        ):
             left_out.append(f"{series.name}: decoding takes {cost:.0f} s an image; run with --keep reconstructions")
         else:
             chosen.append(series)
     return chosen
 
 
-def _keeps_pictures(bench: Bench, series: Series) -> bool:
-    return any(bench.store.exists(f"reconstructions/{dataset}/{series.folder}") for dataset in bench.datasets)
+def _keeps_pictures(gatherer: Gatherer, dataset: str, series: Series) -> bool:
+    first = next((pixels for pixels in gatherer.streams(dataset, series).pixels if pixels), None)
+    return first is not None and gatherer.bench.store.has_picture(first)
 
 
-def _scored_pixels(bench: Bench, dataset: str, image_id: str, series: Series, left_out: list[str]) -> Image | None:
+def _scored_pixels(gatherer: Gatherer, dataset: str, image_id: str, series: Series, left_out: list[str]) -> Image | None:
     """The pixels that were scored, uint8 (height, width, 3); None, with the reason added to `left_out`, if they are lost."""
     try:
-        pixels = _load_or_decode(bench, dataset, image_id, series)
+        pixels = _load_or_decode(gatherer, dataset, image_id, series)
     except Exception as error:
         left_out.append(f"{series.name}: {reason(error)}")
         return None
@@ -163,20 +168,15 @@ def _scored_pixels(bench: Bench, dataset: str, image_id: str, series: Series, le
     return pixels
 
 
-def _load_or_decode(bench: Bench, dataset: str, image_id: str, series: Series) -> Image | None:
+def _load_or_decode(gatherer: Gatherer, dataset: str, image_id: str, series: Series) -> Image | None:
     """The kept reconstruction, or the stored stream decoded again; None if neither has the recorded pixels."""
-    block = next(block for block in bench.blocks(dataset) if image_id in block.ids)
-    sources, streams = bench.stored_sources(block), bench.stream_frame(block, series)
-    assert sources is not None and streams is not None
-    file = stream_name(block, sources, series)
-    sha256 = streams.loc[image_id, "sha256"]
-    picture_file = picture_name(file, image_id)
-    if bench.store.exists(picture_file):
-        with Pillow.open(io.BytesIO(bench.store.read(picture_file)), formats=["PNG"]) as picture:
-            image = np.asarray(picture)
-        if pixel_sha256(image) == sha256:
-            return image
-    table = bench.store.read_table(file, ["id", "data"])
-    data = table.column("data")[table.column("id").to_pylist().index(image_id)].as_py()
-    image = decompress_all(series.codec, [data])[0]  # type: ignore[arg-type]
+    bench, streams = gatherer.bench, gatherer.streams(dataset, series)
+    k = streams.ids.index(image_id)
+    sha256 = streams.pixels[k]
+    assert sha256 is not None
+    kept = bench.store.load_picture(sha256)
+    if kept is not None:
+        return kept
+    data = bench.lookup.collection(series).read(streams.rows[k : k + 1], ["data"]).column(0)[0].as_py()
+    image = series.decode([data])[0]
     return image if pixel_sha256(image) == sha256 else None

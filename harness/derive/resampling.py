@@ -2,8 +2,9 @@
 
     predictions -> statistics -> aggregate under weights -> replicates/<task>-<key>.parquet -> intervals of scores and BD-rates
 
-A codec point is not resampled again if its stored replicates were made from the same predictions and values. Slow tasks are
-resampled in worker processes, one codec point at a time; each worker reads the predictions itself, so that only names are sent.
+A codec point is not resampled again if its stored replicates were made from the same predictions, stream sizes and labels. Slow
+tasks are resampled in worker processes, one codec point at a time; each worker reads the predictions itself, so that only names are
+sent.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +21,18 @@ import pandas as pd
 import pyarrow as pa
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.derive.scoring import SeriesPredictions, gather, realisation, targets_of
+from icmbench.harness.derive.gathering import Gatherer, SeriesPredictions
+from icmbench.harness.derive.scoring import realisation, targets_of
+from icmbench.harness.store.folder import Folder, safe_name
 from icmbench.harness.store.formats import FormatError
-from icmbench.harness.store.shards import Series, digest
-from icmbench.harness.store.store import Store, safe_name
+from icmbench.harness.store.keys import digest
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.progress import Bar
+from icmbench.harness.work.series import AnySeries
 from icmbench.results.bootstrap import INDEX, Point, draw_replicates
 from icmbench.tasks.base import Statistics
 
-VERSION = 1  # Raised by hand when replicates are drawn differently, so that stored ones are drawn again.
+VERSION = 2  # Raised by hand when replicates are drawn differently, so that stored ones are drawn again.
 FOLDER = "replicates"
 WORTH_WORKERS = 5.0  # Seconds of resampling of one task; below, starting processes costs more than it saves.
 
@@ -57,18 +60,20 @@ class Resampling:
     """Collects the replicates of a run: call `add` for each series as it is scored, and `finish` after the last one.
 
     Args:
-        bench: the experiment and its store.
+        gatherer: reads the store.
         count: replicates of each codec point.
+        labels: by task label, a digest of what its predictions are scored against.
         workers: worker processes for slow tasks.
     """
 
-    def __init__(self, bench: Bench, count: int, workers: int = 1) -> None:
-        self.bench, self.count, self.workers = bench, count, workers
-        self.stored = load_replicates(bench.store)
+    def __init__(self, gatherer: Gatherer, count: int, labels: Mapping[str, str], workers: int = 1) -> None:
+        self.gatherer, self.bench = gatherer, gatherer.bench
+        self.count, self.labels, self.workers = count, labels, workers
+        self.stored = load_replicates(self.bench.folder)
         self.frames: dict[str, list[pd.DataFrame]] = {}
         self.jobs: list[ResamplingJob] = []
 
-    def add(self, label: str, series: Series, gathered: SeriesPredictions, statistics: Statistics, values: Mapping[str, float],
+    def add(self, label: str, series: AnySeries, gathered: SeriesPredictions, statistics: Statistics, values: Mapping[str, float],
             failed: frozenset[str]) -> None:  # fmt: skip
         """Take the replicates of one series from the store, or draw them, or leave a slow one to `finish`.
 
@@ -82,8 +87,8 @@ class Resampling:
         """
         if not gathered.ids or not resampled_metrics(self.bench, label):
             return
-        mark = realisation(self.bench, label, series)
-        key = digest([VERSION, self.count, gathered.files, gathered.ids, mark, repr(sorted(values.items()))])
+        mark = realisation(self.gatherer, label, series)
+        key = digest([VERSION, self.count, gathered.key, self.labels[label], mark, repr(sorted(values.items()))])
         frames = self.frames.setdefault(label, [])
         stored = self.stored.get(label)
         if stored is not None and (reusable := stored[stored["key"] == key]).shape[0]:
@@ -95,7 +100,7 @@ class Resampling:
         if self.workers > 1 and seconds > WORTH_WORKERS:
             self.jobs.append(ResamplingJob(label, self.bench.series.index(series), failed, self.count, key))
         else:
-            frames.append(_resample_series(self.bench, label, series, gathered, statistics, self.count, key))
+            frames.append(_resample_series(self.gatherer, label, series, gathered, statistics, self.count, key))
 
     def finish(self) -> dict[str, pd.DataFrame]:
         """Draw the replicates of slow tasks in worker processes, and store all replicates that are new.
@@ -118,9 +123,14 @@ class Resampling:
                 frame = pd.concat(frames, ignore_index=True)
                 if not frame.equals(self.stored.get(label)):
                     table = pa.Table.from_pandas(frame.assign(task=label), preserve_index=False)
-                    self.bench.store.write_table(f"{FOLDER}/{safe_name(label)}-{digest(label)[:6]}.parquet", table)
+                    self.bench.folder.write_table(replicates_file(label), table)
                 replicates[label] = frame.drop(columns="key")
         return replicates
+
+
+def replicates_file(label: str) -> str:
+    """The file of a task's replicates, below the run folder."""
+    return f"{FOLDER}/{safe_name(label)}-{digest(label)[:6]}.parquet"
 
 
 def resampled_metrics(bench: Bench, label: str) -> list[str]:
@@ -128,19 +138,25 @@ def resampled_metrics(bench: Bench, label: str) -> list[str]:
     return [metric.name for metric in bench.tasks[label].metrics if metric.bootstrap]
 
 
-def load_replicates(store: Store) -> dict[str, pd.DataFrame]:
+def load_replicates(folder: Folder, names: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
     """The stored replicates of a run by task label, with a column `key`; damaged files are treated as absent.
 
+    Args:
+        folder: the run folder.
+        names: the files that may be read, below the run folder; all by default.
+
     Raises:
-        FormatError: a newer icmbench wrote a file.
+        FormatError: another version of icmbench wrote a file.
     """
     replicates = {}
-    for path in store.fs.glob(store.full_path(f"{FOLDER}/*.parquet")):
+    for name in sorted(folder.names(FOLDER) if names is None else names):
+        if not (name.startswith(f"{FOLDER}/") and name.endswith(".parquet")):
+            continue
         try:
-            frame = store.read_table(f"{FOLDER}/{path.rpartition('/')[2]}").to_pandas()
+            frame = folder.read_table(name).to_pandas()
         except FormatError:
             raise
-        except UserError:
+        except (UserError, FileNotFoundError):
             continue
         if _is_whole(frame):
             replicates[str(frame["task"].iloc[0])] = frame.drop(columns="task")
@@ -165,39 +181,42 @@ def _is_whole(frame: pd.DataFrame) -> bool:
 
 
 def _resample_series(
-    bench: Bench, label: str, series: Series, gathered: SeriesPredictions, statistics: Statistics, count: int, key: str
+    gatherer: Gatherer, label: str, series: AnySeries, gathered: SeriesPredictions, statistics: Statistics, count: int, key: str
 ) -> pd.DataFrame:
     sizes: dict[str, Any] = {}
     if gathered.streams is not None:
         streams = gathered.streams
         sizes = {"bits": 8.0 * streams["bytes"], "pixels": streams["height"].astype(float) * streams["width"]}
+    bench = gatherer.bench
     aggregate = functools.partial(bench.tasks[label].aggregate, statistics)
-    point = Point(series.label, series.point, aggregate, realisation=realisation(bench, label, series), **sizes)
+    point = Point(series.label, series.point, aggregate, realisation=realisation(gatherer, label, series), **sizes)
     return draw_replicates([point], len(gathered.ids), resampled_metrics(bench, label), count).assign(key=key)
 
 
 # The rest runs in worker processes.
 
-_worker_bench: Bench | None = None  # Kept from one job to the next, so that its plug-ins are built once.
+_worker_gatherer: Gatherer | None = None  # Kept from one job to the next, so that its plug-ins are built once.
 
 
 def _set_worker_bench(bench: Bench) -> None:
-    global _worker_bench
-    _worker_bench = bench
+    global _worker_gatherer
+    _worker_gatherer = Gatherer(bench)
 
 
 def _resample_job(job: ResamplingJob) -> pd.DataFrame:
-    assert _worker_bench is not None
-    bench = _worker_bench
-    series, task = bench.series[job.series], bench.tasks[job.label]
-    gathered = gather(bench, job.label, series, job.failed)
+    assert _worker_gatherer is not None
+    gatherer = _worker_gatherer
+    series, task = gatherer.bench.series[job.series], gatherer.bench.tasks[job.label]
+    gatherer.bench.load_context(job.label)
+    gathered = gatherer.gather(job.label, series, job.failed)
     statistics = task.statistics(gathered.predictions, _targets(job.label, job.failed, tuple(gathered.ids)))
-    return _resample_series(bench, job.label, series, gathered, statistics, job.count, job.key)
+    return _resample_series(gatherer, job.label, series, gathered, statistics, job.count, job.key)
 
 
 @functools.lru_cache(maxsize=1)
 def _targets(label: str, failed: frozenset[str], ids: tuple[str, ...]) -> list[Any]:
-    assert _worker_bench is not None
-    bench = _worker_bench
-    originals = gather(bench, label, bench.series[0], failed) if bench.tasks[label].reference == "original" else None
+    assert _worker_gatherer is not None
+    bench = _worker_gatherer.bench
+    is_agreement = bench.tasks[label].reference == "original"
+    originals = _worker_gatherer.gather(label, bench.series[0], failed) if is_agreement else None
     return targets_of(bench.tasks[label], ids, originals)

@@ -1,50 +1,30 @@
-"""From the shards of a run to scores.csv: predictions -> statistics -> aggregate, one row per metric."""
+"""From the store to scores.csv: predictions -> statistics -> aggregate, one row per metric."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from icmbench.harness.store.shards import PREDICTION, ImageBlock, Series, cell_name, digest, prediction_name
-from icmbench.harness.store.store import from_table
+from icmbench.harness.derive.gathering import Gatherer, SeriesPredictions, one_machine_mean
+from icmbench.harness.store.keys import digest
 from icmbench.harness.work.attempt import reason
 from icmbench.harness.work.bench import Bench
-from icmbench.tasks.base import Prediction, Statistics, Task
+from icmbench.harness.work.series import AnySeries, Series
+from icmbench.tasks.base import Statistics, Task
 
 COLUMNS = [
     "codec", "point", "dataset", "task", "model", "metric", "value", "low", "high", "unit", "higher_is_better", "reference",
     "realisation", "bpp", "payload_bpp", "mean_image_bpp", "expected", "scored", "empty", "failed", "limited", "encode_seconds",
-    "decode_seconds", "task_seconds", "undefined",
+    "decode_seconds", "task_seconds", "undefined", "images", "machine",
 ]  # fmt: skip
 
 
-@dataclass
-class SeriesPredictions:
-    """What the shards hold of one task on one series, images that failed left out.
-
-    Attributes:
-        ids: the images, in the order of the task's ids.
-        predictions: one per image.
-        seconds: mean seconds that the task took per image.
-        streams: columns of the stream shards without the bytes, one row per image, indexed by id; None for the originals.
-        files: names of the prediction shards.
-    """
-
-    ids: list[str]
-    predictions: list[Prediction]
-    seconds: float
-    streams: pd.DataFrame | None
-    files: list[str]
-
-
 # Called with task label, series, predictions, statistics, value of each metric by name, and the ids of the images that failed.
-OnScored = Callable[[str, Series, SeriesPredictions, Statistics, Mapping[str, float], frozenset[str]], None]
+OnScored = Callable[[str, AnySeries, SeriesPredictions, Statistics, Mapping[str, float], frozenset[str]], None]
 
 
 @dataclass
@@ -63,46 +43,30 @@ class ScoreTable:
     failed: dict[str, frozenset[str]]
 
 
-@dataclass
-class TaskShard:
-    """One block of a series, as one task scores it.
-
-    Attributes:
-        block: the images.
-        ids: those of them that the task scores.
-        file: name of the prediction shard; None if it depends on pixels that are not recorded yet.
-        streams: columns of the stream shard without the bytes, indexed by image id; None for the originals or if it is missing.
-    """
-
-    block: ImageBlock
-    ids: list[str]
-    file: str | None
-    streams: pd.DataFrame | None
-
-
-def score(bench: Bench, on_scored: OnScored | None = None) -> ScoreTable:
-    """Score every task on every series whose shards are complete.
+def score(bench: Bench, gatherer: Gatherer, on_scored: OnScored | None = None) -> ScoreTable:
+    """Score every task on every series of which no prediction is missing.
 
     Args:
         bench: the experiment and its store.
+        gatherer: reads the store.
         on_scored: called with the predictions, statistics and values of each series and task, while they are in memory.
     """
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
     failed_by_task: dict[str, frozenset[str]] = {}
     for label, task in bench.tasks.items():
-        series_of_task = [series for series in bench.series if series.codec is not None or not task.needs_originals]
-        absent = {series.name: absent_cells(bench, label, series) for series in series_of_task}
+        series_of_task = [series for series in bench.series if not (series.is_original and task.needs_originals)]
+        absent = {series.name: gatherer.missing_cells(label, series) for series in series_of_task}
         missing += [cell for cells in absent.values() for cell in cells]
         complete = [series for series in series_of_task if not absent[series.name]]
-        failed = frozenset().union(*(failed_images(bench, label, series) for series in complete))
+        failed = frozenset().union(*(gatherer.failed(label, series) for series in complete))
         if len(failed) > bench.max_failed_images(label):
             missing.append(
                 f"{label}: {len(failed)} of {len(task.ids)} images failed, {sorted(failed)[0]!r} first; see fail_on_error"
             )
             continue
         try:
-            rows += _task_rows(bench, label, task, complete, failed, on_scored)
+            rows += _task_rows(bench, gatherer, label, complete, failed, on_scored)
             failed_by_task[label] = failed
         except Exception as error:  # A task whose labels or metric fail must not cost the others their tables.
             missing.append(f"{label}: cannot be scored: {reason(error)}")
@@ -110,18 +74,26 @@ def score(bench: Bench, on_scored: OnScored | None = None) -> ScoreTable:
 
 
 def _task_rows(
-    bench: Bench, label: str, task: Task, complete: list[Series], failed: frozenset[str], on_scored: OnScored | None
+    bench: Bench,
+    gatherer: Gatherer,
+    label: str,
+    complete: list[AnySeries],
+    failed: frozenset[str],
+    on_scored: OnScored | None,
 ) -> list[dict[str, Any]]:
+    task = bench.tasks[label]
+    if task.has_context:
+        bench.load_context(label)
     rows: list[dict[str, Any]] = []
     targets: list[Any] | None = None
     for series in complete:
-        gathered = gather(bench, label, series, failed)
-        if targets is None and (series.codec is None or task.reference == "labels"):
+        gathered = gatherer.gather(label, series, failed)
+        if targets is None and (series.is_original or task.reference == "labels"):
             targets = targets_of(task, gathered.ids, gathered)
         if targets is not None:
             statistics = task.statistics(gathered.predictions, targets)
             values = task.aggregate(statistics)
-            rows += _series_rows(bench, label, task, series, gathered, values)
+            rows += _series_rows(bench, gatherer, label, series, gathered, values)
             if on_scored is not None:
                 on_scored(label, series, gathered, statistics, values, failed)
     return rows
@@ -146,95 +118,26 @@ def primary_metrics(bench: Bench) -> dict[str, str]:
     return {label: next((m for m in task.metrics if m.primary), task.metrics[0]).name for label, task in bench.tasks.items()}
 
 
-def absent_cells(bench: Bench, label: str, series: Series) -> list[str]:
-    """Names of the cells of one task and series whose prediction shards are missing."""
-    return [
-        f"{cell_name(shard.block, series)} / {label}"
-        for shard in task_shards(bench, label, series)
-        if shard.file is None or not bench.store.exists(shard.file)
-    ]
-
-
-def failed_images(bench: Bench, label: str, series: Series) -> set[str]:
-    """Ids of the images that could not be read, coded or predicted in one series, all of whose shards must be stored."""
-    failed: set[str] = set()
-    for shard in task_shards(bench, label, series):
-        assert shard.file is not None
-        rows = from_table(bench.store.read_table(shard.file, ["id", "error"]), ["id", "error"])
-        failed |= {row["id"] for row in rows if row["error"]}
-    return failed
-
-
-def gather(bench: Bench, label: str, series: Series, failed: Collection[str]) -> SeriesPredictions:
-    """Read the predictions of one task on one series, all of whose shards must be stored.
-
-    Args:
-        bench: the experiment and its store.
-        label: the task.
-        series: the codec at its point and seed, or the originals.
-        failed: ids of images to leave out.
-    """
-    ids: list[str] = []
-    files: list[str] = []
-    predictions: list[Prediction] = []
-    seconds: list[float] = []
-    streams: list[pd.DataFrame] = []
-    for shard in task_shards(bench, label, series):
-        assert shard.file is not None
-        table = bench.store.read_table(shard.file)
-        scored = [image_id not in failed for image_id in shard.ids]
-        files.append(shard.file)
-        names = [name for name in table.column_names if name not in dict(PREDICTION)]
-        table = table.filter(pa.array(scored))
-        ids += table.column("id").to_pylist()
-        predictions += from_table(table, names)
-        seconds += table.column("seconds").to_pylist()
-        if shard.streams is not None:
-            streams.append(shard.streams.loc[[image_id for image_id, keep in zip(shard.ids, scored, strict=True) if keep]])
-    frame = pd.concat(streams) if streams else None
-    return SeriesPredictions(ids, predictions, float(np.mean(seconds)), frame, files)
-
-
-def task_shards(bench: Bench, label: str, series: Series) -> Iterator[TaskShard]:
-    """Every block of which a task scores at least one image, with the name of the prediction shard for one series."""
-    task = bench.tasks[label]
-    dataset = next(section.dataset for section in bench.experiment.tasks if section.label == label)
-    for block in bench.blocks(dataset):
-        ids = bench.scored_ids(label, block)
-        if not ids:
-            continue
-        sources = bench.stored_sources(block)
-        streams = bench.stream_frame(block, series) if sources is not None and series.codec is not None else None
-        if sources is None or (series.codec is not None and streams is None):
-            yield TaskShard(block, ids, None, None)
-            continue
-        if streams is None:
-            hashes = sources.sha256
-        else:  # An image that could not be coded has no hash, which pandas represents as NaN.
-            hashes = {i: sha256 if isinstance(sha256, str) else None for i, sha256 in streams["sha256"].items()}
-        file = prediction_name(block, ids, sources, series, label, task, [hashes[i] for i in ids])
-        yield TaskShard(block, ids, file, streams)
-
-
 def _series_rows(
-    bench: Bench, label: str, task: Task, series: Series, gathered: SeriesPredictions, values: Mapping[str, float]
+    bench: Bench, gatherer: Gatherer, label: str, series: AnySeries, gathered: SeriesPredictions, values: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
     """Rows of scores.csv of one task on one series, one per metric."""
-    section = next(section for section in bench.experiment.tasks if section.label == label)
+    task = bench.tasks[label]
     common = {
         "codec": series.label,
         "point": series.point,
-        "dataset": section.dataset,
+        "dataset": bench.dataset_of(label),
         "task": label,
-        "model": section.model["name"] if section.model else "",
+        "model": bench.model_of(label),
         "reference": "source" if task.annotation is None else task.reference,
-        "realisation": realisation(bench, label, series),
+        "realisation": realisation(gatherer, label, series),
         "expected": len(task.ids),
         "scored": len(gathered.ids),
         "empty": sum(task.is_empty(prediction) for prediction in gathered.predictions),
         "failed": len(task.ids) - len(gathered.ids),
         "limited": task.dataset.limit is not None,
         "task_seconds": gathered.seconds,
+        "images": gathered.images,
         **_rates(gathered.streams),
     }
     for metric in task.metrics:
@@ -248,7 +151,7 @@ def _series_rows(
         }
 
 
-def realisation(bench: Bench, label: str, series: Series) -> str:
+def realisation(gatherer: Gatherer, label: str, series: AnySeries) -> str:
     """Tells apart rows of one rate point whose pixels differ.
 
     Returns:
@@ -257,9 +160,7 @@ def realisation(bench: Bench, label: str, series: Series) -> str:
     """
     marks = [] if series.seed is None else [f"seed={series.seed}"]
     if not series.deterministic:
-        dataset = next(section.dataset for section in bench.experiment.tasks if section.label == label)
-        frames = (bench.stream_frame(block, series) for block in bench.blocks(dataset))
-        marks.append(digest([str(sha256) for frame in frames if frame is not None for sha256 in frame["sha256"]])[:8])
+        marks.append(digest([str(pixels) for pixels in gatherer.streams(gatherer.bench.dataset_of(label), series).pixels])[:8])
     return never_a_number(" ".join(marks))
 
 
@@ -276,23 +177,26 @@ def never_a_number(mark: str) -> str:
     return f"x{mark}"
 
 
-def bit_split(bench: Bench) -> pd.DataFrame:
+def bit_split(gatherer: Gatherer) -> pd.DataFrame:
     """Mean bits per image of each part of the stream, for every codec point that itemises its streams.
 
     Returns:
         Columns codec, point, part and bits, as `icmbench.results.analyses` draws them; the mean is over seeds too.
     """
+    bench = gatherer.bench
     records = []
-    for series in bench.series[1:]:
-        frames = [bench.stream_frame(block, series) for dataset in bench.datasets for block in bench.blocks(dataset)]
-        texts = [text for frame in frames if frame is not None for text in frame["parts"].dropna()]
+    for series in bench.series:
+        if not isinstance(series, Series):
+            continue
+        frames = [gatherer.stream_frame(dataset, series) for dataset in bench.datasets if bench.task_labels(dataset)]
+        texts = [text for frame in frames for text in frame["parts"].dropna()]
         mean_bits = pd.DataFrame([json.loads(text) for text in texts]).fillna(0).mean()
         records += [(series.label, series.point, str(part), bits) for part, bits in mean_bits.items()]
     frame = pd.DataFrame(records, columns=["codec", "point", "part", "bits"])
     return frame.groupby(["codec", "point", "part"], sort=False, as_index=False)["bits"].mean()
 
 
-def _rates(streams: pd.DataFrame | None) -> dict[str, float | None]:
+def _rates(streams: pd.DataFrame | None) -> dict[str, Any]:
     """Bits of the scored images' streams over their source pixels, and seconds per image."""
     if streams is None:
         return {}
@@ -306,6 +210,7 @@ def _rates(streams: pd.DataFrame | None) -> dict[str, float | None]:
         "bpp": float(bits.sum() / pixels.sum()),
         "payload_bpp": payload,
         "mean_image_bpp": float((bits / pixels).mean()),
-        "encode_seconds": float(streams["encode_seconds"].mean()),
-        "decode_seconds": float(streams["decode_seconds"].mean()),
+        "encode_seconds": one_machine_mean(streams, "encode_seconds"),
+        "decode_seconds": one_machine_mean(streams, "decode_seconds"),
+        "machine": " ".join(sorted(streams["machine"].unique())),
     }

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.sections import first_error
+from icmbench.harness.derive.bound import Derived
 from icmbench.harness.derive.resampling import load_replicates
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.formats import parse_object
-from icmbench.harness.store.store import Store
 from icmbench.results.analysis_files import COLUMNS, read_analysis
 from icmbench.results.bd import Envelope, Method
 from icmbench.results.bundle import write_bundle
@@ -31,6 +32,8 @@ from icmbench.results.writers import write_csv
 
 PUBLISHED = "published.csv"
 PICTURES = "pictures.json"
+# Files of a run's tables that no report reads: it writes the first one itself, and the others serve comparisons and packs.
+NOT_READ = {"bdrate.csv", "experiment.yaml", "images.parquet", "streams.parquet"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,24 @@ def write_bd_table_and_report(folder: Path, inputs: ReportInputs) -> tuple[pd.Da
     return bdrate, write_report(folder, inputs.scores, bdrate, meta, inputs.reported, inputs.codec_analyses, inputs.pictures)
 
 
+def rewrite_report(folder: Path, inputs: ReportInputs) -> tuple[pd.DataFrame, Path]:
+    """Write bdrate.csv and report/ of a finished run anew, each file whole, and record them in derived.json.
+
+    Args:
+        folder: the run folder.
+        inputs: as `read_report_inputs` returns them.
+
+    Returns:
+        The BD frame, and the path of the report's page.
+    """
+    run_folder = Folder(folder)
+    with run_folder.scratch_folder() as scratch:
+        bdrate, page = write_bd_table_and_report(scratch, inputs)
+        name = page.relative_to(scratch)
+    Derived(run_folder).update(["bdrate.csv"])
+    return bdrate, folder / name
+
+
 def bundle(folder: Path, inputs: ReportInputs, bdrate: pd.DataFrame) -> Path:
     """Write bundle/: the tables and figures for a paper, with their provenance.
 
@@ -129,7 +150,7 @@ def bundle(folder: Path, inputs: ReportInputs, bdrate: pd.DataFrame) -> Path:
     spec = inputs.table_spec
     files = [folder / "scores.csv", *folder.glob("experiment.yaml"), *sorted(folder.glob("replicates/*.parquet"))]
     facts = {
-        **Store(folder).read_json("environment.json"),
+        **Folder(folder).read_json("environment.json"),
         "bd": {"method": spec.method, "envelope": spec.envelope, "anchor": spec.anchor},
         "bootstrap": {label: int(frame["replicate"].max()) for label, frame in inputs.replicates.items()},
         "inputs": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
@@ -159,21 +180,24 @@ def read_report_inputs(
         ScoresError: scores.csv or a file of curves is malformed.
     """
     facts = _read_run_facts(folder)
+    derived = Derived(Folder(folder))
+    for name in {"environment.json", "scores.csv", *derived.names} - NOT_READ:
+        derived.check(name)
     experiment = facts.experiment
     scores = read_scores(folder / "scores.csv")
     # The run may have failed to compute its anchor.
     default_anchor = experiment.anchor if experiment.anchor in set(scores["codec"]) else None
-    reported = [reported_curves(folder / PUBLISHED)] if (folder / PUBLISHED).is_file() else []
+    reported = [reported_curves(folder / PUBLISHED)] if PUBLISHED in derived.names else []
     reported += [] if published is None else [gather_published(published)]
     return ReportInputs(
         scores,
         TableSpec(
             experiment.name, anchor or default_anchor, facts.primary, method or experiment.method, envelope or experiment.envelope
         ),
-        {label: frame.drop(columns="key") for label, frame in load_replicates(Store(folder)).items()},
+        {label: frame.drop(columns="key") for label, frame in load_replicates(Folder(folder), derived.names).items()},
         read_analyses(folder),
         pd.concat(reported, ignore_index=True).drop_duplicates() if reported else None,
-        read_pictures(folder),
+        read_pictures(folder) if PICTURES in derived.names else {},
     )
 
 

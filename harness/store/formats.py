@@ -1,4 +1,4 @@
-"""The format number of the files of a run folder that are read again: the Parquet files, and environment.json.
+"""The format number of the files that icmbench writes and reads again: Parquet files, and the JSON files of a run folder.
 
 The number stands in the metadata of the Parquet schema and in the JSON object, under the key `format`. It is raised when a reader
 of the old format would misread the new one. Files from before the number was introduced have none and are of format 1.
@@ -13,30 +13,33 @@ from typing import Any
 
 from icmbench.harness.config.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 2: rows are found by content; 1 named shards by labels and blocks.
 KEY = "format"
 
 
 class FormatError(UserError):
-    """A file that a newer icmbench wrote. Unlike a damaged file, it must never be replaced or treated as absent."""
+    """A file of another version of icmbench. Unlike a damaged file, it must never be replaced or treated as absent."""
 
 
 def check_format(path: str | Path, number: Any) -> None:
-    """Refuse a file of a format that this icmbench does not know.
+    """Refuse a file of another format.
 
     Args:
         path: the file, named in the error message.
         number: its format number; anything but a positive integer is refused too.
 
     Raises:
-        FormatError: the number is larger than `FORMAT`, or it is no format number.
+        FormatError: the number is not `FORMAT`.
     """
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= FORMAT:
-        raise FormatError(f"{path} has format {repr(number)[:40]}, and this icmbench reads up to {FORMAT}: use a newer icmbench")
+    is_number = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    if is_number and number < FORMAT:
+        raise FormatError(f"{path} has format {number}, of an older icmbench; this one reads format {FORMAT}: choose another --out")
+    if not is_number or number > FORMAT:
+        raise FormatError(f"{path} has format {repr(number)[:40]}, and this icmbench reads format {FORMAT}: use a newer icmbench")
 
 
 def check_metadata(path: str | Path, metadata: Mapping[bytes, bytes] | None) -> None:
-    """Refuse a Parquet file of a format that this icmbench does not know.
+    """Refuse a Parquet file of another format.
 
     Args:
         path: the file, named in the error message.
@@ -58,7 +61,7 @@ def parse_object(path: str | Path, text: str | bytes) -> dict[str, Any]:
 
     Raises:
         ValueError: the text is no JSON object.
-        FormatError: the object has a format that this icmbench does not know.
+        FormatError: the object has a format that this icmbench does not read.
     """
     try:
         value = json.loads(text)
@@ -66,5 +69,5 @@ def parse_object(path: str | Path, text: str | bytes) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    check_format(path, value.get(KEY, FORMAT))
+    check_format(path, value.get(KEY, 1))
     return value

@@ -16,26 +16,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
-from icmbench.codecs.base import Codec, CodecError, RatePoint, decompress_all
+from icmbench.codecs.base import Codec, CodecError, decompress_all
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.files import check_regular
 from icmbench.harness.config.sections import ConfigSection, first_error
-from icmbench.harness.store.formats import parse_object
-from icmbench.harness.store.shards import ImageBlock, Series, Sources, pixel_sha256, stream_name
-from icmbench.harness.store.store import Store, from_table, safe_name, whole_file, writing
+from icmbench.harness.store.keys import pixel_sha256
 
 MANIFEST = "manifest.json"
-_SOURCES_NAME = re.compile(r"(?P<number>\d{5,9})-[0-9a-f]+\.parquet")  # As `Bench` names the shards below sources/.
 # The errors that zipfile raises for damaged archives.
 DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -156,10 +151,16 @@ class Pack:
     def _by_source(self) -> dict[tuple[str, int | None], dict[str, PackedStream]]:
         return {(p.label, p.seed): {row.source: row for row in p.streams} for p in self.manifest.points}
 
-    def rows(self, series: Series, sources: Sources) -> dict[str, PackedStream]:
-        """Entries of a series' streams by image id, for those images of a block that the pack holds."""
-        by_source = self._by_source[series.point, series.seed]
-        return {image_id: by_source[sha256] for image_id, sha256 in sources.sha256.items() if sha256 in by_source}
+    def rows(self, point: str, seed: int | None, sha256: Mapping[str, str]) -> dict[str, PackedStream]:
+        """Entries of the images that the pack holds, by image id.
+
+        Args:
+            point: label of the rate point.
+            seed: the codec's seed.
+            sha256: hash of the source pixels of each image.
+        """
+        by_source = self._by_source[point, seed]
+        return {image_id: by_source[source] for image_id, source in sha256.items() if source in by_source}
 
     def data(self, row: PackedStream) -> bytes:
         """Read a stream.
@@ -289,128 +290,3 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _flatten(item, f"{key}.{name}" if key else str(name))
     else:
         yield key or "fingerprint", json.dumps(value)
-
-
-# Writing a pack from the shards of a run.
-
-
-class RecordedSeries(BaseModel):
-    """One entry of `series` in environment.json; see `icmbench.harness.derive.environment`."""
-
-    model_config = ConfigDict(strict=True)
-
-    label: str
-    codec: str
-    point: str
-    given: Any
-    seed: int | None
-    fingerprint: str
-    deterministic: bool
-    measured_elsewhere: bool
-
-
-class RecordedHardware(BaseModel):
-    """The facts of environment.json's `hardware` that a pack repeats."""
-
-    machine: str
-
-
-class RunRecord(BaseModel):
-    """What `export` reads of environment.json. Other keys are ignored."""
-
-    series: list[RecordedSeries]
-    datasets: dict[str, Any]
-    python: str
-    hardware: RecordedHardware
-
-
-class _RecordedCodec:
-    """A codec as environment.json describes it: it cannot code, but its stream shards can be named."""
-
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.name, self.fingerprint, self.deterministic = facts["codec"], facts["fingerprint"], facts["deterministic"]
-        self.point = RatePoint(facts["point"], 0.0)
-
-
-def export(run: str, label: str, out: Path) -> Manifest:
-    """Write the streams of one codec of a run as a pack.
-
-    Args:
-        run: the run folder or its URL.
-        label: the codec's label in the experiment.
-        out: the file to write.
-
-    Returns:
-        The manifest of the pack.
-
-    Raises:
-        UserError: the folder holds no finished run, the run has no such codec or no streams of it, the streams' sizes were measured
-            elsewhere (codec `folder`), or the pack cannot be written.
-    """
-    store = Store(run)
-    try:
-        environment = RunRecord.model_validate(parse_object(store.full_path("environment.json"), store.read("environment.json")))
-    except ValidationError as error:
-        raise UserError(first_error(error, store.full_path("environment.json"))) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
-    series = [facts.model_dump() for facts in environment.series if facts.label == label]
-    datasets = list(environment.datasets)
-    if not series:
-        raise UserError(f"{run} has no codec {label!r}; it has {', '.join(sorted({facts.label for facts in environment.series}))}")
-    if any(facts["measured_elsewhere"] for facts in series):
-        raise UserError(f"{label!r} has no streams of its own, only sizes that were measured elsewhere: nothing to pack")
-    made = {"icmbench": version("icmbench"), "python": environment.python, "machine": environment.hardware.machine}
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with writing(out), whole_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        points = [_pack_point(archive, run, facts, _read_streams(store, datasets, facts)) for facts in series]
-        manifest = Manifest(format="icmbench-pack-1", codec=series[0]["codec"], made=made, points=points)
-        text = manifest.model_dump_json().encode()
-        archive.writestr(zipfile.ZipInfo(MANIFEST), text)
-        archive.comment = hashlib.sha256(text).hexdigest().encode()
-    return manifest
-
-
-def _pack_point(
-    archive: zipfile.ZipFile, run: str, facts: dict[str, Any], streams: Iterator[tuple[str, dict[str, Any]]]
-) -> PackedPoint:
-    """Write the streams of one point and return its entry in the manifest. Of images with equal pixels the first one is packed."""
-    rows: dict[str, dict[str, Any]] = {}
-    for source, row in streams:
-        if source in rows:
-            continue
-        stream = hashlib.sha256(row["data"]).hexdigest()
-        if stream not in archive.NameToInfo:
-            archive.writestr(zipfile.ZipInfo(stream), row["data"])
-        hashes = {"source": source, "stream": stream, "pixels": row["sha256"]}
-        rows[source] = {"id": row["id"], **hashes, "bytes": len(row["data"]), "encode_seconds": row["encode_seconds"]}
-    name = f"{run}: {facts['label']} {facts['point']}"
-    if not rows:
-        raise UserError(f"{name}: no streams; run the experiment first")
-    codec_facts = {key: facts[key] for key in ("given", "seed", "fingerprint", "deterministic")}
-    try:
-        return PackedPoint.model_validate({"label": facts["point"], "streams": list(rows.values()), **codec_facts})
-    except ValidationError as error:
-        raise UserError(first_error(error, name)) from None
-
-
-def _read_streams(store: Store, datasets: list[str], facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Hash of the source pixels and row of every stream of a series.
-
-    The names of stream shards depend on the codec's fingerprint, so shards that an earlier version of the codec left are not read.
-    """
-    series = Series(facts["label"], facts["point"], facts["seed"], _RecordedCodec(facts))  # type: ignore[arg-type]
-    columns = ["id", "data", "encode_seconds", "sha256", "error"]
-    for dataset in datasets:
-        for file in store.names(f"sources/{safe_name(dataset)}"):
-            match = _SOURCES_NAME.fullmatch(file.rpartition("/")[2])
-            if not match:  # Not written by icmbench.
-                continue
-            number = int(match["number"])
-            sha256 = {row["id"]: row["sha256"] for row in from_table(store.read_table(file, ["id", "sha256"]), ["id", "sha256"])}
-            block = ImageBlock(dataset, number, tuple(sha256))
-            name = stream_name(block, Sources(sha256, {}), series)
-            if store.exists(name):
-                rows = from_table(store.read_table(name, columns), columns)
-                yield from ((sha256[row["id"]], row) for row in rows if not row["error"])

@@ -1,371 +1,192 @@
-"""The run folder: files that are either whole or absent, on any file system that fsspec can use.
+"""The store: everything that was computed, found by content. It lies in the run folder, or is shared by many runs.
 
-write to a temporary name -> fsync -> rename          (a local or shared disk)
-one conditional put                                     (an object store)
+streams/<fingerprint>/       streams, and the hashes of their reconstructions: one row per image
+predictions/<fingerprint>/   predictions of a task model: one row per image
+claims/<fingerprint>/        which pixels are in force, for decoders that are not deterministic
+contexts/                    what tasks compute once per model
+reconstructions/             kept pictures, by the hash of their pixels
+leases/                      which runs use the store
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import io
-import itertools
-import json
-import os
-import re
-import socket
-import stat
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
+from PIL import Image as Pillow
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.config.secrets import holds_credential, redact
-from icmbench.harness.store.formats import FORMAT, KEY, check_metadata, parse_object
+from icmbench.harness.store.claims import Claims
+from icmbench.harness.store.collection import Collection
+from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.keys import digest, pixel_sha256
+from icmbench.tasks.base import Image
 
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-\d+$")
-_counter = itertools.count()
+# Columns of a stream, after the key.
+STREAM = pa.schema(
+    [
+        ("source", pa.string()),  # SHA-256 of the source pixels.
+        ("facts", pa.string()),  # Digest of what the codec takes from files by the image's id; empty for most codecs.
+        ("stream", pa.string()),  # SHA-256 of `data`.
+        ("data", pa.large_binary()),
+        ("bytes", pa.int64()),  # Counted size: the length of `data`, or what the codec's `stream_bytes` says.
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("parts", pa.string()),  # JSON object {part: bits}; null if the codec has no `rate_breakdown`.
+        ("encode_seconds", pa.float64()),
+        ("decode_seconds", pa.float64()),
+        ("sha256", pa.string()),  # SHA-256 of the reconstruction.
+        ("machine", pa.string()),  # What the seconds were measured on: a digest of hardware and versions.
+    ]
+)
+STREAM_FACTS = ["bytes", "height", "width", "parts", "encode_seconds", "decode_seconds", "sha256", "machine"]
+
+# First columns of a prediction, after the key; the columns of the task's own schema follow.
+PREDICTION = [
+    ("pixels", pa.string()),  # SHA-256 of the pixels that the model saw.
+    ("original", pa.string()),  # SHA-256 of the original, where the task compares with it.
+    ("facts", pa.string()),  # Digest of what the task takes from files by the image's id.
+    ("seconds", pa.float64()),
+    ("machine", pa.string()),
+]
+PREDICTION_FACTS = ["seconds", "machine"]
 
 
 class Store:
-    """Reads and writes the files of one run folder. Picklable, because it holds nothing but the folder's address.
-
-    Files are named by their path below the folder, with slashes.
+    """What has been computed, found by content. Picklable, because it can be read again from its address.
 
     Args:
-        root: the folder's path, or its URL on a file system that fsspec can use.
+        root: path of the store or its URL on a file system that fsspec can use.
 
     Attributes:
-        root: the argument, as text.
-        fs: the file system.
-        path: the folder as the file system names it.
-
-    Raises:
-        UserError: the package for this kind of URL is not installed, or the URL holds a credential.
+        folder: its files.
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(root)
-        if "://" in self.root and holds_credential(self.root):
-            variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3, FSSPEC_<PROTOCOL>_PASSWORD for others"
-            raise UserError(f"{redact(self.root)}: leave its credentials out and put them into environment variables ({variables})")
-        try:
-            self.fs, path = fsspec.url_to_fs(self.root)
-        except (ImportError, ValueError) as error:
-            remedy = "; python -m pip install 'icmbench[s3]'" if self.root.startswith("s3:") else ""
-            raise UserError(f"{self.root}: no file system for it here ({error}){remedy}") from error
-        self.path = path.rstrip("/")
+        self.folder = Folder(root)
+        self._streams: dict[str, Collection] = {}
+        self._predictions: dict[str, Collection] = {}
+        self._claims: dict[str, Claims] = {}
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.root,)
+        return Store, (self.folder.root,)
 
-    def full_path(self, name: str) -> str:
-        """A file's path on the file system."""
-        return f"{self.path}/{name}"
-
-    def exists(self, name: str) -> bool:
-        """Whether a file or folder exists."""
-        with _explain_connection_errors(self):
-            return bool(self.fs.exists(self.full_path(name)))
-
-    def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, sorted; empty if there is no such folder."""
-        try:
-            with _explain_connection_errors(self):
-                paths = self.fs.ls(self.full_path(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(f"{folder}/{path.rpartition('/')[2]}" for path in paths)
-
-    def size(self, name: str) -> int:
-        """Size of a file in bytes."""
-        return int(self.fs.size(self.full_path(name)))
-
-    def write(self, name: str, data: bytes, replace: bool = True) -> bool:
-        """Write a file that appears under its name only when it is complete.
+    def streams(self, fingerprint: str, about: Mapping[str, Any] | None = None) -> Collection:
+        """Streams of one codec point and seed.
 
         Args:
-            name: the file.
-            data: its content.
-            replace: whether an existing file is replaced; otherwise the first writer wins.
-
-        Returns:
-            False if `replace` is False and the file existed, so that nothing was written.
-
-        Raises:
-            UserError: the file system refused the file.
+            fingerprint: the codec's fingerprint with its seed.
+            about: name and point of the codec, for people who look into the store.
         """
-        target = self.full_path(name)
-        with writing(target):
-            if not isinstance(self.fs, LocalFileSystem):
-                with _explain_connection_errors(self):
-                    return _put(self.fs, target, data, replace)
-            return _write_local(Path(target), data, replace)
+        if fingerprint not in self._streams:
+            self._streams[fingerprint] = Collection(self.folder, "streams", fingerprint, STREAM, STREAM_FACTS, about)
+        return self._streams[fingerprint]
 
-    def read(self, name: str) -> bytes:
-        """Content of a file.
+    def predictions(self, fingerprint: str, schema: pa.Schema, about: Mapping[str, Any] | None = None) -> Collection:
+        """Predictions of one task with one model.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            UserError: it is no regular file, or cannot be read.
+        Args:
+            fingerprint: the task's fingerprint.
+            schema: columns of a prediction, as `Task.schema`.
+            about: name of the task, for people who look into the store.
         """
-        path = self.full_path(name)
+        if fingerprint not in self._predictions:
+            columns = pa.schema([*PREDICTION, *schema])
+            self._predictions[fingerprint] = Collection(self.folder, "predictions", fingerprint, columns, PREDICTION_FACTS, about)
+        return self._predictions[fingerprint]
+
+    def claims(self, fingerprint: str) -> Claims:
+        """Claimed realisations of a codec whose decoder is not deterministic."""
+        if fingerprint not in self._claims:
+            self._claims[fingerprint] = Claims(self.folder, fingerprint)
+        return self._claims[fingerprint]
+
+    # Kept pictures.
+
+    def has_picture(self, sha256: str) -> bool:
+        """Whether the picture with these pixels is kept; it may be damaged."""
+        return self.folder.exists(_picture_name(sha256))
+
+    def load_picture(self, sha256: str) -> Image | None:
+        """The kept picture with these pixels, uint8 (height, width, 3); None if there is none, or if it is damaged."""
         try:
-            if isinstance(self.fs, LocalFileSystem) and not stat.S_ISREG(Path(path).stat().st_mode):
-                raise UserError(f"{path} is no regular file: move it away and run the same command again")
-            with _explain_connection_errors(self):
-                data = self.fs.cat_file(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror or error}): check the run folder") from error
-        return data if isinstance(data, bytes) else bytes(data)
+            data = self.folder.read(_picture_name(sha256))
+            with Pillow.open(io.BytesIO(data), formats=["PNG"]) as picture:
+                image = np.asarray(picture)
+        except Exception:  # Pillow raises a dozen types on damaged files, and a damaged picture counts as absent.
+            return None
+        return image if pixel_sha256(image) == sha256 else None
 
-    def read_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
-        """Read an .npz file.
+    def keep_picture(self, sha256: str, image: Image) -> None:
+        """Store pixels without loss, uint8 (height, width, 3)."""
+        buffer = io.BytesIO()
+        Pillow.fromarray(image).save(buffer, "PNG", compress_level=1)
+        self.folder.write(_picture_name(sha256), buffer.getvalue())
+
+    # Contexts of tasks.
+
+    def context(self, fingerprint: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The stored context of a task, or a new one, which is stored first.
+
+        Args:
+            fingerprint: what decides the context.
+            compute: makes it; called only if it is not stored.
 
         Raises:
-            UserError: the file is damaged or holds anything but arrays of numbers or text.
-            FileNotFoundError: there is no such file.
+            UserError: the stored file is damaged.
         """
-        data = self.read(name)
+        name = f"contexts/{digest(fingerprint)}.npz"
+        if not self.folder.exists(name):
+            # If another process was first, its context stands.
+            self.folder.write(name, context_bytes(fingerprint, compute()), replace=False)
+        data = self.folder.read(name)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
+            stored, arrays = parse_context(data)
+            if stored != fingerprint:
+                raise ValueError("it is that of another task or model")
         except Exception as error:  # Whatever zipfile and numpy raise, the file is at fault.
             cause = " ".join(str(error).split()).split(". ")[0].replace("allow_pickle=False", "icmbench")
-            raise UserError(f"{self.full_path(name)} is damaged ({cause}): delete it and run the same command again") from error
-
-    def write_table(self, name: str, table: pa.Table, replace: bool = True) -> bool:
-        """Write a Parquet file with checksums and the format number; see `write`."""
-        metadata = {**(table.schema.metadata or {}), KEY: str(FORMAT)}
-        buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
-        return self.write(name, buffer.getvalue(), replace)
-
-    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read a Parquet file.
-
-        Args:
-            name: the file.
-            columns: the columns to read; all by default.
-
-        Raises:
-            FormatError: a newer icmbench wrote the file.
-            UserError: the file is damaged.
-            FileNotFoundError: there is no such file.
-        """
-        data = self.read(name)
-        try:
-            file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-            check_metadata(self.full_path(name), file.schema_arrow.metadata)
-            lacking = [column for column in columns or () if column not in file.schema_arrow.names]
-            if lacking:
-                raise ValueError(f"it has no column {lacking[0]!r}")
-            return file.read(columns=list(columns) if columns is not None else None)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            cause = " ".join(str(error).split())
-            raise UserError(f"{self.full_path(name)} is damaged ({cause}): delete it and run the same command again") from error
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a value as JSON; what JSON cannot hold is written as text."""
-        self.write(name, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object; empty if the file is absent or damaged.
-
-        Raises:
-            FormatError: a newer icmbench wrote the file.
-            UserError: it is no regular file, or cannot be read.
-        """
-        try:
-            return parse_object(self.full_path(name), self.read(name))
-        except (OSError, ValueError):
-            return {}
-
-    @contextmanager
-    def local_folder(self) -> Iterator[Path]:
-        """A folder on a local disk for code that writes files by path.
-
-        It is the run folder itself; or, if that lies on an object store, a temporary folder whose files are uploaded at the end.
-        """
-        if isinstance(self.fs, LocalFileSystem):
-            yield Path(self.path)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-            for file in sorted(Path(folder).rglob("*")):
-                if file.is_file():
-                    self.write(file.relative_to(folder).as_posix(), file.read_bytes())
-
-    def remove_leftovers(self) -> None:
-        """Remove half-written files of writers on this machine that are no longer alive."""
-        if not isinstance(self.fs, LocalFileSystem):
-            return
-        for folder, _, files in os.walk(self.path):
-            for file in files:
-                match = _TEMPORARY.search(file)
-                if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
-                    Path(folder, file).unlink(missing_ok=True)
+            path = self.folder.full_path(name)
+            raise UserError(f"{path} is damaged ({cause}): delete it and run the same command again") from error
+        return arrays
 
 
-@contextmanager
-def _explain_connection_errors(store: Store) -> Iterator[None]:
-    """Turn an error of an object store's client into one sentence. Each client has its own types of errors."""
-    try:
-        yield
-    except (OSError, UserError):
-        raise
-    except Exception as error:
-        if isinstance(store.fs, LocalFileSystem):
-            raise
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{store.root} cannot be reached ({cause}): check address, credentials and network; what is there is kept"
-        ) from error
-
-
-@contextmanager
-def writing(target: str | Path) -> Iterator[None]:
-    """Turn an error of the file system while a file is written into one sentence with the remedy.
+def context_bytes(fingerprint: str, context: Mapping[str, Any]) -> bytes:
+    """The content of a context's file: SHA-256 of what follows, length of the fingerprint, fingerprint, arrays as .npz.
 
     Args:
-        target: the file or folder that is written, named in the sentence.
+        fingerprint: what decides the context.
+        context: arrays by name.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(context))
+    text = fingerprint.encode()
+    content = len(text).to_bytes(4, "little") + text + buffer.getvalue()
+    return hashlib.sha256(content).digest() + content
+
+
+def parse_context(data: bytes) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    """Fingerprint and arrays of a context's file.
+
+    Args:
+        data: the content of the file.
 
     Raises:
-        UserError: instead of OSError.
+        ValueError: the bytes are not those that were written.
+        Exception: whatever numpy raises on arrays that it cannot read.
     """
-    try:
-        yield
-    except OSError as error:
-        remedy = {
-            errno.ENOSPC: "free some disk space and run the same command again",
-            errno.EROFS: "choose a folder that can be written",
-            errno.EACCES: "choose a folder that can be written",
-        }.get(error.errno or 0, "what was written before is kept; run the same command again")
-        raise UserError(f"cannot write {target} ({error.strerror or error}): {remedy}") from error
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        raise ValueError("its bytes are not those that were written")
+    end = 36 + int.from_bytes(data[32:36], "little")
+    with np.load(io.BytesIO(data[end:]), allow_pickle=False) as arrays:
+        return data[36:end].decode(), {key: arrays[key] for key in arrays.files}
 
 
-def _put(fs: fsspec.AbstractFileSystem, target: str, data: bytes, replace: bool) -> bool:
-    try:
-        fs.pipe_file(target, data, mode="overwrite" if replace else "create")
-    except FileExistsError:
-        return False
-    return True
-
-
-def _write_local(target: Path, data: bytes, replace: bool) -> bool:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with whole_file(target, replace) as file:
-            file.write(data)
-    except FileExistsError:
-        return False
-    return True
-
-
-@contextmanager
-def whole_file(target: Path, replace: bool = True) -> Iterator[IO[bytes]]:
-    """A binary file to write. It appears under its name once everything is on the disk, and not at all if an error interrupts.
-
-    Args:
-        target: path of the file; its folder exists.
-        replace: whether an existing file is replaced.
-
-    Raises:
-        FileExistsError: `replace` is False and the file exists.
-    """
-    temporary = target.with_name(f"{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{next(_counter)}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(target)
-        else:
-            os.link(temporary, target)  # Fails if the target exists; a rename would silently replace it.
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def safe_name(text: str, length: int = 80) -> str:
-    """Text as one component of a path: no separators, no control characters, no leading dot, at most `length` characters."""
-    name = re.sub(r"[^A-Za-z0-9_.=+-]", "_", text).lstrip(".")[:length]
-    return name or "_"
-
-
-def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table.
-
-    Args:
-        rows: one mapping per row with a value for every column: a number, text, bytes, a 1-D array, or None for null.
-        schema: the columns and their types.
-
-    Raises:
-        KeyError: a row lacks a column.
-    """
-    columns = [pa.array([_to_arrow_value(row[field.name], field.type) for row in rows], type=field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _to_arrow_value(value: Any, arrow_type: pa.DataType) -> Any:
-    """A value that pyarrow accepts: Python numbers for numpy scalars, nested lists for arrays of more than one dimension."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and (value.ndim != 1 or pa.types.is_nested(arrow_type.value_type)):
-        return value.tolist()
-    return value
-
-
-def from_table(table: pa.Table, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Rows of an Arrow table; the reverse of `to_table`.
-
-    Args:
-        table: the table.
-        names: the columns to take.
-
-    Returns:
-        One mapping per row. A list of numbers becomes a 1-D array of the column's type, shared with its neighbours in memory.
-    """
-    columns = {name: _column_values(table.column(name)) for name in names}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _column_values(column: pa.ChunkedArray) -> list[Any]:
-    arrow_type = column.type
-    is_list = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
-    if not is_list or not _is_numeric(arrow_type.value_type) or column.null_count:
-        return column.to_pylist()
-    rows: list[Any] = []
-    for chunk in column.chunks:
-        values = chunk.flatten().to_numpy(zero_copy_only=False)
-        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()  # The offsets of a slice do not begin at 0.
-        rows += [values[a:b] for a, b in itertools.pairwise(offsets)]
-    return rows
-
-
-def _is_numeric(arrow_type: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(arrow_type) or pa.types.is_floating(arrow_type))
+def _picture_name(sha256: str) -> str:
+    return f"reconstructions/{sha256[:2]}/{sha256}.png"

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.cell import Outcome
 from icmbench.harness.work.loop import Progress, WorkUnit, compute_units
+from icmbench.harness.work.outcome import Outcome
 from icmbench.harness.work.retries import RetryPolicy, failed_unit
 from icmbench.harness.work.workers import Worker, WorkerDied, WorkerOverdue, stdout_to_stderr, wait
 from icmbench.tasks.models.threads import usable_cpus

@@ -1,9 +1,9 @@
 """The loop: one block of images through every codec at every point, and each reconstruction through every task.
 
-    for cell (codec at a point):           over one block of images
+    for cell (codec at a point):           over one block of images, those that lack something
         for chunk of the block:            compress -> bytes -> decompress, once
             for task:                      predict
-        write the cell's streams, then its predictions
+            now and then:                  write the cell's streams, then its predictions
 
 If a task keeps features of the originals, all cells take one chunk before any takes the next, so that these features are computed
 once. Chunks are cut from the block in order of image shape, so that a model gets batches of one shape.
@@ -11,25 +11,28 @@ once. Chunks are cut from the block in order of image shape, so that a model get
 While the models predict on one chunk, a thread reads the next one, and also codes and decodes it if the codec keeps to one thread
 (its attribute `background`). The same thread writes the files, and reads and hashes the next block.
 
-A cell whose files are stored does nothing. A failure costs its cell, or one task or image of it, and nothing else.
+A cell that lacks nothing does nothing. A failure costs its cell, or one task or image of it, and nothing that was computed. A kill
+loses what was computed since the last write, at most about `WRITE_SECONDS` of work and one chunk: chunks of slow codecs are small.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from icmbench.harness.store.shards import ImageBlock, Sources, cell_name
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.cell import Cell, Outcome, failures_of
+from icmbench.harness.work.blocks import ImageBlock, Sources, cell_name
+from icmbench.harness.work.cell import Cell
+from icmbench.harness.work.outcome import Failure, Outcome, failures_of
 from icmbench.harness.work.prefetch import Prefetcher
 from icmbench.tasks.base import Image
 
 # Most pixels of a chunk of several images. Source, reconstruction and a model's float32 input take 18 bytes a pixel, which makes
 # 1.2 GB; eight photographs in 4K still go together, and eight panoramas do not. No result may depend on what shares a batch.
 CHUNK_PIXELS = 64 * 2**20
+WRITE_SECONDS = 20.0  # What a cell has computed is written when it took so long, and a chunk is to take no longer.
 
 Progress = Callable[[int], None]  # Called with a number of images that are done; an image counts once for each series.
 Pixels = Mapping[str, Image]  # Images by id, uint8 (height, width, 3).
@@ -75,12 +78,13 @@ def compute_units(bench: Bench, units: Sequence[WorkUnit], keep: bool, progress:
 def _compute_unit(
     bench: Bench, unit: WorkUnit, keep: bool, progress: Progress, prefetcher: Prefetcher, next_block: ImageBlock | None
 ) -> Outcome:
-    """Open the unit's cells, compute what is missing chunk by chunk, and write each cell after its last chunk."""
+    """Open the unit's cells, compute what is missing chunk by chunk, and write what was computed."""
     outcome = Outcome()
     block = unit.block
     try:
         sources = prefetcher.submit(bench.sources, block)()
         bench.drop_pixels_except(block)
+        bench.refresh(block.dataset, [bench.series[k] for k in unit.series])
         cells = [Cell(bench, block, bench.series[k], sources, keep) for k in unit.series]
     except Exception as error:
         outcome.failures += failures_of([cell_name(block, bench.series[k]) for k in unit.series], error)
@@ -88,86 +92,120 @@ def _compute_unit(
         return outcome
     incomplete = [cell for cell in cells if not cell.done]
     progress(len(block.ids) * (len(cells) - len(incomplete)))
-    steps = _steps(bench, block, sources, incomplete)
-    book = _Bookkeeping(incomplete, steps, len(block.ids), outcome, progress)
-
-    prepare = functools.partial(_prepare, bench, block, book)
+    book = _Bookkeeping(incomplete, len(block.ids), outcome, progress, prefetcher)
+    pace = _Pace(bench, block, sources, incomplete)
+    prepare = functools.partial(_prepare, bench, block, sources, book)
     hash_next_block = None if next_block is None else functools.partial(bench.sources, next_block)
-    writes: list[tuple[Cell, Callable[[], None]]] = []
-    for (cell, ids), prepared in prefetcher.one_ahead(steps, prepare, hash_next_block):
+    for (cell, ids), prepared in prefetcher.one_ahead(pace.steps(), prepare, hash_next_block):
         if not book.is_open(cell):
             continue
+        start = time.perf_counter()
         try:
-            originals, reconstructions = prepared()
+            originals, reconstructions, seconds = prepared()
             if reconstructions is None:
                 reconstructions = cell.reconstruct(originals, outcome)
             cell.predict_chunk(reconstructions, originals, outcome)
         except Exception as error:
+            book.write(cell)
             book.fail(cell, error)
             continue
-        if book.finish_chunk(cell, ids):
-            writes.append((cell, prefetcher.submit(cell.write)))
-    if not steps:  # The block has no readable image, but its cells still record why.
-        writes += [(cell, prefetcher.submit(cell.write)) for cell in incomplete]
-    for cell, finish_write in writes:
-        try:
-            finish_write()
-        except Exception as error:
-            book.fail(cell, error)
-        else:
-            book.finish_cell(cell)
+        pace.learn(cell, len(ids), max(seconds, time.perf_counter() - start))
+        book.finish_chunk(cell, ids)
+    for cell in incomplete:
+        book.write(cell)
+    book.finish()
     outcome.add(book.prefetched)
     return outcome
 
 
-def _steps(bench: Bench, block: ImageBlock, sources: Sources, cells: Sequence[Cell]) -> list[Step]:
-    """All chunks of all cells, in the order in which they are computed."""
-    chunks = _cut([i for i in block.ids if i not in sources.errors], sources.shapes, bench.experiment.batch_size)
-    if bench.shares_originals(block.dataset):
-        return [(cell, ids) for ids in chunks for cell in cells]
-    return [(cell, ids) for cell in cells for ids in chunks]
+class _Pace:
+    """Cuts the work of a unit into chunks that take no longer than `WRITE_SECONDS`, as far as can be told.
+
+    Args:
+        bench: the experiment.
+        block: the images.
+        sources: facts about their source pixels.
+        cells: the cells that lack something.
+    """
+
+    def __init__(self, bench: Bench, block: ImageBlock, sources: Sources, cells: Sequence[Cell]) -> None:
+        self._size, self._cells = bench.experiment.batch_size, cells
+        self._shares_originals = bench.shares_originals(block.dataset)
+        self._shapes = sources.shapes
+        self._block = block
+        self._seconds = bench.seconds_per_image
+
+    def steps(self) -> Iterator[Step]:
+        """All chunks of all cells, in the order in which they are computed."""
+        if not self._shares_originals:
+            for cell in self._cells:
+                waiting = sorted(cell.ids, key=self._shapes.__getitem__)
+                while waiting:
+                    ids = self._cut(waiting, [cell])
+                    yield cell, ids
+                    waiting = waiting[len(ids) :]
+            return
+        waiting = sorted({i for cell in self._cells for i in cell.ids}, key=lambda i: (self._shapes[i], self._block.ids.index(i)))
+        while waiting:
+            ids = self._cut(waiting, self._cells)
+            for cell in self._cells:
+                if own := tuple(i for i in ids if i in cell.ids):
+                    yield cell, own
+            waiting = waiting[len(ids) :]
+
+    def learn(self, cell: Cell, images: int, seconds: float) -> None:
+        """Remember how long a chunk took."""
+        self._seconds[cell.series.name] = seconds / images
+
+    def _cut(self, ids: Sequence[str], cells: Sequence[Cell]) -> tuple[str, ...]:
+        """The next chunk: at most `batch_size` images, and `CHUNK_PIXELS` unless a single image has more.
+
+        The first chunk of a series that was never timed has few images, because each may take minutes.
+        """
+        slowest = max(self._seconds.get(cell.series.name, WRITE_SECONDS / 2) for cell in cells)
+        size = max(1, min(self._size, int(WRITE_SECONDS / max(slowest, 1e-9))))
+        pixels = 0
+        for k, image_id in enumerate(ids[:size]):
+            height, width = self._shapes[image_id]
+            pixels += height * width
+            if k and pixels > CHUNK_PIXELS:
+                return tuple(ids[:k])
+        return tuple(ids[:size])
 
 
-def _cut(ids: Sequence[str], shapes: Mapping[str, tuple[int, int]], size: int) -> list[tuple[str, ...]]:
-    """Cut images into chunks in order of their shape: at most `size` images, and `CHUNK_PIXELS` unless a single image has more."""
-    chunks: list[list[str]] = []
-    pixels = 0
-    for image_id in sorted(ids, key=shapes.__getitem__):
-        height, width = shapes[image_id]
-        pixels += height * width
-        if not chunks or len(chunks[-1]) == size or pixels > CHUNK_PIXELS:
-            chunks.append([])
-            pixels = height * width
-        chunks[-1].append(image_id)
-    return [tuple(chunk) for chunk in chunks]
-
-
-def _prepare(bench: Bench, block: ImageBlock, book: _Bookkeeping, cell: Cell, ids: Sequence[str]) -> tuple[Pixels, Pixels | None]:
+def _prepare(
+    bench: Bench, block: ImageBlock, sources: Sources, book: _Bookkeeping, cell: Cell, ids: Sequence[str]
+) -> tuple[Pixels, Pixels | None, float]:
     """Read a chunk, ahead of the task models, and reconstruct it if the codec may run beside them.
 
     Returns:
-        Source pixels, and reconstructions or None. A chunk of a failed cell has no images, because the loop skips it.
+        Source pixels, reconstructions or None, and the seconds that this took. A chunk of a failed cell has no images, because the
+        loop skips it.
     """
+    start = time.perf_counter()
     if cell in book.failed:
-        return {}, {}
+        return {}, {}, 0.0
     try:
-        originals = {image_id: bench.read(block.dataset, image_id) for image_id in ids}
-        return originals, cell.reconstruct(originals, book.prefetched) if cell.background else None
+        originals = {image_id: bench.read_recorded(block.dataset, image_id, sources) for image_id in ids}
+        reconstructions = cell.reconstruct(originals, book.prefetched) if cell.background else None
+        return originals, reconstructions, time.perf_counter() - start
     except Exception:
         book.failed.add(cell)
         raise
 
 
 class _Bookkeeping:
-    """How far the cells of one unit have come."""
+    """How far the cells of one unit have come, and what of them is written."""
 
-    def __init__(self, cells: Sequence[Cell], steps: Sequence[Step], images: int, outcome: Outcome, progress: Progress) -> None:
+    def __init__(self, cells: Sequence[Cell], images: int, outcome: Outcome, progress: Progress, prefetcher: Prefetcher) -> None:
         self.outcome = outcome
         self.prefetched = Outcome()  # Filled by the prefetch thread; merged at the end.
         self.failed: set[Cell] = set()  # Failed cells; the prefetch thread may add one before the loop sees the error.
         self._progress = progress
-        self._chunks_left = Counter(cell for cell, _ in steps)
+        self._prefetcher = prefetcher
         self._images_left = dict.fromkeys(cells, images)  # Images not yet reported to `progress`; failed cells are removed.
+        self._last_write = time.perf_counter()
+        self._writes: list[tuple[Cell, Callable[[], list[Failure]]]] = []
 
     def is_open(self, cell: Cell) -> bool:
         """Whether the loop has not seen this cell fail."""
@@ -178,16 +216,28 @@ class _Bookkeeping:
         self.failed.add(cell)
         self.outcome.out_of_memory |= isinstance(error, MemoryError)
         self.outcome.failures += failures_of([cell.name], error)
-        self._progress(self._images_left.pop(cell))
+        self._progress(self._images_left.pop(cell, 0))
 
-    def finish_chunk(self, cell: Cell, ids: Sequence[str]) -> bool:
-        """Count a chunk as done; whether it was the cell's last one."""
+    def finish_chunk(self, cell: Cell, ids: Sequence[str]) -> None:
+        """Count a chunk as done, and write it if the last write is long ago."""
         self._progress(len(ids))
         self._images_left[cell] -= len(ids)
-        self._chunks_left[cell] -= 1
-        return not self._chunks_left[cell]
+        if time.perf_counter() - self._last_write > WRITE_SECONDS:
+            self.write(cell)
 
-    def finish_cell(self, cell: Cell) -> None:
-        """Count a cell as written, with its images that could not be read."""
-        self.outcome.replaced += [cell.name] if cell.replaces_realisation else []
-        self._progress(self._images_left[cell])
+    def write(self, cell: Cell) -> None:
+        """Let the second thread write what a cell has computed so far."""
+        self._writes.append((cell, self._prefetcher.submit(cell.take_rows())))
+        self._last_write = time.perf_counter()
+
+    def finish(self) -> None:
+        """Wait until all is written, and count the cells as done."""
+        for cell, wait in self._writes:
+            try:
+                self.outcome.failures += wait()
+            except Exception as error:
+                if self.is_open(cell):
+                    self.fail(cell, error)
+        for cell, images in self._images_left.items():
+            self.outcome.replaced += [cell.name] if cell.replaces_realisation else []
+            self._progress(images)

@@ -15,9 +15,9 @@ from typing import Any
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.plugins import explain_missing_package
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.cell import Outcome
 from icmbench.harness.work.executors import THREAD_COUNT_VARIABLES
 from icmbench.harness.work.loop import Progress, WorkUnit, compute_units
+from icmbench.harness.work.outcome import Outcome
 from icmbench.harness.work.retries import RetryPolicy, failed_unit
 
 # Workers that a unit of one series may lose before it is reported as failed. It is one more than in a local pool, because whole

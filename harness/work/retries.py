@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from icmbench.harness.store.shards import cell_name
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.cell import Failure, Outcome
+from icmbench.harness.work.blocks import cell_name
 from icmbench.harness.work.loop import WorkUnit
+from icmbench.harness.work.outcome import Failure, Outcome
 
 
 class RetryPolicy:

@@ -22,8 +22,8 @@ from multiprocessing.connection import wait as wait_for
 import psutil
 
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.cell import Outcome
 from icmbench.harness.work.loop import WorkUnit, compute_units
+from icmbench.harness.work.outcome import Outcome
 
 READY_MESSAGE = "ready"  # The first message of a worker; all later ones are outcomes.
 START_SECONDS = 600.0  # Seconds a worker gets to start: imports from a slow disk may take minutes.

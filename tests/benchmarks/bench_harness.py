@@ -14,7 +14,7 @@ import pytest
 from icmbench.harness.commands.run import run
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.derive.scoring import score
-from icmbench.harness.store.store import Store
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.executors import in_process, make_units
 
@@ -37,7 +37,7 @@ def test_harness_over_bare_sum(experiment_path, tmp_path, in_turns, monkeypatch)
     experiment.tasks[0].model["threads"] = 1
 
     def load_bench(name):
-        bench = Bench(experiment, Store(tmp_path / name))
+        bench = Bench(experiment, Folder(tmp_path / name))
         task, dataset = bench.tasks["detection"], bench.datasets["coco"]
         task.predict([dataset.read(dataset.ids[0])], dataset.ids[:1])
         return bench, task, dataset

@@ -132,7 +132,10 @@ def test_every_command_with_damaged_paths(tmp_path, places, capfd, damage, monke
         assert writes or code == 2 or template == "compare {run} {x}", f"{damage}: {template} gave {code}"
 
 
-FILES = ["environment.json", "pictures.json", "scores.csv", "analyses/bit-split.csv", "contexts/*.npz"]
+FILES = [
+    *("environment.json", "pictures.json", "scores.csv", "analyses/bit-split.csv", "derived.json", "images.parquet"),
+    "store/contexts/*.npz",
+]
 HOSTILE = {
     **{name: DAMAGE[name] for name in ("folder", "dangling", "loop", "pipe", "empty", "zeros", "noise", "list", "nested")},
     "object": lambda path: path.write_text("{}"),
@@ -166,7 +169,7 @@ def test_every_command_on_a_damaged_run_folder(finished, tmp_path, capfd, name, 
 
 
 def test_damaged_shards_are_named(finished, tmp_path, capfd):
-    for pattern in ("sources/**/*.parquet", "streams/**/*.parquet", "predictions/**/*.parquet"):
+    for pattern in ("sources/**/0*.parquet", "store/streams/**/0*.parquet", "store/predictions/**/0*.parquet"):
         path = sorted(finished.glob(pattern))[0]
         content = path.read_bytes()
         for damage in ("folder", "pipe", "empty", "zeros", "noise"):
@@ -258,22 +261,22 @@ def test_the_pictures_of_a_run_are_no_photographs(tmp_path, photos, experiment, 
     assert sizes == [10, 10, 10]
 
 
-def test_a_damaged_array_file_is_named(tmp_path):
+def test_a_damaged_context_is_named(tmp_path):
     from icmbench.harness.store.store import Store
 
-    store = Store(tmp_path)
-    np.savez(tmp_path / "good.npz", a=np.arange(3))
-    assert store.read_arrays("good.npz")["a"].tolist() == [0, 1, 2]
-    np.savez(tmp_path / "object.npz", a=np.array([{}], dtype=object))
-    good = (tmp_path / "good.npz").read_bytes()
-    for name, content in {
-        "cut": good[:-9],
-        "empty": b"",
-        "noise": bytes(range(256)),
-        "flip": good[:150] + b"\xff" + good[151:],
-    }.items():
-        (tmp_path / f"{name}.npz").write_bytes(content)
-    (tmp_path / "folder.npz").mkdir()
-    for name in ("cut", "empty", "noise", "flip", "object", "folder"):
-        with pytest.raises(UserError, match=rf"{name}\.npz .*(delete it|move it)"):
-            store.read_arrays(f"{name}.npz")
+    def compute():
+        return {"a": np.arange(3)}
+
+    assert Store(tmp_path).context("task 1", compute)["a"].tolist() == [0, 1, 2]
+    assert Store(tmp_path).context("task 2", lambda: {"a": np.arange(4)})["a"].tolist() == [0, 1, 2, 3]
+    [path, other] = sorted((tmp_path / "contexts").iterdir(), key=lambda path: path.stat().st_size)
+    good = path.read_bytes()
+    flips = {f"flip {k}": good[:k] + bytes([good[k] ^ 1]) + good[k + 1 :] for k in range(0, len(good), 37)}
+    for content in [good[:-9], b"", bytes(range(256)), other.read_bytes(), *flips.values()]:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"\.npz is damaged .*delete it"):
+            Store(tmp_path).context("task 1", compute)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="no regular file"):
+        Store(tmp_path).context("task 1", compute)

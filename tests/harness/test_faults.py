@@ -8,9 +8,11 @@ import time
 from typing import ClassVar
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 
 from icmbench.codecs.base import CodecError
 from icmbench.harness.commands.run import RunOptions, run
@@ -52,7 +54,7 @@ def test_a_stricter_policy_tries_again(tmp_path, experiment, calls, monkeypatch)
     monkeypatch.delenv("ICMBENCH_PICKY")
     calls()
     result = run(load_experiment(experiment(codecs=codecs, anchor=None)), tmp_path / "run")
-    assert calls()["compress picky"] == 4 and not result.missing and set(result.scores.failed) == {0}
+    assert calls()["compress picky"] == 1 and not result.missing and set(result.scores.failed) == {0}
 
 
 def test_batches_are_halved_to_what_fits_and_to_what_fails():
@@ -88,7 +90,7 @@ def test_two_runs_on_one_folder_at_once(tmp_path, experiment):
     both = [subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         _, errors = process.communicate()
-        assert process.returncode in (0, 1) and "Traceback" not in errors
+        assert process.returncode in (0, 1) and "Traceback" not in errors, errors
     final = run(load_experiment(path), tmp_path / "run")
     assert not final.missing and not final.outcome.failures
     assert final.scores[final.scores.codec == "shaky"].realisation.nunique() == 1
@@ -142,7 +144,7 @@ def test_a_task_that_cannot_be_scored_costs_the_others_nothing(tmp_path, experim
 def test_a_flipped_byte_is_noticed(tmp_path, experiment):
     path = experiment(codecs=[{"name": "shift", "points": [4]}])
     run(load_experiment(path), tmp_path / "run")
-    shard = next((tmp_path / "run" / "predictions").rglob("*.parquet"))
+    shard = next((tmp_path / "run" / "store" / "predictions").rglob("0*.parquet"))
     whole = shard.read_bytes()
     for position in range(4, len(whole) - 8, 97):
         shard.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
@@ -175,7 +177,7 @@ HABITS = {
     "nothing": "compress gave no bytes",
     "none": "compress gave NoneType",
     "array": "compress gave ndarray",
-    "fewer": "gave 2 results for 3 images",
+    "fewer": "gave 1 results for 2 images",
     "floats": "is float64 (40, 60, 3), not uint8 (40, 60, 3)",
     "grey": "is uint8 (40, 60), not uint8 (40, 60, 3)",
     "list": "is list, not uint8 (40, 60, 3)",
@@ -185,7 +187,7 @@ HABITS = {
 
 def test_a_result_that_is_no_stream_or_no_picture_is_named(tmp_path, experiment, photos):
     for name in ("1.png", "2.png"):  # Images of one shape are coded in one batch.
-        (photos / name).write_bytes((photos / "0.png").read_bytes())
+        Image.fromarray(np.asarray(Image.open(photos / "0.png")) ^ int(name[0])).save(photos / name)
     codecs = [{"name": "odd", "label": habit, "points": [4], "set": {"habit": habit}} for habit in HABITS]
     tasks = [{"name": "distance", "dataset": "photos"}]
     path = experiment(codecs=[*codecs, {"name": "shift", "points": [4]}], tasks=tasks, limit=3)

@@ -10,6 +10,7 @@ import time
 
 import pandas as pd
 import psutil
+import pyarrow.parquet as pq
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 KILLS = int(os.environ.get("ICMBENCH_KILLS", "5"))  # `tox run -e soak` sets 50.
@@ -38,8 +39,12 @@ def test_kill_9_at_random_moments(tmp_path, experiment, icmbench):
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "run" / "scores.csv").drop(columns=TIMES), expected.drop(columns=TIMES), check_exact=True
     )
-    names = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*.parquet*")}
-    assert names == {str(file.relative_to(tmp_path / "whole")) for file in (tmp_path / "whole").rglob("*.parquet*")}
+    assert not list((tmp_path / "run").rglob("*.tmp-*")), "half-written files are swept"
+    rows = [
+        sum(pq.read_metadata(file).num_rows for file in (tmp_path / name / "store").rglob("0*.parquet"))
+        for name in ("run", "whole")
+    ]
+    assert rows[0] == rows[1], "no row is stored twice"
 
 
 def test_kill_9_of_workers_at_random_moments(tmp_path, experiment, icmbench):

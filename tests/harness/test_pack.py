@@ -16,8 +16,9 @@ from icmbench.harness.cli import main
 from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
-from icmbench.harness.store.pack import MANIFEST, Pack, export
-from icmbench.harness.store.store import Store
+from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.pack import MANIFEST, Pack
+from icmbench.harness.store.pack_export import export
 from icmbench.harness.work.bench import Bench
 
 TIMES = ["decode_seconds", "task_seconds"]
@@ -63,7 +64,7 @@ def test_another_run_encodes_nothing_and_scores_the_same(tmp_path, experiment, c
     environment = json.loads((tmp_path / "second" / "environment.json").read_text())
     assert environment["packs"] == {"anchor": Pack(pack).sha256}
     assert run(using(experiment, pack, shard_size=3), tmp_path / "second", STREAMS_ONLY).outcome.codec_images == 0
-    worker = pickle.loads(pickle.dumps(Bench(using(experiment, pack), Store(tmp_path / "second"))))
+    worker = pickle.loads(pickle.dumps(Bench(using(experiment, pack), Folder(tmp_path / "second"))))
     assert worker.packs["anchor"].sha256 == Pack(pack).sha256
 
 
@@ -160,7 +161,7 @@ def test_a_pack_of_another_codec_is_refused_and_both_are_named(tmp_path, experim
     rewrite(pack, lambda m: m["points"][0].update(fingerprint=json.dumps({"codec": "shift", "point": 6, "library": "zlib 1"})))
     with pytest.raises(UserError, match=r'codecs.0.pack: .*anchor.icmpack .*: library is "zlib 1" in the pack, nothing here'):
         run(using(experiment, pack), tmp_path / "x")
-    assert not (tmp_path / "x" / "streams").exists()
+    assert not (tmp_path / "x" / "store").exists()
 
 
 HOSTILE = {

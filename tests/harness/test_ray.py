@@ -13,7 +13,7 @@ import pytest
 from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
-from icmbench.harness.store.store import Store
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.executors import make_units
 from icmbench.harness.work.ray_executor import cores_each, ray_cluster
@@ -77,7 +77,7 @@ def test_two_nodes_give_the_local_run_bit_by_bit(tmp_path, experiment, calls, cl
 
 def test_no_unit_is_started_before_its_worker_is_free(tmp_path, experiment, calls, cluster):
     """Back-pressure: while nobody takes outcomes, each worker has no more than one unit that is being computed or is finished."""
-    bench = Bench(load_experiment(experiment(shard_size=1, tasks=TASKS)), Store(tmp_path / "ray"))
+    bench = Bench(load_experiment(experiment(shard_size=1, tasks=TASKS)), Folder(tmp_path / "ray"))
     bench.load_context("mean-colour")
     reported: list[int] = []
     outcomes = ray_cluster(bench, make_units(bench, 2), keep=False, progress=reported.append, workers=2, gpus=0)

@@ -2,7 +2,7 @@
 
 import math
 
-from icmbench.harness.store.shards import ImageBlock
+from icmbench.harness.work.blocks import ImageBlock
 from icmbench.harness.work.loop import WorkUnit
 from icmbench.harness.work.retries import RetryPolicy
 

@@ -18,7 +18,7 @@ pytest.importorskip("moto")
 from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
-from icmbench.harness.store.store import Store
+from icmbench.harness.store.folder import Folder
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
@@ -73,7 +73,7 @@ def bucket(server, monkeypatch, tmp_path):
 
 
 def test_of_several_writers_at_once_one_wins(bucket):
-    stores = [Store(f"{bucket}/run") for _ in range(8)]
+    stores = [Folder(f"{bucket}/run") for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         for trial in range(5):
             name = f"streams/{trial}.parquet"
@@ -94,10 +94,10 @@ def test_a_run_on_s3_equals_one_on_a_disk_and_a_second_one_computes_nothing(tmp_
     done = run(load_experiment(path), f"{bucket}/run", RunOptions(keep=True), source=path)
     assert not done.missing, done.outcome.failures
     assert calls()["compress shift"] == 8
-    store = Store(f"{bucket}/run")
+    store = Folder(f"{bucket}/run")
     for name in ("experiment.yaml", "environment.json", "scores.csv", "bdrate.csv", "report/index.html"):
         assert store.exists(name), name
-    assert sum(file.endswith(".png") for file in store.fs.find(f"{store.path}/reconstructions")) == 12
+    assert sum(file.endswith(".png") for file in store.fs.find(f"{store.path}/store/reconstructions")) == 12
     again = run(load_experiment(path), f"{bucket}/run", source=path)
     assert not again.missing and calls() == {}
     with store.fs.open(store.full_path("scores.csv")) as file:
@@ -111,8 +111,8 @@ def test_a_killed_run_is_resumed(experiment, calls, bucket):
     path = experiment(codecs=[{"name": "shift", "points": [6, 4]}], shard_size=1, limit=6, tasks=tasks)
     command = [sys.executable, "-m", "icmbench.harness.cli", "run", str(path), "--out", f"{bucket}/run"]
     process = subprocess.Popen(command, env=os.environ | {"ICMBENCH_SLOW_CODEC": "0.5"}, stderr=subprocess.DEVNULL)
-    store = Store(f"{bucket}/run")
-    while process.poll() is None and len(store.fs.find(f"{store.path}/streams")) < 4:
+    store = Folder(f"{bucket}/run")
+    while process.poll() is None and len(store.fs.find(f"{store.path}/store/streams")) < 4:
         store.fs.invalidate_cache()
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_a_killed_run_is_resumed(experiment, calls, bucket):
 
 def test_a_server_that_is_gone_is_one_sentence(experiment, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    Store(bucket).fs.clear_instance_cache()
+    Folder(bucket).fs.clear_instance_cache()
     with pytest.raises(UserError, match=f"{bucket}/run cannot be reached .*127.0.0.1:9") as error:
         run(load_experiment(experiment()), f"{bucket}/run")
     assert "\n" not in str(error.value)

@@ -10,7 +10,7 @@ from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.config.secrets import BLACK, find_credential, holds_credential, redact, redact_values
-from icmbench.harness.store.store import Store
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.work.attempt import reason
 
 SECRET = "hunter2hunter2hunter2"
@@ -126,4 +126,4 @@ def test_messages_hold_no_credential(capfd, experiment):
 
 def test_a_store_with_a_credential_names_the_variables():
     with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID"):
-        Store(f"s3://key:{SECRET}@bucket/run")
+        Folder(f"s3://key:{SECRET}@bucket/run")

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.store.store import Store, from_table, safe_name, to_table
+from icmbench.harness.store.folder import Folder, safe_name
+from icmbench.harness.store.rows import from_table, to_table
 
 SCHEMA = pa.schema(
     [
@@ -27,7 +28,7 @@ ROWS = [
 
 
 def test_rows_survive_parquet(tmp_path):
-    store = Store(tmp_path)
+    store = Folder(tmp_path)
     store.write_table("x/y.parquet", to_table(ROWS, SCHEMA))
     rows = from_table(store.read_table("x/y.parquet"), SCHEMA.names)
     assert [row["boxes"].tolist() for row in rows] == [[1.5, 2, 3, 4], []]
@@ -44,7 +45,7 @@ def test_sliced_lists_start_at_their_own_offset(tmp_path):
 
 
 def test_the_first_writer_wins_only_where_asked(tmp_path):
-    store = Store(tmp_path)
+    store = Folder(tmp_path)
     assert store.write("a", b"1", replace=False)
     assert not store.write("a", b"2", replace=False)
     assert store.read("a") == b"1"
@@ -53,7 +54,7 @@ def test_the_first_writer_wins_only_where_asked(tmp_path):
 
 
 def test_object_stores_take_one_conditional_put():
-    store = Store("memory://conditional-put")
+    store = Folder("memory://conditional-put")
     assert store.write("a", b"1", replace=False)
     assert not store.write("a", b"2", replace=False)
     assert store.read("a") == b"1"
@@ -68,20 +69,20 @@ def test_leftovers_of_dead_writers_are_swept_and_those_of_the_living_kept(tmp_pa
     for pid in (dead.pid, os.getpid()):
         (tmp_path / f"x.parquet.tmp-{socket.gethostname()}-{pid}-0").write_bytes(b"half")
     (tmp_path / "x.parquet.tmp-elsewhere-1-0").write_bytes(b"half")
-    Store(tmp_path).remove_leftovers()
+    Folder(tmp_path).remove_leftovers()
     assert sorted(path.name.split("-")[-2] for path in tmp_path.iterdir()) == sorted(["1", str(os.getpid())])
 
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"x\.parquet is damaged .* delete it"):
-        Store(tmp_path).read_table("x.parquet")
+        Folder(tmp_path).read_table("x.parquet")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     (tmp_path / "x").write_bytes(b"a file where a folder should be")
     with pytest.raises(UserError, match="cannot write"):
-        Store(tmp_path).write("x/y", b"1")
+        Folder(tmp_path).write("x/y", b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

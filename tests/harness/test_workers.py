@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
 from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config.errors import UserError
@@ -36,7 +38,7 @@ def test_codecs_that_hang_crash_or_quit_cost_their_cells_only(tmp_path, experime
 def test_an_encoder_that_hangs_is_killed_and_long_error_messages_pass(tmp_path, experiment):
     command = {"encode": ["sh", "-c", "sleep 98765", "{point}", "{input}", "{stream}"], "decode": ["true", "{stream}", "{output}"]}
     codecs = [{"name": "command", "points": [4], "set": command}, {"name": "verbose", "points": [4, 2]}, {"name": "shift"}]
-    path = experiment(codecs=codecs, tasks=DISTANCE, timeout=1, limit=2)
+    path = experiment(codecs=codecs, tasks=DISTANCE, timeout=4, limit=2)
     result = run(load_experiment(path), tmp_path / "run", RunOptions(workers=2))
     reasons = {failure.cell.split(" / ")[1].split()[0]: failure.reason for failure in result.outcome.failures}
     assert "took longer than" in reasons["command"] and len(reasons["verbose"]) > 2**20
@@ -75,17 +77,27 @@ def test_workers_that_cannot_start_end_the_run(tmp_path, experiment, monkeypatch
         run(load_experiment(experiment(tasks=DISTANCE)), tmp_path / "run", RunOptions(workers=2))
 
 
-def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment):
+def add_pictures(photos, count):
+    """Add pictures to the ten of the fixture, so that there are `count`."""
+    for k in range(10, count):
+        Image.fromarray(np.asarray(Image.open(photos / "0.png")) ^ k).save(photos / f"{k}.png")
+
+
+def test_a_codec_that_leaks_gets_new_processes(tmp_path, experiment, photos, calls):
     codecs = [{"name": "leaky", "points": [4]}, {"name": "shift", "points": [4]}]
     path = experiment(codecs=codecs, tasks=DISTANCE, anchor=None, timeout=100, limit=8)
     result = run(load_experiment(path), tmp_path / "run")
     assert not result.missing and not result.outcome.failures
-    # This block has more pictures than fit into the memory of one process.
-    path = experiment(codecs=codecs, tasks=DISTANCE, anchor=None, timeout=100, shard_size=10, batch_size=1)
-    result = run(load_experiment(path), tmp_path / "run")
+    # This block has more pictures than fit into the memory of as many processes as a unit may lose; what they computed is kept.
+    path = experiment(codecs=codecs, tasks=DISTANCE, anchor=None, timeout=100, shard_size=16, batch_size=1)
+    add_pictures(photos, 16)
+    result = run(load_experiment(path), tmp_path / "other")
     assert {failure.reason.partition(" (")[0] for failure in result.outcome.failures} == {"its worker process ran out of memory"}
     assert result.missing == ["photos / leaky bits=4 / block 0 / distance"]
     assert set(result.scores.codec) == {"shift"}
+    calls()
+    result = run(load_experiment(path), tmp_path / "other")
+    assert not result.missing and calls()["compress leaky"] <= 8
 
 
 def test_the_unit_of_a_killed_worker_is_computed_by_another(tmp_path, experiment):

@@ -282,6 +282,12 @@ class Distance(Task):
         return {"distance": float(np.average(statistics, weights=weights))}
 
 
+class Lift(Distance):
+    """How much brighter the reconstruction is than the original, counted like `distance` but under a name of its own."""
+
+    name = "lift"
+
+
 class Vandal(Distance):
     """Writes into the pictures that it gets."""
 

@@ -1,0 +1,41 @@
+"""What decides a stored row, and the keys by which rows are found.
+
+    stream      codec fingerprint and seed | SHA-256 of the source pixels, facts of the image
+    prediction  task and model fingerprint | SHA-256 of the reconstruction, of the original where the task needs it, facts
+
+What stands left of the bar is shared by all rows of a collection and names its folder; what stands right of it is hashed into the
+key of one row. Labels, dataset names, block numbers and shard sizes enter neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from icmbench.tasks.base import Image
+
+KEY_BYTES = 16
+
+
+def pixel_sha256(image: Image) -> str:
+    """SHA-256 of an image's shape and pixels, in hexadecimal.
+
+    Args:
+        image: uint8 array [height, width, 3].
+    """
+    value = hashlib.sha256(np.array(image.shape, "<u4").tobytes())
+    value.update(np.ascontiguousarray(image).data)
+    return value.hexdigest()
+
+
+def digest(facts: Any) -> str:
+    """A short key of facts that JSON can hold: the first 80 bits of their SHA-256, in hexadecimal."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def row_key(*parts: Any) -> bytes:
+    """The key of a row, `KEY_BYTES` long: the beginning of the SHA-256 of texts, numbers or None, in this order."""
+    return hashlib.sha256("\0".join(map(repr, parts)).encode()).digest()[:KEY_BYTES]

@@ -1,0 +1,150 @@
+"""Builds the plug-ins of an experiment: datasets, codecs at all their points and seeds, and tasks with their models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from icmbench.codecs.base import Codec
+from icmbench.harness.config import plugins
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.experiment import CodecSection, Experiment
+from icmbench.harness.config.options import bind
+from icmbench.harness.store.pack import Pack
+from icmbench.harness.work.attempt import reason
+from icmbench.harness.work.series import AnySeries, Originals, Series
+from icmbench.tasks.base import Dataset, Task
+
+
+class Builder:
+    """Makes the live objects of an experiment.
+
+    Args:
+        experiment: the validated experiment file.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    def datasets(self) -> dict[str, Dataset]:
+        """Datasets by name, cut to the experiment's limit. Raises UserError if one cannot be built or is empty."""
+        built = {}
+        for name, section in self.experiment.datasets.items():
+            where = f"datasets.{name}"
+            options = {key: value for key, value in section.items() if key != "kind"}
+            limit = options.get("limit")
+            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+                raise UserError(f"{where}.limit: a number of images, at least 1, not {limit!r}")
+            if self.experiment.limit is not None:
+                options["limit"] = min(self.experiment.limit, limit or self.experiment.limit)
+            dataset = self._build("datasets", section["kind"], options, where, supplied={"name": name})
+            if not dataset.ids:
+                raise UserError(f"{where}: the dataset has no images")
+            built[name] = dataset
+        return built
+
+    def tasks(self, datasets: Mapping[str, Dataset]) -> dict[str, Task]:
+        """Tasks by label. Raises UserError if one cannot be built, has no images, or cannot score as the experiment asks."""
+        built = {}
+        for index, section in enumerate(self.experiment.tasks):
+            where = f"tasks.{index}"
+            supplied: dict[str, Any] = {"dataset": datasets[section.dataset], "reference": section.reference}
+            if section.model is not None:
+                options = {key: value for key, value in section.model.items() if key != "name"}
+                supplied["model"] = self._build("models", section.model["name"], options, f"{where}.model")
+                serves = supplied["model"].task
+                if section.name not in ([serves] if isinstance(serves, str) else serves):
+                    raise UserError(f"{where}.model: {section.model['name']!r} is a model for {serves}, not for {section.name}")
+            task: Task = self._build("tasks", section.name, section.set, where, supplied)
+            if section.reference == "original" and not task.has_pseudo_labels:
+                raise UserError(f"{where}: task {section.name!r} has no pseudo-labels; remove `reference: original`")
+            if not task.ids:
+                lacking = f"was given no {task.annotation!r} annotations to score against"
+                raise UserError(f"{where}: dataset {section.dataset!r} {lacking}")
+            built[section.label] = task
+        return built
+
+    def packs(self) -> dict[str, Pack]:
+        """Anchor packs by codec label. Raises UserError if one cannot be read."""
+        return {section.label: Pack(self.experiment.folder / section.pack) for section in self.experiment.codecs if section.pack}
+
+    def series(self, packs: Mapping[str, Pack]) -> list[AnySeries]:
+        """The originals, and then all codecs at all points and seeds.
+
+        Raises:
+            UserError: a codec cannot be built, or two points cannot be told apart.
+        """
+        built: list[AnySeries] = [Originals()]
+        for index, section in enumerate(self.experiment.codecs):
+            built += self._series_of_codec(section, f"codecs.{index}", packs.get(section.label))
+        return built
+
+    def _series_of_codec(self, section: CodecSection, where: str, pack: Pack | None) -> list[Series]:
+        plugin = plugins.load("codecs", section.name, where)
+        packed = list({str(p.given): p.given for p in pack.manifest.points}.values()) if pack else None
+        points = section.points if section.points is not None else packed or getattr(plugin, "default_points", None)
+        if not points:
+            raise UserError(f"{where}.points: {section.name!r} has no default rate points; list some")
+        if section.seeds and "seed" not in inspect.signature(plugin).parameters:
+            raise UserError(f"{where}.seeds: codec {section.name!r} takes no seed; remove the key")
+        seeds: list[int | None] = [*section.seeds] if section.seeds else [None]
+        series: list[Series] = []
+        for point in points:
+            for seed in seeds:
+                codec = self._build_codec(section, where, point, seed, pack)
+                series.append(Series(section.label, codec.point.label, seed, codec, point))
+        names: dict[str, Series] = {}
+        fingerprints: dict[str, Series] = {}
+        for each in series:
+            if each.name in names:
+                raise UserError(f"{where}.points: {each.name!r} is listed twice")
+            twin = fingerprints.setdefault(each.fingerprint, each)
+            if twin is not each:
+                raise UserError(
+                    f"{where}.points: {twin.name!r} and {each.name!r} have one fingerprint, so that their streams cannot be told "
+                    "apart; list one of them, or let the codec's fingerprint hold what differs"
+                )
+            names[each.name] = each
+        return series
+
+    def _build_codec(self, section: CodecSection, where: str, point: Any, seed: int | None, pack: Pack | None) -> Codec:
+        """A codec at one point. Where a pack has its streams, a codec that can only decode replaces one that cannot be built."""
+        supplied = {"point": point, "decode_only": False} | ({} if seed is None else {"seed": seed})
+        if pack and pack.manifest.codec != section.name:
+            raise UserError(f"{where}.pack: {pack.path} holds streams of {pack.manifest.codec!r}, not of {section.name!r}")
+        try:
+            codec: Codec = self._build("codecs", section.name, section.set, f"{where}.set", supplied)
+        except UserError:
+            if not pack or "decode_only" not in inspect.signature(plugins.load("codecs", section.name, where)).parameters:
+                raise
+            supplied["decode_only"] = True
+            codec = self._build("codecs", section.name, section.set, f"{where}.set", supplied)
+        lacking = [key for key in ("name", "point", "fingerprint", "compress", "decompress") if not hasattr(codec, key)]
+        if lacking:
+            raise UserError(f"{where}: codec {section.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
+        if pack:
+            pack.adopt(codec, where, bool(supplied["decode_only"]), seed)
+        return codec
+
+    def _build(self, kind: str, name: str, options: dict[str, Any], where: str, supplied: dict[str, Any] | None = None) -> Any:
+        """A plug-in made from the options of the experiment file and the arguments that the harness supplies."""
+        plugin = plugins.load(kind, name, where)
+        supplied = supplied or {}
+        bound = bind(plugin, options, where, self.experiment.folder, tuple(supplied))
+        accepted = inspect.signature(plugin).parameters
+        if "model" in supplied and "model" not in accepted:
+            raise UserError(f"{where}: {name!r} takes no model; remove the key")
+        if "model" in accepted and accepted["model"].default is inspect.Parameter.empty and "model" not in supplied:
+            raise UserError(f"{where}: {name!r} needs a `model`; `icmbench list models` names them")
+        if supplied.get("reference") == "original" and "reference" not in accepted:
+            raise UserError(f"{where}: {name!r} compares with the source by itself; remove `reference`")
+        if "folder" in accepted and kind == "codecs":
+            bound.setdefault("folder", self.experiment.folder)  # Relative paths of programs and files start here.
+        try:
+            with plugins.explain_missing_package(name, plugin):
+                return plugin(**{key: value for key, value in supplied.items() if key in accepted}, **bound)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # A plug-in of another package may raise anything, also for a path that is absent.
+            raise UserError(f"{where.removesuffix('.set')} ({name}): {name!r} cannot be made: {reason(error)}") from error

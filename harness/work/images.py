@@ -1,0 +1,18 @@
+"""images.parquet in a run folder: which images the run is about, for packs, merges and comparisons."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from icmbench.harness.store.pack_export import IMAGES
+from icmbench.harness.work.bench import Bench
+
+
+def write_images(bench: Bench) -> None:
+    """Write every image whose pixels were hashed, with its dataset and hash."""
+    columns: dict[str, list[str]] = {"dataset": [], "id": [], "source": []}
+    for name, dataset in bench.datasets.items():
+        for image_id, sha256 in bench.recorded_sources(name, dataset.ids).sha256.items():
+            for column, value in zip(columns.values(), (name, image_id, sha256), strict=True):
+                column.append(value)
+    bench.folder.write_table(IMAGES, pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}))
