@@ -10,8 +10,9 @@ from typing import Any
 
 from icmbench.harness.config.secrets import redact
 from icmbench.harness.derive.scoring import primary_metrics
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.formats import FORMAT, KEY
-from icmbench.harness.store.references import run_address
+from icmbench.harness.store.references import INNER_STORE, is_same_place, run_address
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.hardware import hardware, packages
 from icmbench.harness.work.series import Series
@@ -19,6 +20,7 @@ from icmbench.harness.work.series import Series
 
 def environment(bench: Bench) -> dict[str, Any]:
     """The content of environment.json: versions, git state, hardware, and the fingerprints of every codec point and task."""
+    inner = Folder(bench.folder.below(INNER_STORE))
     coded = [series for series in bench.series if isinstance(series, Series)]
     return {
         KEY: FORMAT,
@@ -30,7 +32,8 @@ def environment(bench: Bench) -> dict[str, Any]:
         "hardware": {**hardware(), "digest": bench.machine},
         "codecs": {series.name: _parse_fingerprint(series.codec.fingerprint) for series in coded},
         "series": [_series_facts(bench, series) for series in coded],
-        "store": redact(run_address(bench.store.folder)),
+        # The inner store goes with its run folder wherever that is moved.
+        "store": None if is_same_place(bench.store.folder, inner) else redact(run_address(bench.store.folder)),
         "packs": {label: pack.sha256 for label, pack in bench.packs.items()},
         "tasks": {label: _parse_fingerprint(task.fingerprint) for label, task in bench.tasks.items()},
         "primary": primary_metrics(bench),

@@ -18,6 +18,7 @@ from icmbench.harness.config.sections import first_error
 from icmbench.harness.store.folder import Folder, whole_file, writing
 from icmbench.harness.store.formats import parse_object
 from icmbench.harness.store.pack import MANIFEST, Manifest, PackedPoint
+from icmbench.harness.store.references import store_of_run
 from icmbench.harness.store.store import Store
 
 IMAGES = "images.parquet"  # In a run folder: every image with its dataset and the hash of its source pixels.
@@ -51,7 +52,7 @@ class RunRecord(BaseModel):
     series: list[RecordedSeries]
     datasets: dict[str, Any]
     python: str
-    store: str
+    store: str | None = None
     hardware: RecordedHardware
 
 
@@ -78,7 +79,7 @@ def export(run: str, label: str, out: Path) -> Manifest:
         raise UserError(first_error(error, folder.full_path("environment.json"))) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{run}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
-    store = Store(environment.store)
+    store = Store(store_of_run(folder, {"store": environment.store}).root)
     id_of = dict(zip(images["source"], images["id"], strict=True))
     series = [facts.model_dump() for facts in environment.series if facts.label == label]
     if not series:
