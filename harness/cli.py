@@ -87,6 +87,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _make_parser() -> argparse.ArgumentParser:
+    from icmbench.harness.commands.merge import add_merge_command
+    from icmbench.harness.commands.store import add_store_command
+
     parser = _Parser(prog="icmbench", description="Score any image codec by what machines can still do with it.")
     parser.add_argument("--version", action="version", version=f"icmbench {version('icmbench')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -103,6 +106,8 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_encode_and_decode(add)
     _add_train(add)
     _add_pack(add)
+    add_store_command(add)
+    add_merge_command(add)
     _add_convert(add)
     add("doctor", _doctor, "what of all this is usable on this machine, and why not")
     command = add("demo", _demo, "ten codecs, three tasks, on photographs, models and small weights from packages; under 5 minutes")

@@ -71,7 +71,7 @@ def merge(
 
     Args:
         addresses: run folders or their URLs.
-        out: the folder of the merged run, new or that of an earlier merge of the same experiment.
+        out: the folder of the merged run: a new one, or that of an earlier merge of the same runs or the first of them.
         common: whether datasets of which the runs have different images are cut to the images that all of them have.
         base: where relative paths of the experiments start; see `icmbench.harness.derive.recorded.read_run`.
         workers: worker processes for slow resampling.
@@ -99,7 +99,6 @@ def merge(
         damaged = _copy_rows(runs, store, fingerprints, contexts)
         for run in runs:
             _copy_records(run, folder)
-        bench.find_facts()
         gatherer = Gatherer(bench)
         _refuse_mixed_pixels(bench, gatherer)
         _write_record(bench)
@@ -116,11 +115,12 @@ def _refuse_folder(folder: Folder, runs: Sequence[RecordedRun]) -> None:
         if any(is_same_place(run.folder, other.folder) for other in runs[:k]):
             raise UserError(f"{run.address} is named twice: name each run once")
     record = folder.read_json(ENVIRONMENT)
-    name = runs[0].experiment.name
     if not record and (folder.exists(ENVIRONMENT) or folder.exists("experiment.yaml")):
         raise UserError(f"{folder.root} holds files that are no merge's and would be overwritten: choose another --out")
-    if record and ("merged" not in record or (record.get("experiment") or {}).get("name") != name):
-        raise UserError(f"{folder.root} belongs to a run that is no merge of the experiment {name!r}: choose another --out")
+    earlier = [each.get("run") for each in record.get("merged") or []]
+    # What a merge holds stands. Rows of a run that is no longer among the runs must not enter its tables.
+    if record and (not earlier or earlier != [run.address for run in runs][: len(earlier)]):
+        raise UserError(f"{folder.root} belongs to another run or to a merge of other runs: choose another --out")
     for lease in leases(folder, RUNNING):
         if lease.live:
             who = f"process {lease.facts['pid']} on {lease.facts.get('host')}"
@@ -235,5 +235,5 @@ def _write_record(bench: MergedBench) -> None:
     record = {**environment(bench), "packs": packs, "merged": parts, "notes": [*plan.notes, *bench.left_out]}
     bench.folder.write_json(ENVIRONMENT, redact_values(record))
     text = yaml.safe_dump(json.loads(plan.experiment.model_dump_json()), sort_keys=False, allow_unicode=True)
-    heading = f"# Merged by icmbench of {', '.join(run.address for run in plan.runs)}\n"
-    bench.folder.write("experiment.yaml", redact(heading.replace("\r", " ") + text).encode())
+    heading = f"# Merged by icmbench of {' '.join(', '.join(run.address for run in plan.runs).split())}\n"
+    bench.folder.write("experiment.yaml", redact(heading + text).encode())

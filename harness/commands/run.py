@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOption
         _write_record(bench, source)
         gatherer = Gatherer(bench)
         units = _missing_units(bench, gatherer, options)
+        if sum(lease.live for lease in leases.leases(bench.store.folder, LEASES)) > 1:
+            random.shuffle(units)  # Processes that fill one store at once should not all compute the same units first.
         for label in bench.tasks if units else ():
             bench.load_context(label)
         outcome = _compute(bench, units, options)

@@ -26,6 +26,7 @@ def environment(bench: Bench) -> dict[str, Any]:
         KEY: FORMAT,
         "command": sys.argv,
         "experiment": json.loads(bench.experiment.model_dump_json()),
+        "folder": redact(str(bench.experiment.folder.absolute())),
         "python": sys.version,
         "packages": packages(),
         "git": git_state(Path(__file__).parent),

@@ -9,7 +9,7 @@ No plug-in of the run is made to read it, so that none need be here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,15 +111,19 @@ def read_run(address: str, base: Path | None = None) -> RecordedRun:
     return RecordedRun(address, folder, store_of_run(folder, record), experiment, series, tasks, images, counts, record)
 
 
-def text_of_fingerprint(parsed: Any, stores: Sequence[Folder]) -> str:
+def text_of_fingerprint(parsed: Any, stored: Iterable[str]) -> str:
     """The fingerprint of a task as text.
 
     Args:
         parsed: the fingerprint as environment.json holds it: parsed, and without credentials.
-        stores: stores that may hold predictions of the task, whose shards hold the text.
+        stored: fingerprints of tasks in the stores of the runs, among them that of the task if it has predictions.
     """
-    for store in stores:
-        for facts in describe_all(take_inventory(store)):
-            if facts.kind == "predictions" and redact_values(parse_fingerprint(facts.fingerprint)) == parsed:
-                return facts.fingerprint
+    for text in stored:
+        if redact_values(parse_fingerprint(text)) == parsed:
+            return text
     return parsed if isinstance(parsed, str) else json.dumps(parsed, sort_keys=True, separators=(",", ":"))
+
+
+def stored_tasks(store: Folder) -> list[str]:
+    """Fingerprints of the tasks of which a store has predictions."""
+    return [facts.fingerprint for facts in describe_all(take_inventory(store)) if facts.kind == "predictions"]

@@ -6,7 +6,9 @@ weights need be here. Stand-ins have the recorded fingerprints, and say why they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +54,24 @@ class MergedSeries(Series):
     Args:
         recorded: what the first run that has it recorded.
         codec: the codec, or what stands for it.
-
-    Attributes:
-        facts_of_image: digests of what the codec took from files by the image's id when the streams were made, by image id; None
-            for a codec that takes nothing.
+        find_facts: called once with the series; returns digests of what the codec took from files by the image's id when the
+            streams were made, by image id, or None for a codec that takes nothing.
     """
 
-    def __init__(self, recorded: RecordedSeries, codec: Any) -> None:
+    def __init__(
+        self, recorded: RecordedSeries, codec: Any, find_facts: Callable[[MergedSeries], Mapping[str, str] | None]
+    ) -> None:
         super().__init__(recorded.label, recorded.point, recorded.seed, codec, recorded.given)
         self.deterministic, self.measured_elsewhere = recorded.deterministic, recorded.measured_elsewhere
-        self.facts_of_image: Mapping[str, str] | None = None
+        self._find_facts = find_facts
+
+    @cached_property
+    def _facts_of_image(self) -> Mapping[str, str] | None:
+        return self._find_facts(self)
 
     def facts(self, image_id: str) -> str:
         """As of `Series`, but as it was when the streams were made; "unknown", under which there is no stream, if that is lost."""
-        return "" if self.facts_of_image is None else self.facts_of_image.get(image_id, "unknown")
+        return "" if self._facts_of_image is None else self._facts_of_image.get(image_id, "unknown")
 
     def facts_here(self, image_id: str) -> str:
         """A digest of what the codec takes from files by the image's id on this machine."""
@@ -121,9 +127,9 @@ def adopt_fingerprint(task: Task, parsed: Any, text: str, where: str) -> bool:
     if recorded != (task.name, task.version):
         made = f"version {recorded[1]} of {recorded[0]!r}" if recorded[0] else "another version"
         raise UserError(f"{where} was predicted by {made}, and here is version {task.version}: use the same icmbench and plug-ins")
-    kind = type(task)
+    kind: Any = type(task)
     members = {"fingerprint": text, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    task.__class__ = type(kind)(kind.__name__, (kind,), members)
+    task.__class__ = types.new_class(kind.__name__, (kind,), exec_body=lambda namespace: namespace.update(members))
     return False
 
 
@@ -142,7 +148,8 @@ class RecordedDataset:
     def __init__(
         self, name: str, ids: Sequence[str], limit: int | None, preprocessing: str, dataset: Dataset | None, why: str
     ) -> None:
-        self.name, self.ids, self.limit, self.preprocessing = name, list(ids), limit, preprocessing
+        self.name, self.limit, self.preprocessing = name, limit, preprocessing
+        self.ids: Sequence[str] = list(ids)
         self._dataset, self._why = dataset, why
 
     @property

@@ -80,7 +80,7 @@ def export(run: str, label: str, out: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise UserError(f"{run}: not the folder of a finished run ({error}); give the --out of `icmbench run`") from None
     store = Store(store_of_run(folder, {"store": environment.store}).root)
-    id_of = dict(zip(images["source"], images["id"], strict=True))
+    id_of = {source: image_id for source, image_id in zip(images["source"], images["id"], strict=True) if source is not None}
     series = [facts.model_dump() for facts in environment.series if facts.label == label]
     if not series:
         raise UserError(f"{run} has no codec {label!r}; it has {', '.join(sorted({facts.label for facts in environment.series}))}")

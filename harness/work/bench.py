@@ -204,8 +204,13 @@ class Bench:
         self.failures.refresh()
 
     def recorded_sources(self, dataset: str, ids: Sequence[str]) -> Sources:
-        """Recorded hashes and shapes of source pixels, and recorded failures to read them; no image is read."""
+        """Recorded hashes and shapes of source pixels, and recorded failures to read them.
+
+        No image is read, but for those whose files cannot be recognised between runs because their ctime is not to be trusted.
+        """
         records = self.source_records[dataset]
+        for image_id in records.untrusted(ids):
+            self.sources(ImageBlock(dataset, 0, (image_id,)))
         sources = records.recorded(ids)
         if self.tolerant and len(self.failures):
             absent = [image_id for image_id in ids if image_id not in sources.sha256]

@@ -9,10 +9,11 @@ from icmbench.harness.work.bench import Bench
 
 
 def write_images(bench: Bench) -> None:
-    """Write every image whose pixels were hashed, with its dataset and hash."""
-    columns: dict[str, list[str]] = {"dataset": [], "id": [], "source": []}
+    """Write every image with its dataset and the hash of its pixels, which is null if it was not read."""
+    columns: dict[str, list[str | None]] = {"dataset": [], "id": [], "source": []}
     for name, dataset in bench.datasets.items():
-        for image_id, sha256 in bench.recorded_sources(name, dataset.ids).sha256.items():
-            for column, value in zip(columns.values(), (name, image_id, sha256), strict=True):
+        sha256 = bench.recorded_sources(name, dataset.ids).sha256
+        for image_id in dataset.ids:
+            for column, value in zip(columns.values(), (name, image_id, sha256.get(image_id)), strict=True):
                 column.append(value)
     bench.folder.write_table(IMAGES, pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}))

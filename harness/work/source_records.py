@@ -44,6 +44,7 @@ class SourceRecords:
         self._rows = Collection(folder, "sources", facts, SOURCE, SOURCE.names)
         self._rows.refresh()
         self._trusted_devices: dict[int, bool] = {}
+        self._session = Sources()  # What this process hashed itself.
 
     def recorded(self, ids: Sequence[str]) -> Sources:
         """What is recorded of images; no image is read."""
@@ -53,7 +54,14 @@ class SourceRecords:
         table = self._rows.facts(rows[rows >= 0], SOURCE.names)
         columns = {name: dict(zip(present, table.column(name).to_pylist(), strict=True)) for name in SOURCE.names}
         shapes = {image_id: (columns["height"][image_id], columns["width"][image_id]) for image_id in present}
+        for image_id in ids:
+            if image_id not in keys and image_id in self._session.sha256:
+                columns["sha256"][image_id], shapes[image_id] = self._session.sha256[image_id], self._session.shapes[image_id]
         return Sources(columns["sha256"], {}, shapes)
+
+    def untrusted(self, ids: Sequence[str]) -> list[str]:
+        """Images whose files are there, but whose ctime cannot be trusted, and that this process has not hashed yet."""
+        return [i for i in ids if i not in self._session.sha256 and self._key(i) is None and _stat(self._dataset.path(i))]
 
     def hash(self, ids: Sequence[str], read: Callable[[str], Image], sha256: Callable[[str], str], tolerant: bool) -> Sources:
         """The recorded facts of images, and those of the others, which are read, hashed and recorded.
@@ -82,6 +90,7 @@ class SourceRecords:
                 continue
             height, width = image.shape[:2]
             sources.sha256[image_id], sources.shapes[image_id] = sha256(image_id), (height, width)
+            self._session.sha256[image_id], self._session.shapes[image_id] = sources.sha256[image_id], (height, width)
             if key is not None and key == self._key(image_id):  # The file did not change while it was read.
                 new.append({"key": key, "sha256": sources.sha256[image_id], "height": height, "width": width})
         if new:

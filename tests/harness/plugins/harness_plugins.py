@@ -65,6 +65,16 @@ class Shaky(Shift):
         return image ^ np.frombuffer(os.urandom(image.size), np.uint8).reshape(image.shape) % 4
 
 
+class Vague(Shift):
+    """Leaves its rate point out of its fingerprint."""
+
+    name = "vague"
+
+    def __init__(self, point):
+        super().__init__(point)
+        self.fingerprint = fingerprint(codec=self.name)
+
+
 class Small(Shift):
     """Decodes to a picture of the wrong size."""
 
