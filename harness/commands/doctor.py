@@ -30,7 +30,7 @@ def machine(folder: Path) -> dict[str, str]:
     Args:
         folder: a folder on the disk whose free space is reported.
     """
-    from icmbench.harness.derive.environment import hardware
+    from icmbench.harness.work.hardware import hardware
 
     facts = hardware()
     try:

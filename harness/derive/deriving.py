@@ -30,8 +30,8 @@ from icmbench.harness.derive.tables import (
     write_bd_table_and_report,
 )
 from icmbench.harness.store.keys import digest
+from icmbench.harness.store.pack_export import IMAGES
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.images import IMAGES
 from icmbench.harness.work.series import Series
 from icmbench.results.bootstrap import with_intervals
 from icmbench.results.scores import normalise, read_scores

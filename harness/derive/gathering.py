@@ -128,7 +128,7 @@ class Gatherer:
         table = collection.read(rows)
         hidden = {"key", "written", *dict(PREDICTION)}
         names = [name for name in table.column_names if name not in hidden]
-        predictions = from_table(table, names) if names else [{} for _ in ids]
+        predictions: list[Prediction] = [*from_table(table, names)] if names else [{} for _ in ids]
         frame = self.stream_frame(dataset, series).loc[ids] if isinstance(series, Series) else None
         seconds = one_machine_mean(table.select(["seconds", "machine"]).to_pandas(), "seconds")
         images = self.images(dataset, ids)

@@ -48,7 +48,7 @@ class KeyIndex:
         rows = np.where(found, self._rows[np.minimum(first, len(self._rows) - 1)] if len(self._rows) else -1, -1)
         if self._recent:
             for k in np.flatnonzero(~found):
-                rows[k] = self._recent.get(keys[k], -1)
+                rows[k] = self._recent.get(keys[int(k)], -1)
         return rows
 
     def find_all(self, key: bytes) -> npt.NDArray[np.int64]:

@@ -68,7 +68,10 @@ class Cell:
             outcome: receives failures and counts.
         """
         for label, task in list(self._predict.items()):
-            images_of_task = {image_id: image for image_id, image in images.items() if image_id in self._ids_of[label]}
+            asked = [image_id for image_id in images if image_id in self._ids_of[label]]
+            # A new stream may decode to pixels that another codec, or this one by another version, gave before.
+            rows = self.bench.lookup.predictions(task, asked, [self._pixels_of(i) for i in asked], self.sources)
+            images_of_task = {i: images[i] for i, row in zip(asked, rows, strict=True) if row < 0}
             if not images_of_task:
                 continue
             try:
@@ -95,7 +98,7 @@ class Cell:
         outcome.model_images += len(ids)
         for k, prediction in results.items():
             image_id = ids[k]
-            pixels = self.sources.sha256[image_id] if self._codec is None else self._codec.pixels_of(image_id)
+            pixels = self._pixels_of(image_id)
             key = prediction_key(task, image_id, pixels, self.sources)
             if isinstance(prediction, Exception):
                 outcome.failures.append(Failure(f"{self.name} / {label} / {image_id}", reason(prediction)))
@@ -103,6 +106,10 @@ class Cell:
                 continue
             facts = prediction_facts(task, image_id, pixels, self.sources)
             self._rows[label][image_id] = {**prediction, **facts, "key": key, "seconds": seconds, "machine": self.bench.machine}
+
+    def _pixels_of(self, image_id: str) -> str:
+        """SHA-256 of the pixels that the tasks see."""
+        return self.sources.sha256[image_id] if self._codec is None else self._codec.pixels_of(image_id)
 
     def take_rows(self) -> Callable[[], list[Failure]]:
         """What was computed since the last call, as a function that stores it and may be called in another thread.
