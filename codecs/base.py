@@ -13,12 +13,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # `icmbench list` loads the codecs that look for programs, and must not wait for numpy.
+    import numpy as np
+    import numpy.typing as npt
 
-Image: TypeAlias = npt.NDArray[np.uint8]  # RGB, (height, width, 3)
+Image: TypeAlias = "npt.NDArray[np.uint8]"  # RGB, (height, width, 3)
 ParameterValue: TypeAlias = int | float | str  # of a rate point whose parameters the user names
 
 
@@ -73,12 +74,14 @@ class Codec(Protocol):
     Attributes:
         name: The codec's name in tables and streams.
         point: The rate point.
-        fingerprint: Everything that decides the bytes and the pixels, as made by `fingerprint()`.
+        fingerprint: Everything that decides the bytes and the pixels of all images, as made by `fingerprint()`. What a file holds
+            for single images stays out of it and comes from `facts`.
 
     Optional class attributes, read with a default if a class lacks them:
         default_points: Rate points used if the experiment names none.
         weights: One line on the weights or programs that the codec needs: their source and licence.
         extra: The optional dependency group that installs what the codec imports, e.g. "jpegxl".
+        usable_runs_programs (False): True if `usable` starts other programs; `icmbench list` then leaves it to `doctor`.
         deterministic (True): False if decoding the same stream twice may give different pixels.
         background (False): True if the codec uses one thread and no global state, so that it may run beside the task models.
 
@@ -87,7 +90,14 @@ class Codec(Protocol):
         stream_options(data) -> dict[str, Any]: A class method. What a stream states of the codec that made it: constructor
             arguments by name, `point` among them if it does. `icmbench decode` constructs the codec with them, and refuses options
             of the user that differ. Raises BitstreamError for bytes that are no stream of this codec.
-        compress_batch(images, ids) -> list[bytes]: `ids` are image ids, for codecs whose streams were made elsewhere.
+        compress_batch(images, ids) -> list[bytes]: `ids` are image ids, for codecs that find words, tags or whole streams by them.
+        facts(image_id) -> Any: What decides the stream or the pixels of this image beside its source pixels and the fingerprint, as
+            JSON values: its caption in a file of captions, the content of its file in a folder. None if nothing does. A codec
+            whose result depends on image ids must have it, because the harness takes a stored stream for this image's only if
+            fingerprint, source pixels and facts are equal. Another image's entry must not change them, nor may a digest of a whole
+            file of entries stand in the fingerprint: a user who adds one image would pay for all others again. It is called for
+            every image of every run, so it looks up what the constructor has read. It raises nothing for an image that lacks an
+            entry, but returns other facts than with one, and `compress_batch` names what is missing.
         decompress_batch(streams) -> list[Image].
         rate_breakdown(data) -> dict[str, int]: Bits by part. The parts sum to the stream; `payload_bpp` leaves out "header".
         stream_bytes(data) -> int: The stream's size in bytes if it was measured elsewhere; otherwise the harness takes len(data).
@@ -101,6 +111,7 @@ class Codec(Protocol):
         A whole codec, which stores pixels packed by zlib:
 
         >>> import struct, zlib
+        >>> import numpy as np
         >>> class Zlib:
         ...     '''Pixels packed by zlib, lossless.'''
         ...

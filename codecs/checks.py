@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-import numpy as np
-from PIL import Image as Pillow
-
 from icmbench.codecs.base import CodecError
 
 
@@ -23,6 +20,8 @@ def check_image(image: Any, codec: str) -> None:
     Raises:
         CodecError: the image is anything else.
     """
+    import numpy as np
+
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         actual = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise CodecError(f"{codec}: an image is a uint8 array of shape (height, width, 3), not {actual}: convert it to RGB first")
@@ -36,6 +35,8 @@ def check_pixel_count(width: int, height: int) -> None:
     Raises:
         ValueError: the image has more pixels.
     """
+    from PIL import Image as Pillow
+
     limit = Pillow.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise ValueError(

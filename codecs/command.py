@@ -36,7 +36,15 @@ from icmbench.codecs.base import (
     fingerprint,
 )
 from icmbench.codecs.checks import check_image
-from icmbench.codecs.process import ProgramError, TimeLimits, find_program, run_program, temporary_folder
+from icmbench.codecs.process import (
+    ProgramError,
+    TimeLimits,
+    find_program,
+    folder_sha256,
+    is_scratch,
+    run_program,
+    temporary_folder,
+)
 
 FileFormat: TypeAlias = Literal["ppm", "png", "bmp", "tif"]
 
@@ -50,10 +58,10 @@ _DECODE_EXAMPLES: dict[str, ParameterValue] = {"stream": "file", "output": "file
 class Command:
     """Any external encoder and decoder, by their command lines.
 
-    Both programs, and files that arguments name (`python encode.py`, `--config=slow.cfg`, `{preset}.cfg`), are in the fingerprint
-    by SHA-256. Each call has a temporary folder as its working directory and a process group, which is killed when the program
-    ends, fails or hangs. Only the decoder can notice truncated or altered streams: a return code other than 0 or an unreadable
-    image is a BitstreamError.
+    Both programs, and files and folders that arguments name (`python encode.py`, `--config=slow.cfg`, `{preset}.cfg`,
+    `--model=./weights`), are in the fingerprint by SHA-256, a folder with all its files. Each call has a temporary folder as its
+    working directory and a process group, which is killed when the program ends, fails or hangs. Only the decoder can notice
+    truncated or altered streams: a return code other than 0 or an unreadable image is a BitstreamError.
 
     Args:
         point: A number or a word, which stands for {point} in the command lines; or a mapping such as {qp: 32}, whose keys are
@@ -69,7 +77,9 @@ class Command:
         order: The parameter that sorts the points by rate; "-qp" if a larger value is a lower rate. By default the first number.
         folder: Where relative paths in the command lines start, by default the current directory. A program without a slash is
             looked up on PATH. An argument with a slash or a suffix that names a file in the folder becomes the file's absolute
-            path, and so does what follows a "=" in an argument.
+            path, and so does what follows a "=" in an argument. The same is done with a folder that an argument with a slash names
+            (`./weights`). Programs write temporary files into their working directory or the system's folder for them; any other
+            folder that they write into must not be named, because its files would be taken for those of a model.
         timeout_seconds: Fixed part of the encoder's time limit, in seconds.
         timeout_seconds_per_megapixel: What each million pixels adds to the encoder's time limit, in seconds.
         decode_timeout_seconds: The decoder's time limit, in seconds. It is fixed, because a stream does not tell its image's size.
@@ -210,18 +220,23 @@ class _CommandLine:
         for number, argument in enumerate(self._arguments):
             starts = [0, *(match.end() for match in re.finditer("=", argument))]
             for start in starts:
-                path = self._named_file(argument[start:], folder)
+                path = self._named_path(argument[start:], folder)
                 if path is not None:
                     self._arguments[number] = argument[:start] + _escape_braces(str(path))
-                    self.sha256[argument] = file_sha256(path)
+                    is_folder = path.is_dir()
+                    self.sha256[argument] = folder_sha256(f"command: {key}", path) if is_folder else file_sha256(path)
                     break
 
-    def _named_file(self, name: str, folder: Path) -> Path | None:
-        """The file that a text names once the point's parameters are filled in, as an absolute path; None if it names none."""
+    def _named_path(self, name: str, folder: Path) -> Path | None:
+        """The file or folder that a text names once the point's parameters are filled in, absolute; None if it names none."""
         try:
             # A placeholder of another kind, such as {input}, is not known before a call.
             path = (folder / name.format_map(self.parameters)).absolute()
-            return path if ("/" in name or path.suffix) and path.is_file() else None
+            if ("/" in name or path.suffix) and path.is_file():
+                return path
+            # A word without a slash, "./" and "../" stand for what is in the temporary working directory.
+            is_named = "/" in name and not set(name) <= {".", "/"}
+            return path if is_named and path.is_dir() and not is_scratch(path) else None
         except (KeyError, ValueError, OSError):  # Or half of a placeholder, or a text too long for a file's name.
             return None
 

@@ -21,14 +21,15 @@ import subprocess
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias, get_args
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.checks import check_image, check_sides, integer_parameter
 from icmbench.codecs.process import ProgramError, TimeLimits, find_program, run_program, temporary_folder
 from icmbench.codecs.yuv import Subsampling, from_samples, to_samples
+
+if TYPE_CHECKING:  # As in `base`.
+    import numpy as np
 
 Point: TypeAlias = int | Mapping[str, int]
 VvencPreset: TypeAlias = Literal["faster", "fast", "medium", "slow", "slower"]
@@ -41,6 +42,7 @@ class _Ffmpeg:
     name: str
     extra = "ffmpeg"
     weights = "ffmpeg with its encoders inside imageio-ffmpeg (a GPL-3.0 program, run as one, never linked)"
+    usable_runs_programs = True
     version: ClassVar[int] = 1  # Raised by hand when bytes or pixels change for the same settings.
     encoder: ClassVar[str]  # ffmpeg's name of the encoder
     format: ClassVar[str]  # ffmpeg's name of the byte stream format
@@ -87,6 +89,8 @@ class _Ffmpeg:
         Raises:
             CodecError: the image is of another type, or the encoder fails or hangs.
         """
+        import numpy as np
+
         check_image(image, self.name)
         height, width = image.shape[:2]
         check_sides(width, height, self._max_side_of(width, height), self.name, f"the limit of {self.encoder} or of its decoder")
@@ -118,6 +122,8 @@ class _Ffmpeg:
         Raises:
             BitstreamError: the bytes are not one whole stream of this codec. Bad bytes raise no other error.
         """
+        import numpy as np
+
         stream, right, bottom = self._split(data)
         with temporary_folder() as name:
             folder = Path(name)
@@ -295,6 +301,8 @@ def _check_preset(codec: str, preset: str, presets: tuple[str, ...]) -> None:
 
 def _read_y4m(path: Path, subsampling: Subsampling) -> tuple[np.ndarray, int, int]:
     """Samples, width and height of a Y4M file. Raises ValueError or OSError unless it holds one 10-bit picture."""
+    import numpy as np
+
     header, _, frames = path.read_bytes().partition(b"\n")
     colour = f"C{subsampling.replace(':', '')}p10"
     match = re.match(rf"YUV4MPEG2 W(\d+) H(\d+) .*\b{colour}\b", header.decode(errors="replace"))

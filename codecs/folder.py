@@ -14,23 +14,22 @@ A stream is a token here, which names a file and declares its size. Only this co
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
 
-from icmbench.codecs.base import BitstreamError, CodecError, Image, ParameterValue, RatePoint, fingerprint
+from icmbench.codecs.base import BitstreamError, CodecError, Image, ParameterValue, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.checks import check_pixel_count
 
 _FORMATS = {".png": "PNG", ".ppm": "PPM", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -42,8 +41,9 @@ _EXACT_MODES = {"RGB", "L", "P", "1"}  # Converting these modes of Pillow to RGB
 class Folder:
     """Reconstructions made elsewhere, and a CSV of their sizes.
 
-    Points are sorted by their mean declared size. The fingerprint holds this point's rows of the CSV, and the names, sizes and
-    modification times of its files.
+    Points are sorted by their mean declared size. The fingerprint says no more than the point's label, because every image has a
+    file and a row of its own, which `facts` tells. Two folders with a point of one label therefore share a fingerprint, and only
+    facts tell their images apart.
 
     Args:
         point: A number, a word or a mapping such as {qp: 32}. Its label, `32` or `qp=32`, names the folder below `path` and stands
@@ -65,19 +65,31 @@ class Folder:
         label = _folder_name(point)
         self._path, self._sizes = Path(path), Path(sizes)
         self._folder = self._path / label
-        self._files = _list_files(self._path, label)
+        names = _list_files(self._path, label)
+        self._files = frozenset(names)
         self._rows = _read_rows(self._sizes, label)
         parameters = dict(point) if isinstance(point, Mapping) else {"point": point}
         self.point = RatePoint(label, sum(row.bytes for row in self._rows.values()) / len(self._rows), parameters)
-        self._files_by_stem = _group_by_stem(self._files)
+        self._files_by_stem = _group_by_stem(names)
         self._rows_by_stem = _group_by_stem(self._rows)
-        self.fingerprint = fingerprint(
-            codec=self.name,
-            version=self.version,
-            point=label,
-            sizes=_hash_facts(sorted((image, row.bytes) for image, row in self._rows.items())),
-            files=_hash_facts(sorted((name, *facts) for name, facts in self._files.items())),
-        )
+        self.fingerprint = fingerprint(codec=self.name, version=self.version, point=label)
+
+    def facts(self, image_id: str) -> dict[str, Any]:
+        """What decides an image's token and its reconstruction.
+
+        A file is read once in a process while its size and modification time stay the same.
+
+        Returns:
+            `file`, the name of the reconstruction below the point's folder; `sha256` of its content; `bytes`, the declared size.
+            None stands for what is missing or ambiguous, which `compress_batch` then names.
+        """
+        facts: dict[str, Any] = {"file": None, "sha256": None, "bytes": None}
+        with suppress(CodecError, OSError):
+            facts["file"] = self._find_file(image_id)
+            facts["sha256"] = file_sha256(self._folder / facts["file"])
+        with suppress(CodecError):
+            facts["bytes"] = self._find_row(image_id).bytes
+        return facts
 
     def compress(self, image: Image) -> bytes:
         """Always raises CodecError, because pixels alone do not tell which reconstruction is meant."""
@@ -193,8 +205,8 @@ def _folder_name(point: ParameterValue | Mapping[str, ParameterValue]) -> str:
     return label
 
 
-def _list_files(path: Path, label: str) -> dict[str, tuple[int, int]]:
-    """Size in bytes and modification time in ns of a point's images, by their path relative to its folder with forward slashes."""
+def _list_files(path: Path, label: str) -> list[str]:
+    """A point's images, by their path relative to its folder with forward slashes."""
     folder = path / label
     if not folder.is_dir():
         siblings = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
@@ -203,8 +215,7 @@ def _list_files(path: Path, label: str) -> dict[str, tuple[int, int]]:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _FORMATS and file.is_file())
     if not files:
         raise CodecError(f"folder: {folder} holds no {', '.join(_FORMATS)} files: put the reconstructions of point {label!r} there")
-    stats = ((file.relative_to(folder).as_posix(), file.stat()) for file in files)
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats}
+    return [file.relative_to(folder).as_posix() for file in files]
 
 
 def _read_rows(path: Path, label: str) -> dict[str, _Row]:
@@ -278,7 +289,7 @@ def _without_suffix(name: str) -> str:
     return posixpath.splitext(name)[0]
 
 
-def _group_by_stem(names: Mapping[str, object]) -> dict[str, list[str]]:
+def _group_by_stem(names: Iterable[str]) -> dict[str, list[str]]:
     stems: dict[str, list[str]] = {}
     for name in names:
         stems.setdefault(_without_suffix(name), []).append(name)
@@ -312,7 +323,3 @@ def _is_lossy_webp(file: Path) -> bool:
             return True
         position += 8 + length + length % 2
     return False
-
-
-def _hash_facts(facts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""External encoders and decoders: looked up, run in a process group of their own, and ended if they hang.
+"""External encoders and decoders: looked up, hashed, run in a process group of their own, and ended if they hang.
 
 This needs a POSIX system, because a hanging program is ended through its process group.
 """
@@ -6,9 +6,11 @@ This needs a POSIX system, because a hanging program is ended through its proces
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -16,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from icmbench.codecs.base import CodecError
+from icmbench.codecs.base import CodecError, file_sha256
 
 _TAIL_LINES, _TAIL_CHARACTERS = 20, 2000  # what an error message quotes of a program's output
+MAX_FOLDER_FILES, MAX_FOLDER_BYTES = 20_000, 50 * 2**30  # Of a folder that is hashed.
+# Folders within a hashed one that say nothing of a codec: Python writes the one when it imports, git the other.
+UNHASHED_FOLDERS = frozenset({"__pycache__", ".git"})
 
 
 class ProgramError(Exception):
@@ -80,6 +85,50 @@ def find_program(option: str, program: str | Path, folder: Path = Path()) -> str
         searched = f"in {folder.absolute()}" if "/" in name else "on PATH"
         raise CodecError(f"{option}: no program {name!r} {searched}: build or install it, or give its full path")
     return str(Path(path).absolute())
+
+
+def is_scratch(folder: Path) -> bool:
+    """Whether a folder is one that everything writes its temporary files into, so that its content says nothing of a codec."""
+    resolved = folder.resolve()
+    scratch = {Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")}
+    return resolved in scratch or any(resolved.is_relative_to(name) for name in ("/dev", "/proc", "/sys"))
+
+
+def folder_sha256(option: str, folder: Path) -> str:
+    """SHA-256 over the names and contents of all regular files in a folder and its subfolders, as hexadecimal digits.
+
+    Links are followed, each folder once, so that a link to a folder above does not lead in circles.
+
+    Args:
+        option: The codec and option that name the folder, such as "command: encode". An error message begins with it.
+        folder: The folder.
+
+    Raises:
+        CodecError: the folder cannot be read, or holds more than MAX_FOLDER_FILES files or MAX_FOLDER_BYTES bytes.
+    """
+    files: dict[str, Path] = {}
+    size, waiting, visited = 0, [folder], set[Path]()
+    try:
+        while waiting:
+            current = waiting.pop()
+            if current.resolve() in visited:
+                continue
+            visited.add(current.resolve())
+            for path in sorted(current.iterdir(), reverse=True):
+                if path.is_dir():
+                    waiting += [] if path.name in UNHASHED_FOLDERS else [path]
+                elif path.exists() and stat.S_ISREG((status := path.stat()).st_mode):
+                    files[path.relative_to(folder).as_posix()] = path
+                    size += status.st_size
+            if len(files) > MAX_FOLDER_FILES or size > MAX_FOLDER_BYTES:
+                raise CodecError(
+                    f"{option}: the folder {folder} holds more than {MAX_FOLDER_FILES} files or {MAX_FOLDER_BYTES >> 30} GiB, too "
+                    "many to be hashed: name the files that the program reads, or a folder of these alone"
+                )
+        lines = [f"{file_sha256(path)} {name}\n" for name, path in sorted(files.items())]
+    except OSError as error:
+        raise CodecError(f"{option}: the folder {folder} cannot be read: {error}: make it readable, or name files") from error
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def run_program(

@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from icmbench.codecs.base import DECODE_ONLY_MESSAGE, BitstreamError, CodecError, Image, RatePoint, file_sha256, fingerprint
 from icmbench.codecs.checks import check_image, check_pixel_count, integer_parameter
 from icmbench.codecs.process import ProgramError, TimeLimits, find_program, run_program, temporary_folder
@@ -152,6 +150,8 @@ class Vtm:
         Raises:
             BitstreamError: the bytes are not one whole VVC picture, 4:4:4 10 bit, or the decoder fails or hangs.
         """
+        import numpy as np
+
         width, height = read_vvc_size(data)
         with temporary_folder() as name:
             folder = Path(name)

@@ -9,16 +9,16 @@ the centre of four luma samples.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image as Pillow
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from icmbench.codecs.base import Image
 
+if TYPE_CHECKING:  # As in `base`.
+    import numpy as np
+    import numpy.typing as npt
+
 Subsampling: TypeAlias = Literal["4:4:4", "4:2:0"]
-Plane: TypeAlias = npt.NDArray[np.floating]
+Plane: TypeAlias = "npt.NDArray[np.floating]"
 
 DEPTH = 10  # bits per sample
 PEAK = (1 << DEPTH) - 1  # largest sample
@@ -36,6 +36,8 @@ def to_samples(image: Image, subsampling: Subsampling = "4:4:4") -> npt.NDArray[
     Returns:
         Little-endian uint16 samples from 0 to PEAK, flat: 3 x height x width of them, or 1.5 x height x width for 4:2:0.
     """
+    import numpy as np
+
     red, green, blue = (image[..., channel] / 255 for channel in range(3))
     luma = _RED * red + _GREEN * green + _BLUE * blue
     chroma: list[Plane] = [(blue - luma) / (2 * (1 - _BLUE)) + 0.5, (red - luma) / (2 * (1 - _RED)) + 0.5]
@@ -60,6 +62,8 @@ def from_samples(samples: npt.NDArray[np.uint16], width: int, height: int, subsa
     Raises:
         ValueError: the number of samples does not fit the size.
     """
+    import numpy as np
+
     chroma_width, chroma_height = (width // 2, height // 2) if subsampling == "4:2:0" else (width, height)
     pixels, size = width * height, chroma_width * chroma_height
     if samples.size != pixels + 2 * size:
@@ -77,5 +81,8 @@ def from_samples(samples: npt.NDArray[np.uint16], width: int, height: int, subsa
 
 
 def _resized(plane: Plane, width: int, height: int) -> Plane:
+    import numpy as np
+    from PIL import Image as Pillow
+
     picture = Pillow.fromarray(plane.astype(np.float32))
     return np.asarray(picture.resize((width, height), Pillow.Resampling.LANCZOS))

@@ -6,8 +6,9 @@ An image is a `uint8` RGB array of shape (height, width, 3).
 
 Datasets, task models and tasks are plug-ins. Each is found by entry point (`icmbench.datasets`, `icmbench.models`,
 `icmbench.tasks`), and the options of its section in the experiment file become the keywords of its constructor. A class may carry
-three descriptions for `icmbench list`: the first line of its docstring; `extra`, the optional dependency group that it imports
-from; and `weights`, which weights it needs, where they come from, and their licence.
+four descriptions for `icmbench list`: the first line of its docstring; `extra`, the optional dependency group that it imports from;
+`unpackaged`, modules that no such group can install, each with how one gets it; and `weights`, which weights it needs, where they
+come from, and their licence.
 
 Example:
     A whole task: does a model still tell day from night in coded photographs?
@@ -198,6 +199,8 @@ class Task(ABC):
     Attributes:
         name: the task's name in the experiment file and in fingerprints.
         version: raised by hand when predictions change, so that stored ones are computed again.
+        fingerprint: everything that decides the predictions of all images. What decides one image's comes from `facts`.
+        context_fingerprint: everything that decides `context()`.
         annotation: the kind of labels it scores against; None if it compares with the original image.
         metrics: the numbers that `aggregate` returns, at least one of them; the primary one stands for the task.
         needs_originals: True if `predict` compares each image with its original and must be given `originals`. The harness then
@@ -258,11 +261,37 @@ class Task(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Everything that decides a prediction: task, version, model. Labels and reference decide scores only."""
+        """Everything that decides the predictions of all images: task, version, model. Labels and reference decide scores only."""
         return fingerprint(task=self.name, version=self.version, model=getattr(self.model, "fingerprint", None))
 
+    def facts(self, image_id: str) -> Any:
+        """What decides this image's prediction beside the pixels that `predict` is given and the fingerprint.
+
+        A task whose predictions depend on image ids must override it: for a question about each image, the words of the question.
+        The harness takes a stored prediction for this image's only if pixels, fingerprint and facts are equal. Another image's
+        labels must not change them, nor may a digest of the whole dataset's labels stand in the fingerprint: a user who adds one
+        image would pay for all others again. It is called for every image of every run, so it looks up what is known and reads no
+        file that it has read before.
+
+        Returns:
+            JSON values; None if nothing else decides.
+
+        Raises:
+            DatasetError: as `targets`, of the dataset's labels.
+        """
+        return None
+
+    @property
+    def context_fingerprint(self) -> str:
+        """Everything that decides `context()`, which the harness stores under it; by default the task's fingerprint.
+
+        A task whose context depends on the whole dataset, such as on all its captions, overrides it, so that the fingerprint of its
+        predictions need not hold the captions. `ready` is always the context of the captions that are there now, in scoring too.
+        """
+        return self.fingerprint
+
     def context(self) -> Context:
-        """What `predict` or `statistics` needs once per model, such as text embeddings; stored under the task's fingerprint.
+        """What `predict` or `statistics` needs once per model, such as text embeddings; stored under `context_fingerprint`.
 
         Returns:
             Arrays by name; `ready` holds them afterwards.

@@ -3,19 +3,21 @@
     images -> model -> scores of all classes -> the best five -> right or wrong per image -> mean
 
 A model for `classification` returns scores, float32 (n, classes), higher for likelier classes, in the order of the dataset's class
-indices. Its attribute `categories`, the names of the classes, is optional.
+indices. Its attributes `categories`, the names of the classes, and `class_count`, their number, are optional; labels are compared
+with them before anything is coded, or else with the first scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Image, MetricSpec, Prediction, Target, Task, image_weights
+from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Reference, Target, Task, image_weights
 from icmbench.tasks.drawing import draw_caption
+from icmbench.tasks.labels import label_classes, refuse_class
 from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
@@ -52,6 +54,23 @@ class Classification(Task):
     has_pseudo_labels = True
     metrics = (MetricSpec("top1", "%", primary=True, ceiling=100.0), MetricSpec("top5", "%", ceiling=100.0))
 
+    def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels") -> None:
+        super().__init__(dataset, model, reference)
+        self._labelled_classes: dict[int, str] = {}  # Each class of the labels, with the first image that has it.
+        if reference == "labels":
+            for image_id, target in zip(self.ids, dataset.targets("class", self.ids) if self.ids else [], strict=True):
+                for index in label_classes(dataset, image_id, target, "class_index").tolist():
+                    self._labelled_classes.setdefault(index, image_id)
+        names = getattr(model, "categories", None)
+        self._check_classes(len(names) if names else getattr(model, "class_count", None))
+
+    def _check_classes(self, count: int | None) -> None:
+        """Raise DatasetError if a label has none of the model's classes, which would count as an error of the model."""
+        for index, image_id in self._labelled_classes.items():
+            if index < 0 or (count is not None and index >= count):
+                name = f"model {type(self.model).__name__}"
+                raise refuse_class(self.dataset, image_id, index, count or 1 + max(self._labelled_classes), name)
+
     @property
     def schema(self) -> pa.Schema:
         """`classes` and `scores` of the five best classes."""
@@ -64,9 +83,12 @@ class Classification(Task):
 
         Raises:
             ModelError: the model gave other than finite scores of every class for every image.
+            DatasetError: a label has a class that the model gave no scores of.
         """
         names = getattr(self.model, "categories", None)
         scores = ModelOutput(self.model).rows("scores", self.model(images), ids, len(names) if names else None, "classes")
+        if len(ids):
+            self._check_classes(scores.shape[1])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST]
         return [{"classes": row.astype(np.int32), "scores": values[row]} for row, values in zip(best, scores)]
 

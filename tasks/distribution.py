@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, file_sha256, fingerprint
+from icmbench.tasks.models.batches import chunks
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
 from icmbench.tasks.outputs import ModelOutput
@@ -134,7 +135,7 @@ class Distribution(Task):
         dataset: any dataset; images smaller than a patch take no part.
         path: a file with the weights; None downloads them.
         device: where the network runs.
-        batch_size: patches per pass of the network.
+        batch_size: patches of one image per pass of the network, at most.
     """
 
     name = "distribution"
@@ -197,20 +198,20 @@ class Distribution(Task):
         Raises:
             ModelError: a feature is not finite.
         """
+        # The size of a batch changes the last bits of features, so patches of two images never share one.
+        return [{"features": self._features(list(patches(image)), image_id)} for image, image_id in zip(images, ids, strict=True)]
+
+    def _features(self, image_patches: Sequence[Image], image_id: str) -> npt.NDArray[np.float32]:
+        """The features of one image's patches, float32, flat."""
         import torch
 
-        patches_of_images = [list(patches(image)) for image in images]
-        all_patches = [patch for image_patches in patches_of_images for patch in image_patches]
-        names = [image_id for image_id, image_patches in zip(ids, patches_of_images, strict=True) for _ in image_patches]
-        output = ModelOutput("Inception")
         rows = [np.zeros((0, DIMENSIONS), np.float32)]
-        for start in range(0, len(all_patches), self.batch_size):
-            batch = torch.from_numpy(np.stack(all_patches[start : start + self.batch_size]).transpose(0, 3, 1, 2)).to(self.device)
+        for batch in chunks(image_patches, self.batch_size):
+            pixels = torch.from_numpy(np.stack(batch).transpose(0, 3, 1, 2)).to(self.device)
             with torch.inference_mode():
-                features = self.network(batch)[0].float().cpu().numpy()
-            rows.append(output.rows("features", features, names[start : start + self.batch_size], DIMENSIONS))
-        counts = [len(image_patches) for image_patches in patches_of_images]
-        return [{"features": features.ravel()} for features in np.split(np.concatenate(rows), np.cumsum(counts)[:-1])]
+                features = self.network(pixels)[0].float().cpu().numpy()
+            rows.append(ModelOutput("Inception").rows("features", features, [image_id] * len(batch), DIMENSIONS))
+        return np.concatenate(rows).ravel()
 
     def is_empty(self, prediction: Prediction) -> bool:
         """Whether the image is smaller than a patch, so that it takes no part."""

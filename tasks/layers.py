@@ -27,6 +27,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, file_sha256, fingerprint
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
+from icmbench.tasks.models.timm_models import known_weights
 from icmbench.tasks.originals import OriginalFeatures
 from icmbench.tasks.outputs import ModelOutput
 
@@ -132,9 +133,17 @@ class LayerDifference(Task):
     @property
     def fingerprint(self) -> str:
         """Task, version, library, network, weights, layers and library versions."""
-        weights = file_sha256(self.path) if self.path else self.weight_set if self.library == "torchvision" else None
+        if self.path is not None:
+            weights: Any = file_sha256(self.path)
+        else:
+            weights = self.weight_set if self.library == "torchvision" else self._timm_weights
         facts = {"library": self.library, "network": self.network_name, "weights": weights, "layers": self._requested_layers}
         return fingerprint(task=self.name, version=self.version, **facts, **versions("torch", self.library))
+
+    @cached_property
+    def _timm_weights(self) -> Any:
+        """What identifies the weights that timm's name stands for, asked of the hub once."""
+        return known_weights(self.network_name)
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """`differences`: float64 (layers,), 1 - cosine similarity after each layer, in the order of `layers`.

@@ -11,11 +11,8 @@ each, with bool (height, width) regions. A model for `openset_marked` has `answe
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -88,6 +85,7 @@ class RegionNaming(Task):
         super().__init__(dataset, model, reference)
         self.prompt = prompt
         self.embedder: TextEmbedder = embedder or SentenceEmbedder(embedder_path)
+        self._facts_by_image: dict[str, dict[str, Any]] = {}
         if self.ids:
             labels = labelled(dataset, self.name, "categories", "things")
             names = labels.categories("panoptic")
@@ -113,24 +111,29 @@ class RegionNaming(Task):
 
         return pa.schema([("answers", pa.list_(pa.string())), ("similarity", pa.list_(pa.float32()))])
 
-    @cached_property
-    def _regions_digest(self) -> str:
-        """SHA-256 of the label maps and the order of their segments, which decide what the model is asked."""
-        facts = [
-            (file_sha256(t["mask"]), t["segments"].tolist(), t["crowd"].tolist())
-            for t in self.dataset.targets("panoptic", self.ids)
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    def facts(self, image_id: str) -> dict[str, Any]:
+        """The regions of an image that the model is asked about. The label map is read at the first call for an image.
+
+        Returns:
+            `mask`, SHA-256 of the label map, and `segments`, the numbers in it that are asked about, in this order.
+
+        Raises:
+            DatasetError: the label map is missing or does not fit its image, or the dataset does not list the image.
+        """
+        if image_id not in self._facts_by_image:
+            (target,) = self.dataset.targets("panoptic", [image_id])
+            segments = target["segments"][~target["crowd"]].tolist()
+            self._facts_by_image[image_id] = {"mask": file_sha256(target["mask"]), "segments": segments}
+        return self._facts_by_image[image_id]
 
     @property
     def fingerprint(self) -> str:
-        """Task, version, model, prompt, vocabulary, embedder and regions."""
+        """Task, version, model, prompt, vocabulary and embedder."""
         facts = {"prompt": self.prompt, "sentences": self._sentences, "embedder": self.embedder.fingerprint}
         return fingerprint(
             task=self.name,
             version=self.version,
             model=self.model.fingerprint,
-            regions=self._regions_digest,
             **facts,
             **self._display_options(),
         )

@@ -31,6 +31,7 @@ from icmbench.tasks.base import (
     labelled,
 )
 from icmbench.tasks.categories import match_categories
+from icmbench.tasks.labels import label_classes, refuse_class
 from icmbench.tasks.maps import LabelMap, encode_map, paint, read_map, relabel
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.outputs import MapOutput
@@ -189,6 +190,28 @@ class PanopticSegmentation(Task):
                     f"model {type(model).__name__} has {len(model.categories)} categories but says of {self._is_thing.size} "
                     "whether they are things; mend its `is_thing`"
                 )
+
+        # Where labels are read with the pixels of their maps, they are checked as they are scored, and by the dataset's own reader.
+        if reference == "labels" and self.annotation not in getattr(dataset, "costly_targets", ()):
+            self.targets(self.ids)
+
+    def targets(self, ids: Sequence[str]) -> list[Target]:
+        """The dataset's labels of these images.
+
+        Raises:
+            DatasetError: a segment has a class that is no category of the dataset, or the labels are not aligned.
+        """
+        targets = super().targets(ids)
+        for image_id, target in zip(ids, targets, strict=True):
+            classes = label_classes(self.dataset, image_id, target, "classes")
+            lengths = {key: len(target[key]) for key in ("segments", "classes", "crowd")}
+            if len(set(lengths.values())) > 1:
+                raise DatasetError(f"dataset {self.dataset.name!r}: the labels of image {image_id!r} are not aligned: {lengths}")
+            strange = classes[(classes < 0) | (classes >= self._is_thing.size)]
+            if strange.size:
+                owner = f"dataset {self.dataset.name!r}"
+                raise refuse_class(self.dataset, image_id, strange[0], self._is_thing.size, owner)
+        return targets
 
     @property
     def schema(self) -> pa.Schema:

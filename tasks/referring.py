@@ -17,8 +17,6 @@ unless the model's attribute `box_choice` is "first". `several_boxes` says how m
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,10 +169,12 @@ class Referring(Task):
 
     @property
     def fingerprint(self) -> str:
-        """Task, version, model, prompt and all expressions, because they decide the answers."""
-        digest = hashlib.sha256(json.dumps(self.sentences).encode()).hexdigest()
-        facts = {"prompt": self.prompt, "sentences": digest}
-        return fingerprint(task=self.name, version=self.version, model=self.model.fingerprint, **facts)
+        """Task, version, model and prompt."""
+        return fingerprint(task=self.name, version=self.version, model=self.model.fingerprint, prompt=self.prompt)
+
+    def facts(self, image_id: str) -> list[str] | None:
+        """The expressions of an image in the order of the dataset, in which it is asked about them; None for an unknown image."""
+        return self.sentences.get(image_id)
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """Ask about every expression. The answers are stored as texts and read when they are scored.

@@ -159,8 +159,8 @@ class Retrieval(Task):
         return pa.schema([("embedding", pa.list_(pa.float32()))])
 
     @property
-    def fingerprint(self) -> str:
-        """Task, version, model, and the captions, because the context holds their embeddings."""
+    def context_fingerprint(self) -> str:
+        """Task, version, model and all captions. Predictions embed images alone, so their fingerprint lacks the captions."""
         captions = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
         return fingerprint(task=self.name, version=self.version, model=self.model.fingerprint, captions=captions)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,7 +164,8 @@ class SemanticSegmentation(Task):
         """Pixel counts of all images.
 
         Raises:
-            DatasetError: a label map has another size than its image, or a sample value without a class.
+            DatasetError: a label map has another size than its image, or a sample value without a class or of a class that the
+                dataset does not have.
         """
         return confusion(map(self._class_maps, predictions, targets), self._classes)
 
@@ -174,7 +176,15 @@ class SemanticSegmentation(Task):
             raise DatasetError(f"a label map is {samples.shape}, its image {predicted.shape}; give the annotations of these images")
         if samples.size and samples.max() >= len(target["classes"]):
             raise DatasetError(f"a label map holds {samples.max()}, which stands for no class; give maps of these categories")
-        return predicted, target["classes"][samples]
+        # A table of classes may list more than there are, as long as no pixel has them.
+        labels = target["classes"][samples]
+        if labels.size and labels.max() >= self._classes:
+            source = target["mask"] if isinstance(target["mask"], Path) else f"dataset {self.dataset.name!r}"
+            raise DatasetError(
+                f"{source}: a label map holds class {labels.max()}, but the categories are 0 to {self._classes - 1}; number "
+                "classes from 0 in the order of the dataset's categories, and ignored samples -1"
+            )
+        return predicted, labels
 
     def aggregate(self, statistics: Confusion, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         """mIoU, aAcc and mAcc in percent."""

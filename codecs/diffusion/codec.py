@@ -88,6 +88,10 @@ class DiffusionCodec(StreamScheme):
             **(facts or {}),
         )
 
+    def facts(self, image_id: str) -> Any:
+        """The words that the user's files hold for this image, as JSON; None if they hold none. See `codecs.base.Codec`."""
+        return self._guide.image_facts(image_id)
+
     def architecture(self) -> Architecture:
         """The networks."""
         raise NotImplementedError

@@ -270,6 +270,9 @@ class Request:
 def decompress(requests: Sequence[Request]) -> list[Image]:
     """Decode streams; those of one model, padded size and decoding are sampled in batches.
 
+    Streams without words are sampled apart from those with words, because guidance by words costs a second evaluation of the UNet
+    for the whole batch, and whether an image is guided must not depend on its company.
+
     Returns:
         uint8 RGB arrays, (H, W, 3) each, in the order of the requests.
 
@@ -279,7 +282,9 @@ def decompress(requests: Sequence[Request]) -> list[Image]:
     groups: dict[Any, list[int]] = {}
     for index, request in enumerate(requests):
         container, pad = request.container, request.model.latent.pad
-        key = (id(request.model), _round_up(container.height, pad), _round_up(container.width, pad), request.decoding)
+        size = (_round_up(container.height, pad), _round_up(container.width, pad))
+        guided = request.decoding.guidance != 1 and request.prompt != request.decoding.negative
+        key = (id(request.model), size, request.decoding, guided)
         groups.setdefault(key, []).append(index)
     images: dict[int, Image] = {}
     pool = ThreadPoolExecutor(1)

@@ -28,6 +28,7 @@ from scipy.ndimage import gaussian_filter
 from icmbench.codecs.training import synthetic
 
 SOURCES = Path(__file__).parent.parent / "diffusion" / "pretrained" / "tiny" / "sources.csv"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")  # Pillow would start Ghostscript for PostScript, whatever its name.
 SIDE = 192  # Pixels.
 MIN_TAG_COUNT = 5  # Tags on fewer pictures are dropped.
 REDUCTIONS = (2, 3, 4)  # Downscaling removes most compression artefacts of the lossy originals.
@@ -167,7 +168,7 @@ def collect(root: Path, out: Path, seed: int = 0, synthetic_count: int = 400, mo
     for source in source_list:
         if source.kind == "photo":
             for path in _source_files(root, source):
-                with Image.open(path) as opened:
+                with Image.open(path, formats=FORMATS) as opened:
                     crops = list(cut_crops(opened.convert("RGB"), rng))
                 rng.shuffle(crops)
                 for number, crop in enumerate(crops[:most]):
@@ -176,7 +177,7 @@ def collect(root: Path, out: Path, seed: int = 0, synthetic_count: int = 400, mo
     for source in source_list:
         if source.kind == "cut-out":
             for path in _source_files(root, source):
-                with Image.open(path) as opened:
+                with Image.open(path, formats=FORMATS) as opened:
                     cut_out = opened.convert("RGBA")
                 words = [*source.words, path.parent.name.removesuffix("s")]
                 for number in range(1 if "text" in words else 2):

@@ -185,7 +185,7 @@ class Bench:
         task = self.tasks[label]
         if label in self._loaded_contexts or not task.has_context:
             return
-        name = f"contexts/{digest(task.fingerprint)}.npz"
+        name = f"contexts/{digest(task.context_fingerprint)}.npz"
         if not self.store.exists(name):
             buffer = io.BytesIO()
             try:

@@ -10,10 +10,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from icmbench.tasks.base import DatasetError, Target
+from icmbench.tasks.base import DatasetError, Image, Target
 from icmbench.tasks.datasets.coco import Coco
 from icmbench.tasks.datasets.images import printable_name, require_path
 from icmbench.tasks.datasets.lists import read_text
+from icmbench.tasks.datasets.sizes import check_map_header, upright_size
+from icmbench.tasks.maps import read_map
 
 CLASSES = 150
 ALIASES = {109: "pool"}  # The swimming pool's name in Mask2Former's list and in models that were trained with it.
@@ -54,6 +56,7 @@ class Ade20k(Coco):
         self._prepared = {kind: self.root / f"ade20k_{kind.removesuffix('s')}_{short}.json" for kind in SCRIPTS}
         for path, content in ((self.root, "folder"), (self._maps, "annotations"), (self._classes_file, "list of classes")):
             require_path(path, content, self.source)
+        self._checked_maps: set[str] = set()  # Images whose semantic map has been read.
         existing = {kind: path if path.exists() else None for kind, path in self._prepared.items()}
         masks = self.root / f"ade20k_panoptic_{short}" if existing["panoptic"] else None
         super().__init__(
@@ -90,10 +93,15 @@ class Ade20k(Coco):
         """For `semantic`, every image; for `instances` and `panoptic`, the images that their files list.
 
         Raises:
-            DatasetError: the instances or panoptic segments have not been prepared, or do not follow the preprocessing.
+            DatasetError: the instances or panoptic segments have not been prepared, or do not follow the preprocessing; or a label
+                map is missing or has another size than its photograph.
         """
         if kind == "semantic":
             self._refuse_preprocessed(kind)
+            if kind not in self._fitting and self.preprocessing == "native":
+                for image_id in self.ids:
+                    check_map_header(self._map(image_id), self.path(image_id), upright_size(self.path(image_id)))
+                self._fitting.add(kind)
             return list(self.ids)
         if kind in SCRIPTS and kind not in self._files:
             raise DatasetError(
@@ -120,7 +128,30 @@ class Ade20k(Coco):
             return super().targets(kind, ids)
         self._refuse_preprocessed(kind)
         classes = np.arange(CLASSES + 1) - 1
-        return [{"mask": (self._maps / image_id).with_suffix(".png"), "classes": classes} for image_id in ids]
+        return [{"mask": self._map(image_id), "classes": classes} for image_id in ids]
+
+    def read(self, image_id: str) -> Image:
+        """Decoded, upright, preprocessed pixels, uint8 (height, width, 3), RGB.
+
+        Raises:
+            DatasetError: as in `Coco.read`, or the semantic map has another size or a sample that stands for no class.
+        """
+        image = super().read(image_id)
+        # A map that is missing is named as soon as a task asks for the annotated images.
+        if self.preprocessing == "native" and image_id not in self._checked_maps and self._map(image_id).is_file():
+            samples = read_map(self._map(image_id))
+            check_map_header(self._map(image_id), self.path(image_id), (image.shape[0], image.shape[1]))
+            if samples.max(initial=0) > CLASSES:
+                raise DatasetError(
+                    f"{self._map(image_id)}: holds the sample {samples.max()}, but classes have 1 to {CLASSES} and 0 is ignored; "
+                    "give the maps of SceneParse150"
+                )
+            self._checked_maps.add(image_id)
+        return image
+
+    def _map(self, image_id: str) -> Path:
+        """The semantic map of an image."""
+        return (self._maps / image_id).with_suffix(".png")
 
     def _refuse_preprocessed(self, kind: str) -> None:
         # Semantic maps are refused in the words for panoptic ones.

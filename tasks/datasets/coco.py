@@ -15,6 +15,7 @@ from icmbench.tasks.datasets.decoding import open_picture
 from icmbench.tasks.datasets.folder import ImageFolder
 from icmbench.tasks.datasets.images import read_image, require_images, require_path
 from icmbench.tasks.datasets.segment_maps import check_segments
+from icmbench.tasks.datasets.sizes import check_map_header, upright_size
 
 GEOMETRIC = ("instances", "keypoints", "panoptic")  # Kinds whose coordinates are pixels of the photographs as annotated.
 
@@ -46,6 +47,8 @@ class Coco(ImageFolder):
         "annotations/instances_val2017.json, annotations/panoptic_val2017/*.png."
     )
 
+    costly_targets: ClassVar[frozenset[str]] = frozenset({"panoptic"})  # Kinds whose `targets` reads the pixels of label maps.
+
     def __init__(
         self,
         images: Path,
@@ -70,6 +73,7 @@ class Coco(ImageFolder):
             raise DatasetError(f"dataset {name!r}: `panoptic` (a JSON file) and `panoptic_masks` (its folder of PNG) come together")
         self._sizes: dict[str, tuple[int, int]] = {}  # Height and width of the photographs that have been read.
         self._checked: set[str] = set()  # Images whose panoptic PNG has been compared with the JSON.
+        self._fitting: set[str] = set()  # Kinds of annotations that have been compared with the headers of all photographs.
         super().__init__(images, preprocessing, limit, name)
 
     def _list(self) -> list[str]:
@@ -99,6 +103,28 @@ class Coco(ImageFolder):
                 if image_id in file.images:
                     self._check_size(image_id, file, kind)
         return image
+
+    def _check_headers(self, kind: str, file: AnnotationFile) -> None:
+        """Compare the headers of all photographs and label maps with an annotation file, once.
+
+        Raises:
+            DatasetError: a photograph or label map has another size than the file states, a box lies outside its photograph, or
+                coordinates are not in pixels.
+        """
+        sizes = {}
+        for image_id in filter(file.images.__contains__, self.ids):
+            entry = file.images[image_id]
+            size = upright_size(self.path(image_id))
+            if size is not None and (entry.get("height") or size[0], entry.get("width") or size[1]) != size:
+                self.read(image_id)  # Names what is wrong, unless the header did not tell all.
+                size = self._sizes[image_id]
+            if size is not None:
+                sizes[image_id] = size
+            if kind == "panoptic":
+                check_map_header(file.labels(image_id)["mask"], self.path(image_id), size)
+        if kind in ("instances", "keypoints"):
+            file.check_coordinates(sizes)
+        self._fitting.add(kind)
 
     def _check_size(self, image_id: str, file: AnnotationFile, kind: str) -> None:
         """Raise DatasetError if a photograph that has been read has another size than its annotations."""
@@ -140,12 +166,17 @@ class Coco(ImageFolder):
     def annotated(self, kind: str) -> list[str]:
         """The images that the annotation file of this kind lists, including those without an object.
 
+        A task asks for them before anything is coded, so this is where the headers of all photographs are read, once.
+
         Raises:
-            DatasetError: the annotations do not follow the preprocessing.
+            DatasetError: the annotations do not follow the preprocessing, a photograph or label map has another size than the file
+                states, a box lies outside its photograph, or coordinates are not in pixels.
         """
         if kind not in self._files:
             return []
         self._refuse_preprocessed(kind)
+        if kind not in self._fitting and self.preprocessing == "native":
+            self._check_headers(kind, self._annotations[kind])
         return [image_id for image_id in self.ids if image_id in self._annotations[kind].images]
 
     def categories(self, kind: str) -> list[str]:

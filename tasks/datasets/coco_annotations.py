@@ -8,8 +8,7 @@ Whatever would lead to a wrong score is a DatasetError that names the file, the 
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -19,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import DatasetError
-from icmbench.tasks.datasets.images import MALFORMED, path_inside
-from icmbench.tasks.datasets.json_entries import Entries, json_excerpt
+from icmbench.tasks.datasets.json_entries import Entries
+from icmbench.tasks.datasets.json_files import json_excerpt, read_json
+from icmbench.tasks.datasets.plausibility import refuse_boxes_outside, refuse_other_units, warn_of_oddities
+from icmbench.tasks.datasets.segment_maps import mask_files
 from icmbench.tasks.datasets.segmentations import exact_area, problem
 
-UNREADABLE: tuple[type[Exception], ...] = (*MALFORMED, OSError)
 MAX_SEGMENT = 256**3 - 1  # R + 256 G + 65536 B of a panoptic PNG; 0 is unlabelled.
 _SIDED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 PERSON_JOINTS = [
@@ -80,6 +80,22 @@ class AnnotationFile:
         start, end = self._starts[position], self._starts[position + 1]
         labels = {key: values[start:end] for key, values in self._columns.items()}
         return labels | {key: values[position] for key, values in self._image_columns.items()}
+
+    def check_coordinates(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Check coordinates and areas against the sizes of the pictures, once these are known; see `plausibility`.
+
+        Args:
+            sizes: height and width in pixels by file name; the labels of other images are not looked at.
+
+        Raises:
+            DatasetError: a box lies outside its picture, or coordinates or areas are not in pixels.
+        """
+        images = list(self.images)
+        shapes = np.array([sizes.get(name, (np.nan, np.nan)) for name in images], dtype=np.float64).reshape(-1, 2)
+        image_of = np.repeat(np.arange(len(images)), np.diff(self._starts))
+        refuse_boxes_outside(self.path, self._columns, [images[k] for k in image_of.tolist()], shapes[image_of])
+        refuse_other_units(self.path, self._columns)
+        warn_of_oddities(self.path, self._columns, image_of, shapes[image_of])
 
     def _read_images(self, images: Entries) -> None:
         """Check and keep the list of images; one that is listed twice in the same words counts once."""
@@ -189,7 +205,8 @@ class AnnotationFile:
         annotations.refuse_repeated("image_id", image_of.tolist())
         order = np.argsort(image_of).tolist()
         annotations = Entries(self.path, "annotations", [annotations.items[k] for k in order], "image_id")
-        self._image_columns = {"mask": self._mask_files(annotations)}
+        assert self._masks is not None
+        self._image_columns = {"mask": mask_files(self._masks, annotations)}
         lists = annotations.column("segments_info")
         for position in (k for k, segments in enumerate(lists) if type(segments) is not list):
             annotations.refuse(position, "segments_info", "a list of segments")
@@ -205,25 +222,6 @@ class AnnotationFile:
             "areas": segments.numbers("area", optional=True),
         }
         return columns, np.append(0, np.cumsum(counts, dtype=np.int64)).tolist()
-
-    def _mask_files(self, annotations: Entries) -> list[Path]:
-        """The PNG of each annotation."""
-        assert self._masks is not None
-        names = annotations.texts("file_name")
-        annotations.refuse_repeated("file_name", names)
-        files = []
-        for position, name in enumerate(names):
-            try:
-                files.append(path_inside(self._masks, name))
-            except ValueError:
-                annotations.refuse(position, "file_name", "the name of a PNG inside the folder of panoptic masks")
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise DatasetError(
-                f"{self._masks}: {len(missing)} of the {len(files)} PNG that {self.path} names are missing, "
-                f"the first is {missing[0].name}; complete the folder"
-            )
-        return files
 
 
 @contextmanager
@@ -243,11 +241,7 @@ def _without_collector() -> Iterator[None]:
 
 def _load(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
-    try:
-        data = json.loads(path.read_bytes())
-    except UNREADABLE as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise DatasetError(f"{path}: not in COCO's format ({cause}); give the JSON of one annotation kind") from error
+    data = read_json(path)
     if type(data) is not dict:
         raise DatasetError(f"{path}: not in COCO's format ({json_excerpt(data)}); give the JSON of one annotation kind")
     return data
@@ -259,7 +253,11 @@ def _boxes(annotations: Entries) -> npt.NDArray[np.float64]:
     boxes = annotations.rows("bbox", [4] * len(annotations), wanted).reshape(-1, 4)
     flat = np.flatnonzero((boxes[:, 2:] <= 0).any(axis=1))
     if flat.size:
-        annotations.refuse(int(flat[0]), "bbox", wanted)
+        entry = annotations.items[int(flat[0])]
+        raise DatasetError(
+            f"{annotations.path}: {annotations.label(int(flat[0]))}: `bbox` is {json_excerpt(entry['bbox'])}, not {wanted} "
+            f"({flat.size} such boxes in all); remove the annotation, or state the box of its segmentation"
+        )
     return boxes
 
 

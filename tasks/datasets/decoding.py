@@ -6,9 +6,11 @@ import io
 import math
 import re
 import struct
+import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import IO
+from functools import partial
+from typing import IO, Any, TypeVar
 
 from PIL import Image as Pillow
 
@@ -20,7 +22,10 @@ MAX_CODED_PIXELS = 89_478_485  # PIL.Image.MAX_IMAGE_PIXELS, the limit of the co
 CONVERTIBLE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # Pillow modes with one obvious 8-bit RGB reading.
 # Pillow warns of metadata that it cannot read, which decides nothing here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning, module=r"PIL\.")  # See `without_limit`.
 ORIENTATION = 0x0112  # The EXIF tag.
+_LIMIT = threading.Lock()  # Held while Pillow's own limit on pixels is lifted.
+Decoded = TypeVar("Decoded")
 TURNS = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
     3: Pillow.Transpose.ROTATE_180,
@@ -51,8 +56,30 @@ def open_picture(file: IO[bytes]) -> Pillow.Image:
             file.seek(0)
             if name == "AVIF":
                 return _open_avif(file, factory)
-            return factory(file, getattr(file, "name", ""))
+            return without_limit(partial(factory, file, getattr(file, "name", "")), lambda: file.seek(0))
     raise ValueError(f"damaged or no image (not {', '.join(FORMATS[:-1])} or {FORMATS[-1]})")
+
+
+def without_limit(decode: Callable[[], Decoded], again: Callable[[], Any] = lambda: None) -> Decoded:
+    """The result of a function, called once more without Pillow's own limit on pixels if that is in its way.
+
+    Pillow compares WebP, TIFF and crops with a limit of the whole process, of 179 megapixels. What is decoded here is bounded by
+    `refuse_large`, which knows what preprocessing makes of it, and a WebP by its format (16383 x 16383).
+
+    Args:
+        decode: what opens, loads or crops a picture.
+        again: called before the second call, such as to rewind a file.
+    """
+    try:
+        return decode()
+    except Pillow.DecompressionBombError:
+        again()
+        with _LIMIT:
+            limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
+            try:
+                return decode()
+            finally:
+                Pillow.MAX_IMAGE_PIXELS = limit
 
 
 def _open_avif(file: IO[bytes], factory: Callable[..., Pillow.Image]) -> Pillow.Image:
@@ -99,7 +126,9 @@ def _megapixels(*sides: int) -> str:
 
 
 def find_turn(picture: Pillow.Image) -> Pillow.Transpose | None:
-    """What turns a loaded picture upright by its EXIF orientation; None if nothing has to be done.
+    """What turns a picture upright by its EXIF orientation; None if nothing has to be done.
+
+    A picture that is opened but not loaded is not loaded for this: a PNG may hold its tags behind the pixels.
 
     The EXIF is walked here for this one tag, because Pillow's own reader stops at other tags of an odd type or position.
     """
@@ -107,7 +136,7 @@ def find_turn(picture: Pillow.Image) -> Pillow.Transpose | None:
     value = _stored_orientation(exif) if isinstance(exif, bytes) else None
     if value is None:  # It may stand in XMP or in a text chunk, which Pillow finds.
         try:
-            value = picture.getexif().get(ORIENTATION)
+            value = Pillow.Image.getexif(picture).get(ORIENTATION)
         except Exception:  # What Pillow cannot read at all turns nothing.
             value = None
     return TURNS.get(value) if isinstance(value, int) else None

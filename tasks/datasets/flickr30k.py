@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from icmbench.tasks.base import DatasetError, Target
 from icmbench.tasks.datasets.folder import ImageFolder
 from icmbench.tasks.datasets.images import require_images, require_path
-from icmbench.tasks.datasets.lists import Record, read_json
+from icmbench.tasks.datasets.json_files import read_json
+from icmbench.tasks.datasets.lists import Record
 
 SPLITS = ("train", "val", "test", "restval")  # The last one stands in Karpathy's file of COCO.
 

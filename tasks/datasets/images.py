@@ -20,12 +20,10 @@ import numpy as np
 from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError, Image
-from icmbench.tasks.datasets.decoding import find_turn, open_picture, refuse_deep, refuse_large, to_rgb
+from icmbench.tasks.datasets.decoding import find_turn, open_picture, refuse_deep, refuse_large, to_rgb, without_limit
 from icmbench.tasks.geometry import centre_crop, resize_short
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".ppm", ".tif", ".tiff")
-# What the code that reads a JSON by its keys raises if the JSON has another structure.
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 MAX_NAME = 200  # Characters of a file name in a message.
 # What a run writes into its folder: two of the marks tell that it is one, and its folders hold no photographs.
 RUN_MARKS = frozenset({"environment.json", "experiment.yaml", "streams"})
@@ -133,14 +131,13 @@ def read_image(path: Path, preprocessing: Preprocessing = NATIVE) -> Image:
             # Turning a picture swaps its sides, which changes no number of pixels.
             refuse_large([picture.size, *preprocessing.sizes(*picture.size)])
             refuse_deep(picture)
-            picture.load()  # TIFF turns itself here; PNG may hold its tags behind the pixels.
+            without_limit(picture.load)  # TIFF turns itself here; PNG may hold its tags behind the pixels.
             turn = find_turn(picture)
             rgb = to_rgb(picture)
-        return np.asarray(preprocessing(rgb if turn is None else rgb.transpose(turn)))
+        upright = rgb if turn is None else rgb.transpose(turn)
+        return np.asarray(without_limit(lambda: preprocessing(upright)))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such image") from None
-    except Pillow.DecompressionBombError as error:  # Pillow's WebP and tiled TIFF have a limit of their own.
-        raise DatasetError(f"{path}: more pixels than Pillow decodes of this format ({error}); shrink or cut the picture") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error ... on bad files.
         sentence = str(error) if isinstance(error, ValueError) else f"damaged or no image ({error})"
         raise DatasetError(f"{path}: {sentence}") from error

@@ -6,7 +6,6 @@ fails is searched for the entry that the message names. JSON's null counts as a 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -18,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.json_files import is_visible, is_whole_unicode, json_excerpt
 
-MAX_SHOWN = 60  # Characters of a wrong value in a message.
 INT64 = 2**63
 NUMBERS = {int, float}  # Types of JSON's numbers. Python's bool is a subclass of int, so types are compared, never isinstance.
 FLAGS = {int, float, bool, type(None)}
@@ -31,14 +30,6 @@ def is_finite(value: Any) -> bool:
         return type(value) in NUMBERS and math.isfinite(value)
     except OverflowError:  # An integer beyond the range of floating point.
         return False
-
-
-def json_excerpt(value: Any) -> str:
-    """A value for a message: in JSON's words, on one line of bounded length."""
-    if value is None:
-        return "missing or null"
-    text = json.dumps(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class Entries:
@@ -94,10 +85,10 @@ class Entries:
     def texts(self, key: str) -> list[str]:
         """The values of a key that must be text with something in it."""
         values = self.column(key)
-        if not set(map(type, values)) <= {str} or not all(map(str.strip, values)):
-            self._refuse_first(key, "a text", lambda value: type(value) is str and value.strip() != "")
-        if not all(map(_is_unicode, values)):
-            self._refuse_first(key, "a text of whole Unicode characters, which a file can hold", _is_unicode)
+        if not set(map(type, values)) <= {str} or not all(map(is_visible, values)):
+            self._refuse_first(key, "a text", lambda value: type(value) is str and is_visible(value))
+        if not all(map(is_whole_unicode, values)):
+            self._refuse_first(key, "a text of whole Unicode characters, which a file can hold", is_whole_unicode)
         return values
 
     def whole_numbers(self, key: str, low: int, high: int = INT64 - 1, optional: bool = False) -> list[Any]:
@@ -209,11 +200,6 @@ class Entries:
                 f"({strays} such ids in all); correct or complete the file"
             )
         return np.array(found, dtype=np.int64)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written to a file; JSON can spell one half of a surrogate pair, which cannot."""
-    return text.isascii() or text.encode(errors="replace").decode() == text
 
 
 def flat_numbers(lists: Iterable[Sequence[Any]]) -> npt.NDArray[np.float64] | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.images import printable_name
+from icmbench.tasks.datasets.json_files import is_visible, is_whole_unicode
 
 SEPARATORS = (",", ";", "\t")
 
@@ -39,16 +40,18 @@ class Record:
         return DatasetError(f"{self.file}: {self.item}: {reason}; correct the file")
 
     def text(self, key: str) -> str:
-        """A text, which Unicode can write.
+        """A text that can be seen, and that Unicode can write.
 
         Raises:
-            DatasetError: it is missing, null or no text.
+            DatasetError: it is missing, null, blank or no text.
         """
         value = self._get(key)
         if not isinstance(value, str):
             raise self.refuse(f"`{key}` is {describe_value(value)}, not a text")
-        if not value.isascii() and value != value.encode(errors="replace").decode():
+        if not is_whole_unicode(value):
             raise self.refuse(f"`{key}` holds half a Unicode character, {describe_value(value)}")
+        if not is_visible(value):
+            raise self.refuse(f"`{key}` is {describe_value(value)}, in which nothing can be read")
         return value
 
     def identifier(self, key: str) -> int | str:
@@ -127,27 +130,6 @@ def describe_value(value: Any) -> str:
     return "null" if value is None else printable_name(json.dumps(value)[:80])
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DatasetError: it cannot be read, is no JSON, or gives a key of one object two values.
-    """
-    try:
-        return json.loads(file.read_bytes(), object_pairs_hook=_unique)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: not JSON ({error}); give the annotations as a whole JSON file") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        for key, value in pairs:
-            if repr(values[key]) != repr(value):
-                raise ValueError(f"an object has two values of {describe_value(key)}")
-    return values
-
-
 def read_text(file: Path) -> str:
     """The content of a text file, without a byte order mark.
 
@@ -157,7 +139,7 @@ def read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"{file}: not a text file ({error})") from error
+        raise DatasetError(f"{file}: not a text file ({error}); give a list of labels, saved as UTF-8") from error
 
 
 def read_csv(file: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
@@ -171,7 +153,8 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
         Line number and the fields of `columns` in their order, without blanks around them, per row.
 
     Raises:
-        DatasetError: the file cannot be read, lacks a column or has it twice, or a row has not as many fields as the header.
+        DatasetError: the file cannot be read, lacks a column or has it twice, a row has not as many fields as the header, or a
+            column without a name holds more than the numbers of the rows in front.
     """
     text = read_text(file)
     header_line = text.partition("\n")[0]
@@ -200,8 +183,22 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
                 f"{file}: line {line} has {fields}; write one field per column, numbers with a point and without thousands "
                 "separators, and names that hold a separator in quotes"
             )
+    _check_index(file, header, rows[1:])
     positions = [header.index(column) for column in columns]
     return [(line, [row[position] for position in positions]) for line, row in rows[1:]]
+
+
+def _check_index(file: Path, header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]]) -> None:
+    """Raise DatasetError if the first column has no name and is no index, as pandas writes one in front: numbers that differ."""
+    if header[0]:
+        return
+    fields: dict[str, int] = {}
+    for line, row in rows:
+        if not (row[0].isascii() and row[0].isdigit()) or fields.setdefault(row[0], line) != line:
+            raise DatasetError(
+                f"{file}: line {line} has {row[0]!r} under a first column without a name, which may only number the rows; name the "
+                "column or leave it out"
+            )
 
 
 def whole_number(text: str) -> int:

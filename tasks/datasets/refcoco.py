@@ -12,7 +12,9 @@ import numpy as np
 from icmbench.tasks.base import DatasetError, Image, Target
 from icmbench.tasks.datasets.folder import ImageFolder
 from icmbench.tasks.datasets.images import printable_name, require_images, require_path
-from icmbench.tasks.datasets.lists import Record, describe_value, read_json, records_of
+from icmbench.tasks.datasets.json_files import read_json
+from icmbench.tasks.datasets.lists import Record, describe_value, records_of
+from icmbench.tasks.datasets.sizes import are_shares, upright_size
 
 CONVERSION = (
     "python -c \"import json, pickle; json.dump(pickle.load(open('{pickle}', 'rb'), encoding='latin1'), open('{json}', 'w'))\""
@@ -54,7 +56,8 @@ class RefCoco(ImageFolder):
     ) -> None:
         self._refs_file, self._instances_file, self._split = Path(refs), None if instances is None else Path(instances), split
         self._phrases: dict[str, list[tuple[str, list[float]]]] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}  # Stated width and height by file name.
+        self._sizes: dict[str, tuple[int | None, int | None]] = {}  # Stated width and height by file name.
+        self._fitting = False  # Whether the headers of all photographs have been compared with the annotations.
         for path in (self._refs_file, self._instances_file):
             if path is not None:
                 require_path(path, "annotations", self.source)
@@ -86,6 +89,11 @@ class RefCoco(ImageFolder):
             raise DatasetError(
                 f"{file}: holds no phrases; each entry has file_name, sentence and bbox_xywh, or is the refer toolbox's"
             )
+        if are_shares([box for _, _, box in rows]):
+            raise DatasetError(
+                f"{self._instances_file or file}: all boxes lie within the first pixel, as if they were shares of the picture's "
+                "sides; write x, y, width and height in pixels"
+            )
         require_images(self.images, self._phrases, file)
         return sorted(self._phrases)
 
@@ -112,7 +120,10 @@ class RefCoco(ImageFolder):
                     )
                 # The file_name of a reference ends in the number of its annotation, so it names no image.
                 name, box = image.text("file_name"), annotation.box("bbox")
-                rows += [(name, sentence.text("sent"), box) for sentence in ref.records("sentences")]
+                sentences = ref.records("sentences")
+                if not sentences:
+                    raise ref.refuse("`sentences` is empty, so that it asks for nothing")
+                rows += [(name, sentence.text("sent"), box) for sentence in sentences]
         return rows
 
     def _instances(self, file: Path) -> tuple[dict[int | str, Record], dict[int | str, Record]]:
@@ -121,9 +132,12 @@ class RefCoco(ImageFolder):
         document = Record(file, "the file", document.values)
         images, annotations = _by_id(document.records("images"), "id"), _by_id(document.records("annotations"), "id")
         for image in images.values():
-            width, height = image.side("width"), image.side("height")
-            if width is not None and height is not None:
-                self._sizes[image.text("file_name")] = (width, height)
+            size = (image.side("width"), image.side("height"))
+            name = image.text("file_name") if size != (None, None) else ""
+            if name and self._sizes.setdefault(name, size) != size:
+                raise image.refuse(
+                    f"states {_sides(size)}, but another entry of {printable_name(name)!r} {_sides(self._sizes[name])}"
+                )
         return images, annotations
 
     def read(self, image_id: str) -> Image:
@@ -133,25 +147,47 @@ class RefCoco(ImageFolder):
             DatasetError: as for every dataset; or the photograph is not as large as the annotations say, or a box lies outside it.
         """
         image = super().read(image_id)
-        height, width = image.shape[:2]
-        stated = self._sizes.get(image_id, (width, height))
+        misfit = self._misfit(image_id, image.shape[0], image.shape[1])
+        if misfit is not None:
+            raise DatasetError(misfit)
+        return image
+
+    def _misfit(self, image_id: str, height: int, width: int) -> str | None:
+        """Why the annotations do not fit a photograph of this size in pixels, as a message; None if they do."""
+        stated_width, stated_height = self._sizes.get(image_id, (None, None))
+        stated = (stated_width or width, stated_height or height)
         if stated != (width, height):
             reason = "its EXIF orientation turns it" if stated == (height, width) else "it is another one"
-            raise DatasetError(
+            return (
                 f"{self.path(image_id)}: is {width}x{height} where {self._instances_file} states {stated[0]}x{stated[1]}: "
                 f"{reason}, so the boxes do not fit; give the photographs that were annotated"
             )
-        for sentence, (left, top, *_) in self._phrases[image_id]:
-            if left >= width or top >= height:
-                raise DatasetError(
-                    f"{self._refs_file}: the box of {printable_name(sentence)!r} starts at {left:g}, {top:g}, outside {image_id} "
-                    f"of {width}x{height}; correct the file"
+        for sentence, (left, top, box_width, box_height) in self._phrases[image_id]:
+            right, bottom = left + box_width, top + box_height
+            if left >= width or top >= height or right <= 0 or bottom <= 0:
+                place = f"ends at {right:g}, {bottom:g}" if right <= 0 or bottom <= 0 else f"starts at {left:g}, {top:g}"
+                return (
+                    f"{self._refs_file}: the box of {printable_name(sentence)!r} {place}, outside {image_id} of {width}x{height}; "
+                    "correct the file"
                 )
-        return image
+        return None
 
     def annotated(self, kind: str) -> list[str]:
-        """For `referring`, every image."""
-        return list(self.ids) if kind == "referring" else []
+        """For `referring`, every image.
+
+        A task asks for them before anything is coded, so this is where the headers of all photographs are read, once.
+
+        Raises:
+            DatasetError: a photograph is not as large as the annotations say, or a box lies outside it.
+        """
+        if kind != "referring":
+            return []
+        for image_id in [] if self._fitting else self.ids:
+            size = upright_size(self.path(image_id))
+            if size is not None and self._misfit(image_id, *size) is not None:
+                self.read(image_id)  # Names what is wrong, unless the header did not tell all.
+        self._fitting = True
+        return list(self.ids)
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
         """For `referring`, a list of texts `sentences` per image, and their `boxes`, float64 (n, 4) as x, y, width, height.
@@ -166,6 +202,10 @@ class RefCoco(ImageFolder):
             sentences, boxes = zip(*self._phrases[image_id], strict=True)
             targets.append({"sentences": list(sentences), "boxes": np.array(boxes, dtype=np.float64)})
         return targets
+
+
+def _sides(size: tuple[int | None, int | None]) -> str:
+    return f"a width of {size[0]} and a height of {size[1]}"
 
 
 def _by_id(entries: Sequence[Record], key: str) -> dict[int | str, Record]:

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import DatasetError
+from icmbench.tasks.datasets.images import path_inside
+from icmbench.tasks.datasets.json_entries import Entries
 from icmbench.tasks.maps import read_map
+
+
+def mask_files(folder: Path, annotations: Entries) -> list[Path]:
+    """The PNG of each panoptic annotation.
+
+    Args:
+        folder: where they lie.
+        annotations: the entries that name them.
+
+    Raises:
+        DatasetError: one is named twice or missing, or the folder cannot be read.
+    """
+    names = annotations.texts("file_name")
+    annotations.refuse_repeated("file_name", names)
+    try:
+        with os.scandir(folder) as entries:  # Their names lead nowhere else and need no look at their parts.
+            present = {entry.name for entry in entries if not entry.is_symlink() and entry.is_file()}
+    except OSError as error:
+        raise DatasetError(
+            f"{folder}: this folder cannot be read ({error.strerror}); give the folder of the PNG that {annotations.path} names"
+        ) from error
+    files, missing = [], []
+    for position, name in enumerate(names):
+        try:
+            files.append(folder / name if name in present else path_inside(folder, name))
+        except ValueError:
+            annotations.refuse(position, "file_name", "the name of a PNG inside the folder of panoptic masks")
+        if name not in present and not files[-1].is_file():
+            missing.append(files[-1])
+    if missing:
+        raise DatasetError(
+            f"{folder}: {len(missing)} of the {len(files)} PNG that {annotations.path} names are missing, "
+            f"the first is {missing[0].name}; complete the folder"
+        )
+    return files
 
 
 def check_segments(

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.datasets.json_entries import flat_numbers, json_excerpt
+from icmbench.tasks.datasets.json_entries import flat_numbers
+from icmbench.tasks.datasets.json_files import json_excerpt
+from icmbench.tasks.datasets.sizes import are_shares
 from icmbench.tasks.run_lengths import decode_counts
 
 MIN_NUMBERS = 6  # Of a polygon: x and y of three points.
@@ -41,7 +43,10 @@ def all_full_polygons(segmentations: Sequence[Any], side: int) -> bool:
     if lengths and (min(lengths) < MIN_NUMBERS or any(length % 2 for length in lengths)):
         return False
     numbers = flat_numbers(polygons)
-    return numbers is not None and _near(numbers, side)
+    if numbers is None or not _near(numbers, side):
+        return False
+    starts = np.append(0, np.cumsum(list(map(len, polygons))[:-1], dtype=np.int64))
+    return not polygons or bool(np.maximum.reduceat(numbers, starts).min() > 1)  # Others are looked at one by one.
 
 
 def problem(segmentation: Any, height: int, width: int) -> str | None:
@@ -79,6 +84,8 @@ def _polygons_problem(segmentation: list[Any], side: int) -> str | None:
             return f"has a polygon far outside of its picture, of up to {np.abs(numbers).max():g}"
     if all(len(polygon) < MIN_NUMBERS for polygon in segmentation):
         return "has no polygon of three points or more"
+    if side > 1 and are_shares([number for polygon in segmentation for number in polygon]):
+        return "lies within the first pixel, as if it were in shares of the picture's sides, where pixels should be"
     return None
 
 

@@ -11,7 +11,6 @@ import pickle
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,14 +30,7 @@ class _Detectron2:
 
     extra: ClassVar[str] = "detectron2"
     weights: ClassVar[str] = "detectron2's model zoo (CC BY-SA 3.0), downloaded by name, or `path` to a .pkl or .pth"
-
-    @classmethod
-    def usable(cls) -> str | None:
-        """Why the adapter cannot be used on this machine, or None if it can.
-
-        An installed extra would not tell, because detectron2 is in no package registry and so not in the extra.
-        """
-        return None if find_spec("detectron2") else "needs detectron2, built from source as its own instructions say"
+    unpackaged: ClassVar[Mapping[str, str]] = {"detectron2": "built from source as its own instructions say"}
 
     def __init__(
         self,

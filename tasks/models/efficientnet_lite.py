@@ -47,6 +47,7 @@ class EfficientNetLite:
 
     task: ClassVar[str] = "classification"
     extra: ClassVar[str] = "efficientnet"
+    class_count: ClassVar[int] = 1000
     variant: ClassVar[str]
     size: ClassVar[int]
 

@@ -61,30 +61,18 @@ class TimmClassifier:
         return fingerprint(
             model="timm",
             architecture=self.architecture,
-            weights=self._weights(),
+            weights=weights_of(self.architecture, self.path),
             test_size=self.test_size,
             dtype=self.dtype,
             **versions("timm", "torch", "torchvision", "pillow"),
         )
 
-    def _weights(self) -> Any:
-        """What identifies the weights: SHA-256 of local files, a commit of the hub, or the file name of the download."""
-        if self.path is not None:
-            return folder_sha256(self.path) if self.path.is_dir() else file_sha256(self.path)
-        name = str(self.architecture)
-        if name.startswith("hf-hub:"):
-            repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-            return commit_of(repository, revision or None)
-        from timm.models import get_pretrained_cfg, is_model
-
-        if not is_model(name.partition(".")[0]):
-            raise ModelError(f"architecture: timm has no {name!r}; see timm.list_models()")
-        source = get_pretrained_cfg(name)
-        if source is None or not source.has_weights:
-            raise ModelError(f"architecture: timm has no weights for {name!r}; see timm.list_models(pretrained=True)")
-        if source.hf_hub_id:
-            return {source.hf_hub_id: commit_of(source.hf_hub_id)}
-        return str(source.url).rsplit("/")[-1]
+    @property
+    def class_count(self) -> int | None:
+        """The number of classes, without the weights; None if only they tell."""
+        if self.path is not None or str(self.architecture).startswith("hf-hub:"):
+            return None
+        return int(pretrained_config(str(self.architecture)).num_classes)
 
     @cached_property
     def network(self) -> Any:
@@ -123,3 +111,52 @@ class TimmClassifier:
                 logits = self.network(inputs.to(self.device, getattr(torch, self.dtype)))
             scores.append(logits.float().cpu().numpy())
         return np.concatenate(scores)
+
+
+def weights_of(architecture: str | None, path: Path | None) -> Any:
+    """What identifies the weights of a timm network, for a fingerprint.
+
+    Args:
+        architecture: as in `TimmClassifier`.
+        path: as in `TimmClassifier`.
+
+    Returns:
+        The SHA-256 of local files, a commit of the hub, or the file name of the download.
+
+    Raises:
+        ModelError: timm does not have the network or weights for it, or neither the hub nor its cache tells the commit.
+    """
+    if path is not None:
+        return folder_sha256(path) if path.is_dir() else file_sha256(path)
+    name = str(architecture)
+    if name.startswith("hf-hub:"):
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+        return commit_of(repository, revision or None)
+    source = pretrained_config(name)
+    if source.hf_hub_id:
+        return {source.hf_hub_id: commit_of(source.hf_hub_id)}
+    return str(source.url).rsplit("/")[-1]
+
+
+def known_weights(architecture: str) -> Any:
+    """As `weights_of` for a name, but None where neither the hub nor its cache tells the commit, so that no weights are there."""
+    try:
+        return weights_of(architecture, None)
+    except ModelError:
+        return None
+
+
+def pretrained_config(name: str) -> Any:
+    """What timm knows of the weights of an architecture's name.
+
+    Raises:
+        ModelError: timm does not have the network, or weights for it.
+    """
+    from timm.models import get_pretrained_cfg, is_model
+
+    if not is_model(name.partition(".")[0]):
+        raise ModelError(f"architecture: timm has no {name!r}; see timm.list_models()")
+    config = get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ModelError(f"architecture: timm has no weights for {name!r}; see timm.list_models(pretrained=True)")
+    return config

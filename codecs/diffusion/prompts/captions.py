@@ -165,7 +165,8 @@ class CaptionGuide:
     Attributes:
         checksum: 0, because a stream names its coder and the tables of a coder never change.
         coder: The coder's name.
-        facts: Everything that decides an image's caption and its bits, as JSON.
+        facts: Everything that decides the captions of all images and their bits, as JSON. Of captions that are given by image id it
+            says only that they are; `image_facts` has them.
 
     Raises:
         CodecError: there is no such coder, or the file cannot be read or holds something else.
@@ -180,9 +181,12 @@ class CaptionGuide:
             _check_coder(coder)
         self.coder, self._captioner = coder, captioner
         self._given_captions = _read_captions(captions) if isinstance(captions, Path) else captions
-        plain = self._given_captions if isinstance(self._given_captions, str) else dict(self._given_captions)
-        captions_json = json.dumps(plain, sort_keys=True)
-        self.facts = [coder, zlib.crc32(captions_json.encode()), captioner and captioner.facts]
+        for_all = zlib.crc32(json.dumps(self._given_captions).encode()) if isinstance(self._given_captions, str) else None
+        self.facts = [coder, for_all, captioner and captioner.facts]
+
+    def image_facts(self, image_id: str) -> str | None:
+        """The caption that is given by this image id; None if there is none, or one for all images."""
+        return None if isinstance(self._given_captions, str) else self._given_captions.get(image_id)
 
     def encode(self, image: Image, image_id: str | None = None, draft: object = None) -> Text | None:
         """The caption of an image as text of a stream.

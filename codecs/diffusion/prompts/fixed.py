@@ -22,6 +22,9 @@ class FixedPrompt:
         self._prompt = prompt
         self.facts: Any = [prompt, captioner]
 
+    def image_facts(self, image_id: str) -> None:
+        """None, because the prompt is the same for all images."""
+
     def encode(self, image: Image, image_id: str | None = None, draft: object = None) -> Text | None:
         """None for every image: no words are sent."""
         return None

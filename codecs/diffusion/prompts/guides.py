@@ -57,11 +57,14 @@ class Guide(Protocol):
 
     @property
     def facts(self) -> Any:
-        """Everything that decides the words, as JSON for fingerprints."""
+        """Everything that decides the words of all images, as JSON for fingerprints. Words by image id are in `image_facts`."""
 
     @property
     def checksum(self) -> int:
         """32 bits on which encoder and decoder must agree, such as the checksum of a vocabulary; 0 for none."""
+
+    def image_facts(self, image_id: str) -> Any:
+        """The words that a file holds for this image, as JSON; None if no file holds any for it. See `codecs.base.Codec.facts`."""
 
     def encode(self, image: Image, image_id: str | None, draft: Draft) -> Text | None:
         """The words of an image as text of a stream.

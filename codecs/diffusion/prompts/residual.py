@@ -124,7 +124,7 @@ class ResidualGuide:
 
     Attributes:
         checksum: 0, because a stream names its coder and the tables of a coder never change.
-        facts: Everything that decides an image's words and their bits, as JSON.
+        facts: Everything that decides the words of all images and their bits, as JSON; see `CaptionGuide`.
 
     Raises:
         CodecError: an optimiser is given with a coder of texts, there is no such coder, or a file cannot be read.
@@ -154,6 +154,10 @@ class ResidualGuide:
         words = [suffix, negative, coder]
         models = [reasoner and reasoner.facts, optimiser and optimiser.facts]
         self.facts = [*words, self._residuals and self._residuals.facts, self._originals.facts, *models]
+
+    def image_facts(self, image_id: str) -> str | None:
+        """The residual that is given by this image id, or with no residuals the caption; None if there is none by image id."""
+        return (self._originals if self._residuals is None else self._residuals).image_facts(image_id)
 
     def encode(self, image: Image, image_id: str | None, draft: Draft) -> Text | None:
         """The residual of an image as text of a stream, cut so that the suffix still fits into the text encoder.

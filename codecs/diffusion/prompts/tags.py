@@ -37,7 +37,8 @@ class TagGuide:
         vocabulary: The tags, by index.
         bits: Bits per tag.
         checksum: CRC-32 of the vocabulary, on which encoder and decoder must agree.
-        facts: Everything that decides an image's tags, as JSON.
+        facts: Everything that decides the tags of all images, as JSON. Of tags that are given by image id it says only that they
+            are; `image_facts` has them.
 
     Raises:
         CodecError: tags or a tagger are given without a vocabulary, or a given tag is not in it.
@@ -59,12 +60,16 @@ class TagGuide:
         self._index_of_tag = {tag: index for index, tag in enumerate(self.vocabulary)}
         self._tagger = tagger
         self._given_tags: Mapping[str, list[int]] | list[int]
-        if isinstance(tags, Mapping):
+        if isinstance(tags, Mapping) and tags:
             self._given_tags = {image_id: self.indexes(image_tags) for image_id, image_tags in tags.items()}
         else:
-            self._given_tags = self.indexes(tags)
-        tags_json = json.dumps(self._given_tags, sort_keys=True)
-        self.facts = [self.checksum, zlib.crc32(tags_json.encode()), function_name(tagger) if tagger else None]
+            self._given_tags = self.indexes(list(tags))
+        for_all = zlib.crc32(json.dumps(self._given_tags).encode()) if isinstance(self._given_tags, list) else None
+        self.facts = [self.checksum, for_all, function_name(tagger) if tagger else None]
+
+    def image_facts(self, image_id: str) -> list[int] | None:
+        """The tags that are given by this image id, as indexes into the vocabulary; None if there are none, or tags for all."""
+        return None if isinstance(self._given_tags, list) else self._given_tags.get(image_id)
 
     def indexes(self, tags: Sequence[str]) -> list[int]:
         """The indexes of tags in the vocabulary.
