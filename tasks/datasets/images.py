@@ -25,10 +25,10 @@ from icmbench.tasks.geometry import centre_crop, resize_short
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".ppm", ".tif", ".tiff")
 MAX_NAME = 200  # Characters of a file name in a message.
-# What a run writes into its folder: two of the marks tell that it is one, and its folders hold no photographs.
-RUN_MARKS = frozenset({"environment.json", "experiment.yaml", "streams"})
+# What a run writes into its folder or its store: two of the marks tell that it is one, and its folders hold no photographs.
+RUN_MARKS = frozenset({"environment.json", "experiment.yaml", "derived.json", "streams", "predictions"})
 RUN_FOLDERS = frozenset(
-    {"sources", "streams", "predictions", "reconstructions", "contexts", "replicates", "analyses", "report", "bundle"}
+    {"sources", "store", "streams", "predictions", "reconstructions", "contexts", "replicates", "analyses", "report", "bundle"}
 )
 
 
