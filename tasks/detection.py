@@ -19,7 +19,8 @@ import numpy.typing as npt
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Reference, Target, Task, labelled
 from icmbench.tasks.categories import match_shared_categories
 from icmbench.tasks.drawing import draw_boxes
-from icmbench.tasks.matching import AREAS, Detections, Labels, Matches, ap_scores, match
+from icmbench.tasks.matches import Matches
+from icmbench.tasks.matching import AREAS, Detections, Labels, ap_scores, match, takes_batches
 from icmbench.tasks.outputs import ObjectOutput
 from icmbench.tasks.overlaps import Overlap, box_overlap
 
@@ -140,8 +141,9 @@ class Detection(Task):
         """bool (labels,): which labels count neither as detected nor as missed."""
         return self._crowd(targets)
 
-    def aggregate(self, statistics: Matches, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-        """AP by name, in percent; see `matching.ap_scores`."""
+    @takes_batches
+    def aggregate(self, statistics: Matches, weights: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
+        """AP by name, in percent; also of many replicates at once, with weights (replicates, images); see `matching.ap_scores`."""
         return ap_scores(statistics, weights)
 
     def names(self, prediction: Prediction) -> list[str]:

@@ -1,7 +1,7 @@
 """Average precision as COCOeval defines it, with the per-image matches kept. Boxes, masks and keypoints share all of it.
 
     detections, labels -> overlap within each (image, category) -> greedy matches at 10 thresholds and each area range
-                       -> Matches -> weights of images -> cumulative TP and FP -> precision envelope at 101 recalls -> AP
+                       -> Matches (matches.py) -> weights of images -> precision envelope at 101 recalls (precision_recall.py) -> AP
 
 A match depends on its image alone, so `average_precision(matches, weights)` scores any resample of the images without matching
 again. It gives the number that COCOeval gives for a list that repeats each image `weight` times, provided that no two detections
@@ -10,18 +10,20 @@ of an image have equal scores: COCOeval orders the copies of equal scores image 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import image_weights
+from icmbench.tasks.matches import THRESHOLDS, Matches
 from icmbench.tasks.overlaps import Bools, Floats, Ints, Overlap
+from icmbench.tasks.precision_recall import RECALLS, precision_sums
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # Overlap from which a detection matches a label.
-RECALLS = np.linspace(0, 1, 101)  # Recall levels at which precision is averaged.
+Aggregate = TypeVar("Aggregate", bound=Callable[..., Mapping[str, Any]])
+
 # Ranges of an object's area in square pixels, both ends included.
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 
@@ -66,48 +68,6 @@ class Labels(Objects):
 
     crowd: Bools
     ignored: Bools
-
-
-@dataclass(frozen=True)
-class Matches:
-    """What each image contributes to average precision, for A area ranges, T thresholds and K categories.
-
-    Each (area range, threshold, category) has a precision-recall curve of its own. Detections are sorted by category, then by
-    falling score. Each curve lists its matched detections in this order; all other detections of its category inside the area
-    range are false positives.
-
-    Attributes:
-        areas: names of the A area ranges.
-        images: number of images.
-        categories: K.
-        image: int (n,), image of each detection.
-        category: int (n,), category of each detection.
-        inside: bool (A, n), whether a detection is inside the area range and so counts as wrong if unmatched.
-        position: int (m,), index of the matched detection.
-        curve: int (m,), curve of the match, (area range * T + threshold) * K + category, ascending.
-        true: bool (m,), whether the matched label counts, that is, is not ignored.
-        label_image: int (g,), image of each label.
-        label_category: int (g,), category of each label.
-        label_counts: bool (A, g), whether a label is inside the area range and not ignored.
-    """
-
-    areas: tuple[str, ...]
-    images: int
-    categories: int
-    image: Ints
-    category: Ints
-    inside: Bools
-    position: Ints
-    curve: Ints
-    true: Bools
-    label_image: Ints
-    label_category: Ints
-    label_counts: Bools
-
-    @cached_property
-    def curve_index(self) -> CurveIndex:
-        """The part of the summation that is the same for all weights."""
-        return _curve_index(self)
 
 
 def match(
@@ -267,10 +227,12 @@ def average_precision(matches: Matches, weights: Floats | None = None) -> npt.ND
 
     Args:
         matches: the result of `match`.
-        weights: float64 (images,), how often each image counts; None counts each image once.
+        weights: float64 (images,), how often each image counts; None counts each image once. Or float64 (replicates, images), which
+            takes a fifth of the time that the replicates take one by one, and gives the same numbers to the last bit.
 
     Returns:
-        float64 (areas, thresholds, categories) in 0..1; NaN if a category has no label that counts.
+        float64 (areas, thresholds, categories) in 0..1; NaN if a category has no label that counts. With weights of replicates,
+        float64 (replicates, areas, thresholds, categories).
 
     Example:
         Two images with one labelled box each. The first detection is exact, the second covers 72 % of its label.
@@ -290,101 +252,51 @@ def average_precision(matches: Matches, weights: Floats | None = None) -> npt.ND
         >>> average_precision(matches, weights=np.array([1.0, 0.0]))[0, [0, 5], 0].round(4)
         array([1., 1.])
     """
-    counted = image_weights(weights, matches.images)
-    label_weights = counted[matches.label_image]
-    positives = np.zeros((len(matches.areas), matches.categories))
-    for row, counts in zip(positives, matches.label_counts, strict=True):
-        row[:] = np.bincount(matches.label_category, label_weights * counts, matches.categories)
-    sums = np.zeros((len(matches.areas), len(THRESHOLDS), matches.categories))
-    if len(matches.position):
-        sums[:] = _precision_sums(matches, counted, positives).reshape(sums.shape)
-    return np.where(positives[:, None] > 0, sums / len(RECALLS), np.nan)
+    counted = np.atleast_2d(image_weights(weights, matches.images))
+    step = matches.curves.replicates_at_once
+    parts = [_average_precision(matches, counted[start : start + step]) for start in range(0, max(len(counted), 1), step)]
+    values = np.concatenate(parts)
+    return values[0] if weights is None or np.ndim(weights) == 1 else values
 
 
-def _precision_sums(m: Matches, counted: Floats, positives: Floats) -> Floats:
-    """Sum of precision over the recall levels of each curve, float64 (curves,).
+def _average_precision(matches: Matches, weights: Floats) -> Floats:
+    """AP of every curve under the weights of each replicate, float64 (replicates, areas, thresholds, categories)."""
+    sums, positives = precision_sums(matches.curves, weights)
+    areas, categories = len(matches.areas), matches.categories
+    sums = sums.reshape(-1, areas, len(THRESHOLDS), categories)
+    return np.where(positives.reshape(-1, areas, 1, categories) > 0, sums / len(RECALLS), np.nan)
 
-    Precision peaks where a detection is right, so the envelope needs the matched detections only.
+
+def takes_batches(aggregate: Aggregate) -> Aggregate:
+    """Declare that an `aggregate` also takes the weights of many replicates at once, float64 (replicates, images).
+
+    It then returns float64 (replicates,) for each metric, equal to what it returns for each replicate alone. The bootstrap
+    (`icmbench.results.bootstrap`) looks for the attribute `takes_batches` of a function or method.
     """
-    index = m.curve_index
-    weight = counted[m.image]
-    counts = np.zeros((len(m.areas), len(weight) + 1))
-    np.cumsum(weight * m.inside, axis=1, out=counts[:, 1:])
-    running = counts.ravel()  # Weight of the detections inside the area range so far.
-    match_weight = weight[m.position]
-    right = _cumsum_per_curve(match_weight * m.true, index)
-    detected = running[index.position] - np.repeat(running[index.category_start], index.sizes)
-    wrong = detected - _cumsum_per_curve(match_weight * index.inside, index)
-    precision = right / (right + wrong + np.spacing(1))
-    lifted = (precision + index.lift)[::-1]  # Keeps the running maximum of one curve from reaching into the one before it.
-    precision = np.maximum.accumulate(lifted, out=lifted)[::-1] - index.lift
-
-    # Each matched detection accounts for the recall levels that it is the first to reach.
-    total = np.repeat(positives.ravel()[index.label], index.sizes)
-    reached = np.searchsorted(RECALLS, np.divide(right, total, out=np.zeros_like(right), where=total > 0), side="right")
-    reached_before = np.append(0, reached[:-1])
-    reached_before[index.starts] = 0
-    curves = len(m.areas) * len(THRESHOLDS) * m.categories
-    return np.bincount(m.curve, precision * (reached - reached_before), curves).astype(np.float64, copy=False)
+    aggregate.takes_batches = True  # type: ignore[attr-defined]
+    return aggregate
 
 
-@dataclass(frozen=True)
-class CurveIndex:
-    """Where the matches of each precision-recall curve stand. It depends on the matches alone, not on the weights.
-
-    Attributes:
-        starts: int (c,), first match of each curve that has matches.
-        sizes: int (c,), number of matches of the curve.
-        label: int (c,), index of the curve's labels in a flat (areas, categories) array.
-        category_start: int (c,), where the curve's category starts in a flat (areas, detections + 1) running count.
-        position: int (m,), where each match stands in that running count.
-        inside: bool (m,), whether the matched detection is inside the area range.
-        lift: float64 (m,), how many curves come after the match's own.
-    """
-
-    starts: Ints
-    sizes: Ints
-    label: Ints
-    category_start: Ints
-    position: Ints
-    inside: Bools
-    lift: Floats
-
-
-def _curve_index(m: Matches) -> CurveIndex:
-    starts = np.flatnonzero(np.append(True, m.curve[1:] != m.curve[:-1]))
-    sizes = np.diff(np.append(starts, len(m.curve)))
-    area, category = m.curve[starts] // (len(THRESHOLDS) * m.categories), m.curve[starts] % m.categories
-    area_start = area * (len(m.image) + 1)
-    return CurveIndex(
-        starts=starts,
-        sizes=sizes,
-        label=area * m.categories + category,
-        category_start=area_start + np.searchsorted(m.category, category),
-        position=np.repeat(area_start, sizes) + m.position + 1,
-        inside=m.inside[np.repeat(area, sizes), m.position],
-        lift=np.repeat(np.arange(len(starts))[::-1].astype(np.float64), sizes),
-    )
-
-
-def _cumsum_per_curve(values: Floats, index: CurveIndex) -> Floats:
-    """Cumulative sums that start at 0 in each curve."""
-    sums = np.cumsum(values)
-    return sums - np.repeat(sums[index.starts] - values[index.starts], index.sizes)
-
-
-def ap_scores(matches: Matches, weights: Floats | None = None) -> dict[str, float]:
+@takes_batches
+def ap_scores(matches: Matches, weights: Floats | None = None) -> dict[str, Any]:
     """AP as COCO reports it.
 
     Args:
         matches: the result of `match`; the first area range is "all".
-        weights: float64 (images,), how often each image counts; None counts each image once.
+        weights: float64 (images,), how often each image counts; None counts each image once. Or float64 (replicates, images).
 
     Returns:
         In percent: `AP` over all thresholds, `AP50` and `AP75`, and `APs`, `APm`, `APl` for the other area ranges. NaN if no label
-        counts.
+        counts. A float each; with weights of replicates, float64 (replicates,) each.
     """
     values = 100 * average_precision(matches, weights)
+    if values.ndim == 3:
+        return _scores(matches, values)
+    scores = [_scores(matches, of_one) for of_one in values]
+    return {name: np.array([of_one[name] for of_one in scores]) for name in scores[0]}
+
+
+def _scores(matches: Matches, values: Floats) -> dict[str, float]:
     scores = {"AP": _mean_of_defined(values[0]), "AP50": _mean_of_defined(values[0, 0]), "AP75": _mean_of_defined(values[0, 5])}
     return scores | {f"AP{name[0]}": _mean_of_defined(values[index]) for index, name in enumerate(matches.areas) if index}
 

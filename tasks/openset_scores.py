@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from icmbench.tasks.base import Prediction, Target
 from icmbench.tasks.maps import LabelMap, read_map, relabel
-from icmbench.tasks.matching import Detections, Labels, Matches, ap_scores, match
+from icmbench.tasks.matches import Matches
+from icmbench.tasks.matching import Detections, Labels, ap_scores, match
 from icmbench.tasks.overlaps import Ints
 from icmbench.tasks.panoptic import PanopticStatistics, match_segments, panoptic_scores, panoptic_statistics
 from icmbench.tasks.segmentation import Confusion, confusion, segmentation_scores

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from icmbench.codecs import process
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.command import Command
 
@@ -394,3 +395,58 @@ def test_files_that_options_and_parameters_name_are_in_the_fingerprint(tmp_path,
         file.write_text("changed" + file.name)
         assert codec().fingerprint != before
         before = codec().fingerprint
+
+
+def test_folders_that_arguments_name_are_hashed(lines, tmp_path, script, image, monkeypatch):
+    """A model folder decides what an encoder writes, so another file in it, however deep, is another codec."""
+    model = tmp_path / "tools/weights"
+    (model / "deep/er").mkdir(parents=True)
+    (model / "deep/er/layer.bin").write_bytes(b"1")
+    (model / "loop").symlink_to(model)
+    (model / "deep/up").symlink_to(tmp_path / "tools")
+    (model / "self").symlink_to(model / "self")
+    os.mkfifo(model / "pipe")
+    shutil.copytree(model / "deep/er", tmp_path / "tools/qp5")
+
+    def codec(*words, point=5):
+        return Command({"quality": point}, encode=[*lines["encode"], *words], decode=lines["decode"], folder=tmp_path / "tools")
+
+    for word in ("--model=./weights", "weights/", str(model), "--model=weights/deep/er", "./qp{quality}"):
+        before = codec(word).fingerprint
+        assert codec(word).fingerprint == before and len(json.loads(before)["sha256"][word]) == 64
+    before = {word: codec(word).fingerprint for word in ("--model=./weights", "weights/deep/er")}
+    (model / "deep/er/layer.bin").write_bytes(b"22")
+    assert all(codec(word).fingerprint != text for word, text in before.items())
+    before = codec("./weights").fingerprint
+    (model / "deep/er/layer.bin").rename(model / "deep/er/other.bin")
+    assert codec("./weights").fingerprint != before
+    before = codec("./weights").fingerprint
+    for name in ("__pycache__", ".git"):  # Written by Python and git, and read by neither codec.
+        (model / name).mkdir()
+        (model / name / "x").write_text("x")
+    assert codec("./weights").fingerprint == before
+    monkeypatch.chdir("/")
+    words = script("where", "import sys; open(sys.argv[2], 'w').write(sys.argv[3])")
+    line = {"encode": [*words, "{input}", "{stream}", "--model=./weights", "{point}"], "decode": lines["decode"]}
+    assert Command(1, folder=tmp_path / "tools", **line).compress(image) == f"--model={model}".encode()
+
+
+def test_folders_that_say_nothing_of_the_codec_are_not_hashed(lines, tmp_path):
+    (tmp_path / "weights").mkdir()
+    before = len(json.loads(Command({"quality": 5}, folder=tmp_path, **lines).fingerprint)["sha256"])
+    for word in ("weights", ".", "./", "../", "/", "--tmp=/tmp", "--tmp=/var/tmp", "/dev/shm", "--log={stream}.d/"):
+        codec = Command({"quality": 5}, encode=[*lines["encode"], word], decode=lines["decode"], folder=tmp_path)
+        assert len(json.loads(codec.fingerprint)["sha256"]) == before, word
+
+
+def test_a_folder_of_too_many_files_is_refused(lines, tmp_path, monkeypatch):
+    for k in range(4):
+        (tmp_path / "data" / str(k)).mkdir(parents=True)
+        (tmp_path / "data" / str(k) / "x").write_bytes(bytes(10))
+    options = {"encode": [*lines["encode"], "data/"], "decode": lines["decode"], "folder": tmp_path}
+    for limit, value in (("MAX_FOLDER_FILES", 3), ("MAX_FOLDER_BYTES", 39)):
+        Command({"quality": 5}, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(process, limit, value)
+            with pytest.raises(CodecError, match=r"command: encode: the folder .*data holds more than .* name the files that"):
+                Command({"quality": 5}, **options)

@@ -1,5 +1,6 @@
 """The `folder` codec: how it finds files and rows, and every way in which a folder or a CSV can be wrong."""
 
+import hashlib
 import json
 import os
 import zlib
@@ -297,26 +298,71 @@ def test_a_damaged_or_deleted_reconstruction_is_a_bitstream_error(files, codec):
         codec.decompress(second)
 
 
-def test_the_fingerprint_follows_this_points_files_and_rows(files):
+def facts_of(path, sizes, point=32) -> dict:
+    codec = Folder(point, path=path, sizes=sizes)
+    return {image_id: codec.facts(image_id) for image_id in IDS}
+
+
+def test_facts_hold_one_images_file_and_row(files):
     path, sizes, _ = files
+    file = path / "32/000000000139.png"
+    facts = facts_of(path, sizes)
+    assert facts[IDS[0]] == {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": 3200}
+    assert json.loads(json.dumps(facts)) == facts and len(set(map(str, facts.values()))) == 3
+    os.utime(file, ns=(1, 1))
+    assert facts_of(path, sizes) == facts  # Content decides, not the time at which a file was copied.
+    other_point = facts_of(path, sizes, 37)
+    for change in (
+        lambda: save(file, picture(8)),
+        lambda: sizes.write_text(sizes.read_text().replace(f"{IDS[0]},32,3200", f"{IDS[0]},32,3201")),
+    ):
+        before = facts_of(path, sizes)
+        change()
+        after = facts_of(path, sizes)
+        assert [image_id for image_id in IDS if after[image_id] != before[image_id]] == IDS[:1]
+    assert facts_of(path, sizes, 37) == other_point
 
-    def fingerprint_of(point=32):
-        return Folder(point, path=path, sizes=sizes).fingerprint
 
-    before, other = fingerprint_of(), fingerprint_of(37)
-    assert before != other
-    (path / "32/notes.txt").write_text("not an image")
-    os.utime(path / "37/000000000139.png", ns=(1, 1))
-    assert fingerprint_of() == before and fingerprint_of(37) != other
-    stat = (path / "32/000000000139.png").stat()
-    save(path / "32/000000000139.png", picture(8))
-    assert fingerprint_of() != before
-    os.utime(path / "32/000000000139.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    changed = fingerprint_of()
-    sizes.write_text(sizes.read_text().replace("000000000139.jpg,32,3200", "000000000139.jpg,32,3201"))
-    assert fingerprint_of() != changed
+def test_another_image_changes_neither_fingerprint_nor_facts(files):
+    path, sizes, _ = files
+    fingerprint, facts = Folder(32, path=path, sizes=sizes).fingerprint, facts_of(path, sizes)
+    assert fingerprint != Folder(37, path=path, sizes=sizes).fingerprint
+    rows = sizes.read_text()
     save(path / "32/more.png", picture(9))
-    assert json.loads(fingerprint_of())["files"] != json.loads(changed)["files"]
+    sizes.write_text(rows + "more.jpg,32,7\n")
+    assert Folder(32, path=path, sizes=sizes).fingerprint == fingerprint and facts_of(path, sizes) == facts
+    (path / "32/more.png").rename(path / "32/renamed.png")
+    sizes.write_text(rows + "renamed.jpg,32,7\n")
+    assert Folder(32, path=path, sizes=sizes).fingerprint == fingerprint and facts_of(path, sizes) == facts
+    (path / "32/renamed.png").unlink()
+    (path / "32/n01443537/x.png").unlink()
+    sizes.write_text(rows.replace(f"{IDS[2]},32,3198\n", ""))
+    left = Folder(32, path=path, sizes=sizes)
+    assert left.fingerprint == fingerprint and [left.facts(image_id) for image_id in IDS[:2]] == list(facts.values())[:2]
+
+
+def test_facts_of_what_is_missing_or_ambiguous_raise_nothing(files):
+    path, sizes, images = files
+    complete = facts_of(path, sizes)[IDS[0]]
+    codec = Folder(32, path=path, sizes=sizes)
+    assert codec.facts("unknown.png") == {"file": None, "sha256": None, "bytes": None}
+    (path / "32/000000000139.png").rename(path / "32/000000000139.bmp")
+    vanished = codec.facts(IDS[0])
+    save(path / "32/000000000139.webp", images[0], lossless=True)
+    ambiguous = Folder(32, path=path, sizes=sizes)
+    with pytest.raises(CodecError, match="both fit"):
+        ambiguous.compress_batch(images[:1], IDS[:1])
+    assert len(set(map(str, [complete, vanished, ambiguous.facts(IDS[0])]))) == 3
+
+
+def test_a_file_is_read_once_for_facts(files, monkeypatch):
+    path, sizes, _ = files
+    codec, read = Folder(32, path=path, sizes=sizes), []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+    for _ in range(3):
+        codec.facts(IDS[0])
+    assert len(read) == 1
 
 
 PIECES = [

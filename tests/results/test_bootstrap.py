@@ -12,6 +12,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from scipy.stats import binom
 
+from icmbench.results import bootstrap
 from icmbench.results.bootstrap import (
     BD_INTERVAL_COLUMNS,
     Point,
@@ -72,6 +73,43 @@ def test_a_fixed_seed_gives_the_same_numbers_with_every_executor():
         assert_frame_equal(draw_replicates(points[:2], 50, ["q"], 250, seed=3, executor=processes), alone[: 2 * 251])
         assert_frame_equal(bd_intervals(alone, "a", executor=processes), bd_intervals(alone, "a"))
     assert not draw_replicates(points, 50, ["q"], 250, seed=4)["q"].equals(alone["q"])
+
+
+class Batched:
+    """A score of all replicates at once; it notes the shapes of the weights that it is called with."""
+
+    takes_batches = True
+
+    def __init__(self, quality):
+        self.quality, self.shapes = quality, []
+
+    def __call__(self, offset, weights):
+        self.shapes.append(weights.shape)
+        return {"q": np.array([mean_quality(self.quality, row)["q"] for row in weights]) + offset}
+
+
+def test_an_aggregate_that_takes_batches_gets_many_replicates_and_gives_the_same_numbers(monkeypatch):
+    points = two_codecs()
+    quality = points[0].aggregate.args[0]
+    alone = draw_replicates([replace(points[0], aggregate=partial(mean_quality, quality))], 50, ["q"], 300, seed=3)
+    batched = Batched(quality)
+    together = draw_replicates([replace(points[0], aggregate=partial(batched, 0.0))], 50, ["q"], 300, seed=3)
+    assert_frame_equal(together, alone, check_exact=True)
+    assert batched.shapes == [(256, 50), (45, 50)]
+    monkeypatch.setattr(bootstrap, "DRAWN_AT_ONCE", 50 * 7)  # A set so large that the weights of 7 replicates are the limit.
+    batched.shapes.clear()
+    together = draw_replicates([replace(points[0], aggregate=partial(batched, 0.0))], 50, ["q"], 20, seed=3)
+    assert_frame_equal(together, alone[:21], check_exact=True)
+    assert batched.shapes == [(7, 50)] * 3
+
+
+def test_an_aggregate_that_only_claims_to_take_batches_is_refused():
+    def one_number(weights):
+        return {"q": 1.0}
+
+    one_number.takes_batches = True
+    with pytest.raises(ValueError, match=r"the scores 'q' of 6 replicates are of shape \(\); return one number for each row"):
+        draw_replicates([Point("a", "0", one_number)], 50, ["q"], 5)
 
 
 def test_what_the_images_have_in_common_cancels():

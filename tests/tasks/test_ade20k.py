@@ -135,3 +135,23 @@ def test_maps_do_not_follow_preprocessing(root):
     with pytest.raises(DatasetError, match="use native, or reference: original"):
         Ade20k(root, preprocessing="resize:64x64").annotated("semantic")
     assert Ade20k(root, preprocessing="resize:64x64").read("ADE_val_00000001.jpg").shape == (64, 64, 3)
+
+
+def test_maps_are_compared_with_their_photographs_before_anything_is_coded(bare):
+    last = bare / "annotations/validation" / f"ADE_val_{IMAGES:08d}.png"
+    labels = read_map(last)
+    last.write_bytes(encode_map(labels[:-1]))
+    with pytest.raises(DatasetError, match=r"ADE_val_00000005\.png: .* pixels, but its photograph .*ADE_val_00000005\.jpg has"):
+        Ade20k(bare).annotated("semantic")
+    with pytest.raises(DatasetError, match=r"ADE_val_00000005\.png: .* pixels, but its photograph"):
+        Ade20k(bare).read(f"ADE_val_{IMAGES:08d}.jpg")
+    last.unlink()
+    with pytest.raises(DatasetError, match=r"ADE_val_00000005\.png: no such label map"):
+        Ade20k(bare).annotated("semantic")
+    assert Ade20k(bare).read(f"ADE_val_{IMAGES:08d}.jpg").shape[:2] == labels.shape  # Without labels it can still be coded.
+    labels[3, 5] = 151
+    last.write_bytes(encode_map(labels))
+    dataset = Ade20k(bare)
+    assert len(dataset.annotated("semantic")) == IMAGES
+    with pytest.raises(DatasetError, match=r"ADE_val_00000005\.png: holds the sample 151, but classes have 1 to 150 and 0 is"):
+        dataset.read(f"ADE_val_{IMAGES:08d}.jpg")

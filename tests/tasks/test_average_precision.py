@@ -259,6 +259,30 @@ def test_weights_repeat_real_images(tmp_path, shared):
     assert case.scores(np.ones(79)) == case.scores() == pytest.approx(case.scores(np.full(79, 5.0)))
 
 
+def assert_same(actual, expected):
+    """Equal to the last bit, NaN included."""
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(actual[name], values, strict=True)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_replicates_scored_together_equal_each_alone_to_the_last_bit(tmp_path, shared, kind):
+    """Weights of images that were drawn, of all images once, of no image, and thousands of times as large."""
+    labels = coco_labels(shared, kind)
+    case = Case(tmp_path, labels, perturbed(labels, kind, 4, 0.05), kind)
+    statistics = case.task.statistics(case.predictions, case.targets)
+    assert case.task.aggregate.takes_batches
+    n = len(case.predictions)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 300).astype(np.float64)
+    weights = np.concatenate([np.ones((1, n)), np.zeros((1, n)), 1e4 * drawn[:1], drawn])
+    together = case.task.aggregate(statistics, weights)
+    alone = [case.task.aggregate(statistics, row) for row in weights]
+    assert_same(together, {name: np.array([scores[name] for scores in alone]) for name in alone[0]})
+    assert_same(case.task.aggregate(statistics), alone[0])
+    assert together["AP"].shape == (303,) and np.isnan(together["AP"][1]) and together["AP"][2] == together["AP"][3]
+
+
 def test_no_detections_are_ap_0_and_sizes_without_labels_have_none(tmp_path):
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 50, 50], "area": 2500, "iscrowd": 0, "segmentation": []}
     labels = {

@@ -43,6 +43,18 @@ def test_a_method_of_a_mixin_is_declared_too():
     assert task_class(mixin, Task, draws=True).draws
 
 
+def test_by_default_no_image_has_facts_and_a_context_is_the_tasks():
+    class Plain(Task):
+        name, metrics, schema = "plain", (), None
+        predict = statistics = aggregate = method
+
+    class Photographs:
+        name, ids = "photographs", ["a.png"]
+
+    task = Plain(Photographs())
+    assert task.facts("a.png") is None and task.context_fingerprint == task.fingerprint
+
+
 def test_a_dataset_without_categories_is_refused_in_one_sentence():
     class Photographs:
         name = "photographs"

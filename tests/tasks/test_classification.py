@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from icmbench.tasks.base import DatasetError
 from icmbench.tasks.classification import Classification
 from icmbench.tasks.datasets.imagenet import ImageNet
 from icmbench.tasks.datasets.packaged import PackagedPhotos
@@ -66,6 +67,46 @@ def test_agreement_with_the_original():
 def test_scores_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 8\), not \(3, classes\)"):
         Classification(Labels(), Scores(np.zeros((2, 8)))).predict([None] * 3, ["a", "b", "c"])
+
+
+class Numbered(Labels):
+    """A dataset of labels of any kind."""
+
+    def __init__(self, *classes):
+        self.classes = classes
+
+    def targets(self, kind, ids):
+        return [{"class_index": index} for index in self.classes]
+
+
+class Sized(Scores):
+    """A model that knows its classes before it is loaded."""
+
+    def __init__(self, **known):
+        self.__dict__.update(known)
+
+
+def test_labels_that_the_model_has_no_class_for_are_refused_before_anything_is_coded():
+    """Each would count as an error of the model, at every codec alike."""
+    sentence = r"dataset 'labels': a label of image 'b' has class 1200, but model Sized has the 1000 classes 0 to 999; number"
+    for known in ({"class_count": 1000}, {"categories": ["x"] * 1000}):
+        Classification(Numbered(0, 999, np.int32(5)), Sized(**known))
+        with pytest.raises(DatasetError, match=sentence):
+            Classification(Numbered(0, 1200, 5), Sized(**known))
+        assert Classification(Numbered(0, 1200, 5), Sized(**known), reference="original").ids
+        with pytest.raises(DatasetError, match="image 'a' has class -1, but"):
+            Classification(Numbered(-1, 0, 5), Sized(**known))
+    with pytest.raises(DatasetError, match="has class -2"):
+        Classification(Numbered(0, -2, 5), Scores(None))
+    for strange in ("5", None, 5.5, float("nan"), True, [[1], [1, 2]]):
+        with pytest.raises(DatasetError, match=r"'class_index' of image 'c' holds other than|image 'c' have no numbers as"):
+            Classification(Numbered(0, 1, strange), Scores(None))
+
+
+def test_a_model_that_says_its_classes_only_by_its_scores_is_compared_with_the_first():
+    task = Classification(Numbered(0, 7, 8), Scores(np.zeros((2, 8), np.float32)))
+    with pytest.raises(DatasetError, match="image 'c' has class 8, but model Scores has the 8 classes 0 to 7"):
+        task.predict([None] * 2, ["a", "b"])
 
 
 def jpeg(image, quality):

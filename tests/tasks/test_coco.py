@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image as Pillow
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
 from icmbench.tasks.datasets.coco_annotations import PERSON_JOINTS
+from icmbench.tasks.datasets.images import read_image
+from icmbench.tasks.datasets.sizes import upright_size
 from icmbench.tasks.keypoints import Keypoints
 
 
@@ -269,3 +272,98 @@ def test_captions_are_texts(tmp_path):
     file.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}], "annotations": []}))
     with pytest.raises(DatasetError, match="1 of the 1 images have no caption"):
         Coco(tmp_path, captions=file)
+
+
+def test_sizes_are_compared_before_anything_is_coded(small, tmp_path):
+    """A task asks for the annotated images when it is made; the photograph that does not fit is the last one."""
+    coco = small(annotations=[row()])
+    assert coco.annotated("instances") == coco.ids
+    Pillow.new("RGB", (7, 4)).save(tmp_path / "b.png")
+    with pytest.raises(DatasetError, match=r"b\.png: 7x4 pixels, but .*labels\.json states 6x4; give the photographs"):
+        small(annotations=[row()]).annotated("instances")
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (6, 4)).save(tmp_path / "b.png", exif=exif)
+    with pytest.raises(DatasetError, match="its EXIF orientation turns it and the annotations state the stored size"):
+        small().annotated("instances")
+    (tmp_path / "b.png").write_bytes(b"damaged")  # An experiment may tolerate a share of these, so that they are named when read.
+    assert small().annotated("instances") == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif", "tif", "bmp"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8, 5])
+def test_headers_tell_the_upright_size(tmp_path, suffix, orientation):
+    options = {}
+    if orientation is not None and suffix != "bmp":
+        options["exif"] = Pillow.Exif()
+        options["exif"][0x0112] = orientation
+    path = tmp_path / f"x.{suffix}"
+    Pillow.new("RGB", (40, 24)).save(path, **options)
+    assert upright_size(path) == read_image(path).shape[:2]
+
+
+def test_tags_behind_the_pixels_of_a_png_are_seen_when_they_are_read(small, tmp_path):
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (6, 4)).save(tmp_path / "b.png", exif=exif)
+    data = (tmp_path / "b.png").read_bytes()
+    start, end = data.index(b"eXIf") - 4, data.index(b"IDAT") - 4
+    (tmp_path / "b.png").write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    turned = [{"id": 3, "file_name": "b.png", "height": 6, "width": 4}]
+    assert small(images=turned).annotated("instances") == ["b.png"]  # The header says 6x4, and the pixels have the last word.
+    with pytest.raises(DatasetError, match="its EXIF orientation turns it"):
+        small(images=[{"id": 3, "file_name": "b.png", "height": 4, "width": 6}]).read("b.png")
+
+
+@pytest.mark.parametrize("box", [[6, 0, 2, 2], [0, 4, 2, 2], [-3, 0, 3, 2], [0, -2.5, 1, 2], [1e6, 1e6, 5, 5]])
+@pytest.mark.parametrize("sizes", [{"height": 4, "width": 6}, {}])
+def test_boxes_outside_their_picture_are_refused(small, box, sizes):
+    """pycocotools counts such a label as missed by every model."""
+    images = [{"id": 7, "file_name": "a.png", **sizes}, {"id": 3, "file_name": "b.png", **sizes}]
+    inside = [row(id=k, bbox=box) for k, box in enumerate([[5, 3, 9, 9], [-2, -2, 3, 3], [0, 0, 6, 4]])]
+    assert small(images=images, annotations=inside).annotated("instances")
+    sentence = re.escape(
+        f'annotation 9 of image "b.png": `bbox` is {[float(side) for side in box]}, which lies outside its picture of 6x4 pixels '
+        "(1 such boxes in all); correct it, or remove the annotation"
+    )
+    with pytest.raises(DatasetError, match=rf"labels\.json: {sentence}"):
+        small(images=images, annotations=[*inside, row(id=9, image_id=3, bbox=box)]).annotated("instances")
+
+
+def test_boxes_without_a_size_are_refused_with_their_number_and_the_remedy(small):
+    """COCO's train2017 holds a few of them."""
+    rows = [row(), row(id=2, bbox=[1, 1, 2, 0]), row(id=3, bbox=[1, 1, 0, 2])]
+    sentence = r"annotations\[1\] \(id 2\): `bbox` is \[1, 1, 2, 0\], not four .*\(2 such boxes in all\); remove the annotation"
+    with pytest.raises(DatasetError, match=sentence):
+        small(annotations=rows)
+
+
+def test_panoptic_maps_are_compared_before_anything_is_coded(root, tmp_path):
+    shutil.copytree(root / "panoptic_val2017", tmp_path / "maps")
+    coco = Coco(
+        root / "val2017", panoptic=root / "annotations/panoptic_val2017.json", panoptic_masks=tmp_path / "maps", name="coco"
+    )
+    assert coco.annotated("panoptic") == coco.ids
+    last = tmp_path / "maps" / f"{coco.ids[-1][:-4]}.png"
+    for picture, sentence in (
+        (Pillow.new("RGB", (5, 5)), r"png: 5x5 pixels, but its photograph .* has \d+x\d+; give the annotations of these"),
+        (Pillow.new("LA", (5, 5)), "is greyscale with alpha; convert it"),
+        (None, "damaged or no PNG; download it again"),
+    ):
+        picture.save(last) if picture else last.write_bytes(b"\x89PNG")
+        coco = Coco(root / "val2017", panoptic=root / "annotations/panoptic_val2017.json", panoptic_masks=tmp_path / "maps")
+        with pytest.raises(DatasetError, match=sentence):
+            coco.annotated("panoptic")
+
+
+def test_what_is_no_folder_of_panoptic_maps_is_named(root, tmp_path):
+    labels = root / "annotations/panoptic_val2017.json"
+    with pytest.raises(DatasetError, match=r"panoptic_val2017\.json: this folder cannot be read \(Not a directory\); give the"):
+        Coco(root / "val2017", panoptic=labels, panoptic_masks=labels)
+    for path in (root / "panoptic_val2017").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    linked = Coco(root / "val2017", panoptic=labels, panoptic_masks=tmp_path)
+    assert linked.annotated("panoptic") == linked.ids
+    next(tmp_path.iterdir()).unlink()
+    with pytest.raises(DatasetError, match=r"1 of the 100 PNG that .*panoptic_val2017\.json names are missing, the first is"):
+        Coco(root / "val2017", panoptic=labels, panoptic_masks=tmp_path)

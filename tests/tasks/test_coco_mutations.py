@@ -45,6 +45,7 @@ def root(tmp_path_factory):
 
 
 NUMBERS = [math.nan, math.inf, -math.inf, 0, 1, -1, 0.5, 1e5, 1e300, 10**400, 2**70]
+TWICE = "\0 again"
 VALUES = [None, True, False, *NUMBERS, "", "0", "1", "x", [], {}, [[]]]
 
 
@@ -75,7 +76,7 @@ def damaged(data, chance):
     for step in above:
         parent = parent[step]
     value = parent[key]
-    damage = chance.choice(["drop", "set", "set", "text", "duplicate", "swap", "extra", "truncate", "change", "cut"])
+    damage = chance.choice(["drop", "set", "set", "text", "duplicate", "swap", "extra", "truncate", "change", "cut", "twice"])
     if damage == "drop":
         del parent[key]
     elif damage == "set":
@@ -99,7 +100,9 @@ def damaged(data, chance):
         parent[key] = chance.choice([-value, value + 1, value - 1, value * 2, float(value), value + 0.25, bool(value)])
     elif damage == "change" and isinstance(value, str):
         parent[key] = chance.choice([value.upper(), value + " ", value[::-1], value.replace("1", "2")])
-    text = json.dumps(data)
+    elif damage == "twice" and isinstance(parent, dict):  # One key with two values, of which Python's reader takes the last.
+        parent[key + TWICE] = copy.deepcopy(value) if chance.random() < 0.3 else chance.choice(VALUES)
+    text = json.dumps(data).replace(json.dumps(TWICE)[1:-1], "")
     if damage == "cut":
         text = text[: chance.randrange(len(text))]
     return text

@@ -7,9 +7,24 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.segmentations import run_counts
 
-from .coco_files import FILES, HEIGHT, KINDS, TASKS, WIDTH, instances, panoptic, run_lengths, scores, write_pictures
+from .coco_files import (
+    FILES,
+    HEIGHT,
+    KINDS,
+    TASKS,
+    WIDTH,
+    Answers,
+    cocoeval,
+    instances,
+    opened,
+    panoptic,
+    run_lengths,
+    scores,
+    write_pictures,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' decode under numpy 2.
 
@@ -130,3 +145,57 @@ def test_compressed_runs_are_those_of_pycocotools():
         flat = np.concatenate([[0], mask.ravel(order="F"), [2]])
         counts = np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
         assert run_counts(coco_mask.encode(mask)["counts"]).tolist() == counts
+
+
+SHARES = {
+    "bbox": lambda row: row.update(bbox=[n / side for n, side in zip(row["bbox"], (WIDTH, HEIGHT) * 2, strict=True)]),
+    "keypoints": lambda row: row.update(keypoints=[n if k % 3 == 2 else n / WIDTH for k, n in enumerate(row["keypoints"])]),
+    "area": lambda row: row.update(area=row["area"] / WIDTH / HEIGHT),
+}
+
+
+@pytest.mark.parametrize("key", SHARES)
+def test_shares_where_pixels_should_be_are_refused(root, key):
+    """They would be missed by every model; one such annotation among others is scored as pycocotools does."""
+    kind = "keypoints" if key == "keypoints" else "bbox"
+    data = FILES[KINDS[kind]]()
+    SHARES[key](data["annotations"][0])
+    assert scores(root, kind, json.dumps(data)) is not None
+    for row in data["annotations"][1:]:
+        SHARES[key](row)
+    with pytest.raises(DatasetError, match=rf"json: (all|every) `{key}` .*; write (square )?pixels"):
+        opened(root, KINDS[kind], json.dumps(data)).annotated(KINDS[kind])
+
+
+def test_polygons_in_shares_are_refused(root):
+    data = instances()
+    data["annotations"][2]["segmentation"] = [[0.2, 0.1, 0.8, 0.1, 0.8, 0.9]]
+    text = json.dumps(data)
+    with pytest.raises(
+        DatasetError, match=r"annotation 13 of image 'im2\.png': the `segmentation` lies within the first pixel, as if"
+    ):
+        TASKS["segm"](opened(root, "instances", text), Answers("segm", []))
+    data["annotations"][2]["segmentation"] = [[0, 0, 1, 0, 1, 1, 0, 1]]  # An object of one pixel in the corner.
+    assert scores(root, "segm", json.dumps(data)) is not None
+
+
+def test_labels_that_may_be_right_are_scored_and_warned_of(root, caplog):
+    """Boxes whose corners stand where their sizes should, copies of annotations, and areas of 0."""
+
+    def corners(row):
+        x, y, width, height = row["bbox"]
+        row["bbox"] = [x, y, x + width, y + height]
+
+    for change, sentence in (
+        (lambda rows: [corners(row) for row in rows], "3 of the 7 boxes reach beyond their pictures; they are read as x, y, width"),
+        (lambda rows: rows.append(rows[0] | {"id": 99}), "repeat image, category and box of another one: 1; each counts"),
+        (lambda rows: [row.update(area=0) for row in rows], "every area is 0, so that all objects count as small"),
+    ):
+        data = instances()
+        change(data["annotations"])
+        caplog.clear()
+        np.testing.assert_allclose(list(scores(root, "bbox", json.dumps(data)).values()), cocoeval(data, "bbox"), atol=1e-9)
+        (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert sentence in warning and "instances.json" in warning
+    caplog.clear()
+    assert scores(root, "bbox", json.dumps(instances())) and not [r for r in caplog.records if r.levelname == "WARNING"]

@@ -116,6 +116,17 @@ def test_kodak_against_jpeg(folder, weights, shared):
     assert np.isnan(task.aggregate(task.statistics(predictions[2:], targets[2:]))["fid"])
 
 
+def test_features_do_not_depend_on_the_other_images(folder, weights):
+    """Rounding depends on the size of a batch, so no two images share one: features are equal to the last bit in any company."""
+    images = [np.random.default_rng(seed).integers(0, 256, (384, 384, 3), np.uint8) for seed in range(3)]
+    task, shapes = Distribution(folder, weights, batch_size=3), []
+    task.network.register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0])))
+    together = task.predict(images, ["a", "b", "c"])
+    assert shapes == [2, 2, 2]  # Two patches of each.
+    for image, prediction in zip(images, together, strict=True):
+        assert np.array_equal(task.predict([image], ["x"])[0]["features"], prediction["features"])
+
+
 def test_it_is_scored_against_the_originals_and_not_resampled(folder):
     task = Distribution(folder)
     assert task.reference == "original" and task.annotation is None and not task.needs_originals

@@ -67,6 +67,8 @@ def test_errors_name_the_remedy(root, tmp_path):
         ([{"raw": None}], r"images\[0\]\.sentences\[0\]: `raw` is null; correct the file"),
         ([{"raw": 5}], "`raw` is 5, not a text"),
         ([], "`sentences` is empty"),
+        ([{"raw": " "}], r"images\[0\]\.sentences\[0\]: `raw` is the text ' ', in which nothing can be read; correct"),
+        ([{"raw": "\u200b\ufeff"}], "in which nothing can be read"),
         ([{"raw": "\ud800"}], "half a Unicode character"),
     ],
 )
@@ -87,7 +89,10 @@ def test_a_file_stands_there_once(root):
         with pytest.raises(DatasetError, match=r"images\[1\]: `filename` .* stands in images\[0\] with other contents"):
             build(root, "twice.json")
     (root / "twice.json").write_text('{"images": [{"filename": "a.jpg", "split": "test", "split": "val", "sentences": []}]}')
-    with pytest.raises(DatasetError, match="an object has two values of the text 'split'"):
+    with pytest.raises(
+        DatasetError,
+        match=r'twice\.json: an object \(filename "a\.jpg"\) has the key "split" twice, with "test" and "val"; keep one',
+    ):
         build(root, "twice.json")
     (root / "twice.json").write_text(json.dumps({"images": [entry, {**entry, "filename": "b.jpg", "split": "tset"}]}))
     with pytest.raises(DatasetError, match=r"images\[1\]: `split` is 'tset', not one of train, val, test, restval"):

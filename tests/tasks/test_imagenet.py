@@ -100,6 +100,8 @@ def test_class_folders(tmp_path, mapping, devkit):
         ("l.csv", "file,class_index\na.JPEG,1\na.JPEG,2\n", r"'a\.JPEG' has class 1 in line 2, but 2 in line 3; keep one of them"),
         ("l.csv", "file,class_index\na.JPEG,1,5\n", "line 2 has 3 fields under 2 columns; write one field per column"),
         ("l.csv", "file,class_index,\na.JPEG,1,5\n", "line 2 has '5' under a column without a name"),
+        ("l.csv", ",file,class_index\nx,a.JPEG,1\n", "line 2 has 'x' under a first column without a name, which may only number"),
+        ("l.csv", ",file,class_index\n5,a.JPEG,1\n5,b.JPEG,2\n", "line 3 has '5' under a first column without a name"),
         ("l.csv", "file,class_index,class_index\na.JPEG,1,2\n", "`class_index` stands there twice"),
         ("l.csv", "file,class_index\na.JPEG,1_0\n", "line 2 has no whole number"),
         ("l.csv", "file,class_index\na.JPEG,-1\n", r"class index -1 of 'a\.JPEG' is not in 0\.\.999"),

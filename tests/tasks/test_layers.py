@@ -1,6 +1,7 @@
 """1 - cosine of layer features, on photographs, with real architectures and random weights."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image as Pillow
 
 from icmbench.tasks.datasets.folder import ImageFolder
 from icmbench.tasks.layers import LayerDifference, cosine_distance
+from icmbench.tasks.models import timm_models
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.originals import OriginalFeatures
 
@@ -133,6 +135,29 @@ def test_timm(folder, photographs, tmp_path):
     assert len(prediction["differences"]) == 8 and prediction["differences"].min() > 0
     with pytest.raises(ModelError, match="in timm; see timm"):
         _ = LayerDifference(folder, library="timm", network="resnet5").metrics
+
+
+def test_the_fingerprint_holds_the_commit_of_timms_weights(folder, monkeypatch):
+    """The hub's weights of one name may be replaced, and features of other weights are other features."""
+    pytest.importorskip("timm")
+    commits = {"timm/resnet18.a1_in1k": "1" * 40}
+    asked = []
+
+    def commit_of(repository, revision=None):
+        asked.append(repository)
+        if repository not in commits:
+            raise ModelError("out of reach")
+        return commits[repository]
+
+    monkeypatch.setattr(timm_models, "commit_of", commit_of)
+    task = LayerDifference(folder, library="timm", network="resnet18.a1_in1k")
+    first = json.loads(task.fingerprint)
+    assert first["weights"] == {"timm/resnet18.a1_in1k": "1" * 40} and json.loads(task.fingerprint) == first and len(asked) == 1
+    commits["timm/resnet18.a1_in1k"] = "2" * 40
+    other = LayerDifference(folder, library="timm", network="resnet18.a1_in1k").fingerprint
+    assert json.loads(other) == first | {"weights": commits}
+    commits.clear()  # Where nobody knows the commit, there are no weights either.
+    assert json.loads(LayerDifference(folder, library="timm", network="resnet18.a1_in1k").fingerprint)["weights"] is None
 
 
 def test_predictions_fit_arrow(resnet_task, photographs):

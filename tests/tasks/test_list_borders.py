@@ -54,7 +54,7 @@ def parse(text):
 
 
 def is_text(value):
-    return isinstance(value, str) and value == value.encode(errors="replace").decode()
+    return isinstance(value, str) and value == value.encode(errors="replace").decode() and value.strip() != ""
 
 
 def is_box(value):
@@ -172,6 +172,7 @@ def read_toolbox(text, instances):
                 box, annotation = boxes[ref["ann_id"]]
                 assert name in NAMES and is_box(box) and box[0] < 64 and box[1] < 48
                 assert annotation.get("image_id", ref["image_id"]) == ref["image_id"]
+                assert ref["sentences"]
                 for sentence in ref["sentences"]:
                     assert is_text(sentence["sent"])
                     phrases.setdefault(name, []).append((sentence["sent"], [float(side) for side in box]))

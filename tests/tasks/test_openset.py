@@ -1,7 +1,9 @@
 """Regions named in free text: mIoU, AP and PQ against the other tasks and pycocotools, on COCO's panoptic annotations."""
 
 import contextlib
+import hashlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -236,6 +238,56 @@ def test_fingerprint_holds_what_is_asked(coco):
         OpenSet(coco, speaker, embedder=SentenceEmbedder()),
     ]
     assert len({task.fingerprint for task in tasks}) == len(tasks)
+
+
+class Silent:
+    fingerprint = "silent"
+
+
+@pytest.fixture
+def small_coco():
+    """A module that writes three pictures with panoptic segments."""
+    pytest.importorskip("pycocotools")
+    from . import coco_files
+
+    return coco_files
+
+
+@pytest.mark.parametrize("kind", [OpenSet, OpenSetMarked])
+def test_regions_are_facts_of_their_image_alone(kind, small_coco, tmp_path):
+    """Removed images change neither the fingerprint nor the facts of the others; other regions change their image's facts."""
+    root = small_coco.write_pictures(tmp_path)
+
+    def task_on(data):
+        return kind(small_coco.opened(root, "panoptic", json.dumps(data)), Silent(), embedder=Letters())
+
+    before = task_on(small_coco.panoptic())
+    facts = {image_id: before.facts(image_id) for image_id in before.ids}
+    mask = hashlib.sha256((root / "masks" / "im2.png").read_bytes()).hexdigest()
+    assert facts["im2.png"] == {"mask": mask, "segments": [700, 9]}  # In the order of the file; the third is a crowd.
+
+    def changed_images(data):
+        task = task_on(data)
+        assert task.fingerprint == before.fingerprint
+        return [image_id for image_id in task.ids if task.facts(image_id) != facts[image_id]]
+
+    fewer, recategorised, reordered = small_coco.panoptic(), small_coco.panoptic(), small_coco.panoptic()
+    del fewer["images"][0], fewer["annotations"][0]
+    assert task_on(fewer).ids == ["im2.png", "im3.png"] and changed_images(fewer) == []
+    recategorised["annotations"][0]["segments_info"][0]["category_id"] = 5
+    assert changed_images(recategorised) == []  # Classes decide scores, not answers.
+    reordered["annotations"][2]["segments_info"].reverse()
+    assert changed_images(reordered) == ["im3.png"]
+    small_coco.save_map(root / "masks" / "im1.png", np.flip(small_coco.segment_map(1), axis=1))
+    assert changed_images(small_coco.panoptic()) == ["im1.png"]
+
+
+def test_facts_name_a_label_map_that_is_missing(small_coco, tmp_path):
+    root = small_coco.write_pictures(tmp_path)
+    task = OpenSet(small_coco.opened(root, "panoptic", json.dumps(small_coco.panoptic())), Silent(), embedder=Letters())
+    (root / "masks" / "im1.png").unlink()
+    with pytest.raises(DatasetError, match=r"im1\.png: no such label map"):
+        task.facts("im1.png")
 
 
 def test_regions_are_needed(coco):

@@ -211,3 +211,38 @@ def test_errors_name_what_does_not_fit(root):
         run(panoptic(root, limit=1), [output])
     with pytest.raises(DatasetError, match="annotations of these images"):
         match_segments(np.zeros((1, 1), int), np.array([]), labelled([[0, 0]], []), 1)
+
+
+class Segments:
+    """A dataset of another package: one image with two segments."""
+
+    name, ids, limit, preprocessing = "segments", ["a"], None, "native"
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def annotated(self, kind):
+        return self.ids
+
+    def categories(self, kind="panoptic"):
+        return ["cat", "sky"]
+
+    def things(self, kind="panoptic"):
+        return np.array([True, False])
+
+    def targets(self, kind, ids):
+        return [labelled([[1, 1, 2, 2]], [0, 1]) | self.changes]
+
+
+def test_labels_of_other_packages_index_the_categories_before_anything_is_coded():
+    model = Answers([], Segments())
+    assert PanopticSegmentation(Segments(), model).ids == ["a"]
+    for changes, sentence in (
+        ({"classes": np.array([1, 2])}, "dataset 'segments': a label of image 'a' has class 2, but .* has the 2 classes 0 to 1"),
+        ({"classes": np.array([-1, 0])}, "has class -1"),
+        ({"classes": np.array([0.5, 1])}, "'classes' of image 'a' holds other than whole numbers"),
+        ({"classes": np.array([0])}, "the labels of image 'a' are not aligned"),
+    ):
+        with pytest.raises(DatasetError, match=sentence):
+            PanopticSegmentation(Segments(**changes), model)
+        assert PanopticSegmentation(Segments(**changes), model, reference="original").ids

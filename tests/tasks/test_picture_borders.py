@@ -217,3 +217,18 @@ def test_a_panorama_is_read_with_preprocessing(tmp_path, monkeypatch):
 def test_sizes_are_known_before_the_work(text, size):
     steps = Preprocessing.parse(text)
     assert steps(Pillow.new("RGB", size)).size == [size, *steps.sizes(*size)][-1]
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("webp", {"lossless": True}), ("tif", {}), ("tif", {"compression": "tiff_lzw"})])
+@pytest.mark.parametrize("preprocessing", ["native", "short:20", "crop:60x40,resize:30x20"])
+def test_pillows_own_limit_keeps_no_picture_from_being_read(tmp_path, monkeypatch, suffix, options, preprocessing):
+    """Pillow compares WebP, TIFF and crops with a limit of the process, of 179 megapixels, whatever preprocessing makes of them."""
+    steps = Preprocessing.parse(preprocessing)
+    expected = np.asarray(steps(Pillow.fromarray(PIXELS)))
+    path = save(tmp_path / f"a.{suffix}", **options)
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 1000)
+    np.testing.assert_array_equal(read_image(path, steps), expected)
+    assert Pillow.MAX_IMAGE_PIXELS == 1000
+    monkeypatch.setattr(decoding, "MAX_DECODED_PIXELS", 48 * 64 - 1)  # The bound of this project, of 268 megapixels, remains.
+    with pytest.raises(DatasetError, match="are read; shrink or cut the picture first"):
+        read_image(path, steps)

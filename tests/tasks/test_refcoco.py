@@ -127,6 +127,7 @@ def test_a_photograph_of_another_size_than_stated_is_refused(folder):
         ({"bbox_xywh": [1, 2, "3", 4]}, "not the four numbers"),
         ({"sentence": None}, r"references\[1\]: `sentence` is null; correct the file"),
         ({"file_name": 5}, "`file_name` is 5, not a text"),
+        ({"sentence": "\t"}, r"references\[1\]: `sentence` is .*, in which nothing can be read"),
     ],
 )
 def test_every_value_is_named(folder, entry, message):
@@ -140,3 +141,37 @@ def test_every_value_is_named(folder, entry, message):
     (folder / "plain.json").write_text(json.dumps([sound]))
     with pytest.raises(DatasetError, match="a plain list of phrases and boxes, without splits; leave out `split`"):
         build(folder, "plain.json", split="val")
+
+
+def test_boxes_and_sizes_are_compared_before_anything_is_coded(folder):
+    sound = {"sentence": "x", "file_name": "b.jpg", "bbox_xywh": [-1, -1, 3, 4]}
+    (folder / "plain.json").write_text(json.dumps([sound]))
+    assert build(folder, "plain.json").annotated("referring") == ["b.jpg"]
+    for box, place in (([16, 2, 3, 4], "starts at 16, 2"), ([-3, 2, 3, 4], "ends at 0, 6"), ([1, -9, 3, 4], "ends at 4, -5")):
+        (folder / "plain.json").write_text(json.dumps([sound, {**sound, "bbox_xywh": box}]))
+        with pytest.raises(DatasetError, match=rf"plain\.json: the box of 'x' {place}, outside b\.jpg of 16x12; correct"):
+            build(folder, "plain.json").annotated("referring")
+    for stated in ({"width": 17, "height": 12}, {"height": 13}):
+        document = {**INSTANCES, "images": [{**image, **stated} for image in INSTANCES["images"]]}
+        (folder / "instances.json").write_text(json.dumps(document))
+        with pytest.raises(DatasetError, match=r"is 16x12 where .* states 1[67]x1[23]: it is another one"):
+            build(folder, instances=folder / "instances.json", split="testA").annotated("referring")
+    images = [{**INSTANCES["images"][0], "width": 16}, {**INSTANCES["images"][0], "width": 17, "id": 99}]
+    (folder / "instances.json").write_text(json.dumps({**INSTANCES, "images": [*images, *INSTANCES["images"][1:]]}))
+    with pytest.raises(
+        DatasetError, match=r"images\[1\]: states a width of 17 and a height of None, but another entry of 'a\.jpg'"
+    ):
+        build(folder, instances=folder / "instances.json", split="testA")
+
+
+def test_references_without_a_phrase_and_boxes_in_shares_are_refused(folder):
+    (folder / "empty.json").write_text(json.dumps([REFS[0], {**REFS[1], "sentences": []}, REFS[2]]))
+    with pytest.raises(DatasetError, match=r"empty\.json: references\[1\]: `sentences` is empty, so that it asks for nothing"):
+        build(folder, "empty.json", instances=folder / "instances.json", split="testA")
+    entry = {"sentence": "x", "file_name": "a.jpg"}
+    boxes = [[0.25, 0.5, 0.5, 0.25], [0, 0, 1, 1]]
+    (folder / "plain.json").write_text(json.dumps([{**entry, "bbox_xywh": box} for box in boxes]))
+    with pytest.raises(DatasetError, match=r"plain\.json: all boxes lie within the first pixel, as if they were shares of"):
+        build(folder, "plain.json")
+    (folder / "plain.json").write_text(json.dumps([{**entry, "bbox_xywh": [0, 0, 1, 1]}]))
+    assert build(folder, "plain.json").annotated("referring") == ["a.jpg"]

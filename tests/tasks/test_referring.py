@@ -1,7 +1,10 @@
 """Boxes in the answers of language models, in each declared convention, against COCO's boxes."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.refcoco import RefCoco
@@ -182,17 +185,43 @@ def test_degenerate_boxes():
     assert iou(box, box) == 1 and iou(np.array([0.0, 0, 2, 4]), box) == 0.5
 
 
-def test_every_sentence_is_asked_once_and_decides_the_fingerprint(coco, shared):
+def test_every_sentence_is_asked_once(coco):
     task = Referring(coco, Oracle(), prompt='Where is "{sentence}"? {"bbox_2d": [...]}')
     image = np.zeros((30, 40, 3), np.uint8)
     rows = task.predict([image, image], task.ids[:2])
     asked = [sentence for target in coco.targets("referring", task.ids[:2]) for sentence in target["sentences"]]
     assert task.model.prompts == [f'Where is "{sentence}"? {{"bbox_2d": [...]}}' for sentence in asked]
     assert [len(row["answers"]) for row in rows] == [len(t["sentences"]) for t in coco.targets("referring", task.ids[:2])]
-    root = shared / "data" / "coco"
-    fewer = RefCoco(root / "val2017", root / "annotations" / "referring_val2017.json", limit=4)
-    prints = {task.fingerprint, Referring(coco, Oracle()).fingerprint, Referring(fewer, Oracle()).fingerprint}
-    assert len(prints) == 3
+    assert task.fingerprint != Referring(coco, Oracle()).fingerprint  # The prompt decides for all images.
+
+
+def test_the_sentences_of_an_image_are_its_facts_and_no_others(tmp_path):
+    """Inserted, renamed and removed images leave the fingerprint and others' facts; a changed phrase changes its image's facts."""
+    phrases = {"a.png": ["the cat", "the left one"], "b.png": ["the dog"]}
+
+    def task_on(phrases, moved=0):
+        for name in phrases:
+            Pillow.new("RGB", (30, 20)).save(tmp_path / name)
+        rows = [
+            {"file_name": name, "sentence": text, "bbox_xywh": [moved, 2, 3, 4]}
+            for name, texts in phrases.items()
+            for text in texts
+        ]
+        (tmp_path / "phrases.json").write_text(json.dumps(rows))
+        return Referring(RefCoco(tmp_path, tmp_path / "phrases.json"), Oracle())
+
+    before = task_on(phrases)
+    assert [before.facts(image_id) for image_id in phrases] == list(phrases.values())
+    for others in ({"0.png": ["a boat"]}, {"1.png": ["a boat"]}, {}):
+        task = task_on(others | phrases)
+        assert task.fingerprint == before.fingerprint and [task.facts(image_id) for image_id in phrases] == list(phrases.values())
+    alone = task_on({"a.png": phrases["a.png"]})
+    assert alone.fingerprint == before.fingerprint and alone.facts("a.png") == before.facts("a.png")
+    assert task_on(phrases, moved=5).facts("a.png") == before.facts("a.png")  # Boxes decide scores, not answers.
+    for texts in (["the cat", "the right one"], ["the left one", "the cat"], ["the cat"]):  # Answers are stored in this order.
+        changed = task_on(phrases | {"a.png": texts})
+        assert changed.fingerprint == before.fingerprint and changed.facts("b.png") == before.facts("b.png")
+        assert changed.facts("a.png") != before.facts("a.png")
 
 
 def test_predictions_fit_arrow_and_can_be_drawn(coco):

@@ -118,11 +118,19 @@ def test_failed_images_leave_the_rest_aligned(coco):
     assert task.aggregate(statistics)["R@10_i2t"] > 95
 
 
-def test_fingerprint_holds_the_captions(coco, shared):
+def test_captions_decide_the_context_and_not_the_predictions(coco, shared):
+    """When captions change, embeddings of images are found again, but not those of the captions, whose rows would not fit."""
     root = shared / "data" / "coco"
-    fewer = Coco(root / "val2017", captions=root / "annotations" / "captions_val2017.json", limit=10)
-    model = Letters([])
-    assert Retrieval(coco, model).fingerprint != Retrieval(fewer, model).fingerprint
+    captions = root / "annotations" / "captions_val2017.json"
+    whole = Retrieval(coco, Letters([]))
+    part = Retrieval(Coco(root / "val2017", captions=captions, limit=10), Letters([]))
+    again = Retrieval(Coco(root / "val2017", captions=captions), Letters([]))
+    assert whole.fingerprint == part.fingerprint
+    assert whole.context_fingerprint == again.context_fingerprint != part.context_fingerprint
+    assert whole.facts(whole.ids[0]) is part.facts(part.ids[0]) is None
+    other = Letters([])
+    other.fingerprint = "other letters"
+    assert Retrieval(coco, other).fingerprint != whole.fingerprint
 
 
 def test_captions_are_needed(coco):

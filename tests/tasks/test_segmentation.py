@@ -179,6 +179,16 @@ def test_errors_name_what_does_not_fit(coco):
         task.statistics([prediction], [{"mask": encode_map(np.full((2, 3), 150)), "classes": np.arange(150)}])
 
 
+def test_classes_that_the_dataset_does_not_have_are_refused():
+    """A table of classes may list more of them, as long as no pixel has one."""
+    fitting, beyond = (Maps({"a": np.array([[0, value, IGNORE]])}, ["sky", "sea"]) for value in (1, 2))
+    task, predictions = run(fitting, [np.array([[0, 1, 1]])])
+    assert task.aggregate(task.statistics(predictions, task.targets(task.ids)))["mIoU"] == 100
+    task, predictions = run(beyond, [np.array([[0, 1, 1]])])
+    with pytest.raises(DatasetError, match="dataset 'maps': a label map holds class 2, but the categories are 0 to 1; number"):
+        task.statistics(predictions, task.targets(task.ids))
+
+
 def test_label_maps_on_disk(tmp_path):
     Pillow.fromarray(np.array([[[1, 2, 3]]], np.uint8)).save(tmp_path / "rgb.png")
     assert read_map(tmp_path / "rgb.png").tolist() == [[1 + 256 * 2 + 65536 * 3]]

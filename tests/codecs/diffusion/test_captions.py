@@ -182,6 +182,18 @@ def test_guide_takes_captions_and_captioners(tmp_path):
     )
 
 
+def test_facts_hold_captions_by_image_id_apart_from_those_for_all():
+    """Captions by image id change the facts of their images alone; a caption for all images is in the facts of the guide."""
+    by_id = CaptionGuide({"a.png": "a cat", "b.png": ""})
+    more = CaptionGuide({"new.png": "a boat", "a.png": "a cat", "b.png": "a dog"})
+    assert by_id.facts == more.facts
+    assert [by_id.image_facts(image_id) for image_id in ("a.png", "b.png", "c.png")] == ["a cat", "", None]
+    assert [more.image_facts(image_id) for image_id in ("a.png", "b.png", "c.png")] == ["a cat", "a dog", None]
+    assert CaptionGuide("a dog").image_facts("a.png") is None and CaptionGuide().image_facts("a.png") is None
+    # Without a captioner, an image that a file lacks is an error, but has no words where there is no file.
+    assert len({json.dumps(guide.facts) for guide in (by_id, CaptionGuide(), CaptionGuide("a dog"), CaptionGuide("a cat"))}) == 4
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(CodecError, match=r"no coder of captions 'lzma'"):
         CaptionGuide("a dog", coder="lzma")

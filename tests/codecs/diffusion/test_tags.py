@@ -47,6 +47,19 @@ def test_tags_from_a_file_and_a_tagger(tmp_path):
     assert tagged.encode(IMAGE, "b.png") is None
 
 
+def test_facts_hold_tags_by_image_id_apart_from_those_for_all():
+    words = ["cat", "dog", "tree"]
+    by_id = TagGuide(words, {"a.png": ["dog", "cat"], "b.png": []})
+    more = TagGuide(words, {"new.png": ["tree"], "a.png": ["dog", "cat"], "b.png": ["tree"]})
+    assert by_id.facts == more.facts
+    assert [by_id.image_facts(image_id) for image_id in ("a.png", "b.png", "c.png")] == [[1, 0], [], None]
+    assert [more.image_facts(image_id) for image_id in ("a.png", "b.png", "c.png")] == [[1, 0], [2], None]
+    assert TagGuide(words, ["dog"]).image_facts("a.png") is None and TagGuide(words, {}).image_facts("a.png") is None
+    guides = (by_id, TagGuide(words), TagGuide(words, ["dog"]), TagGuide(words, ["cat"]), TagGuide(words[:2], ["dog"]))
+    assert len({json.dumps(guide.facts) for guide in guides}) == len(guides)
+    assert TagGuide(words, {}).facts == TagGuide(words).facts and TagGuide(words, {}).encode(IMAGE, "a.png") is None
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(CodecError, match=r"set `vocabulary`"):
         TagGuide(tags=["cat"])

@@ -2,10 +2,11 @@
 
 import csv
 import json
+import subprocess
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from icmbench.codecs.training import photos, synthetic
 
@@ -80,3 +81,14 @@ def test_a_training_set_is_collected(tmp_path):
         assert (tmp_path / "a" / "images" / name).read_bytes() == (tmp_path / "b" / "images" / name).read_bytes()
     with pytest.raises(FileNotFoundError, match="unpack the Debian package p in"):
         photos.collect(tmp_path / "elsewhere", tmp_path / "c", sources=tmp_path / "sources.csv")
+
+
+@pytest.mark.parametrize("kind", ["photo", "cut-out"])
+def test_other_formats_are_never_opened(tmp_path, monkeypatch, kind):
+    """Pillow would start Ghostscript for PostScript, whatever the name of the file."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "evil.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    rows = f"package,version,files,kind,author,licence,words\np,1,evil.png,{kind},A,CC0-1.0,sea\n"
+    (tmp_path / "sources.csv").write_text(rows)
+    with pytest.raises(UnidentifiedImageError):
+        photos.collect(tmp_path, tmp_path / "out", synthetic_count=0, sources=tmp_path / "sources.csv")
