@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import Experiment
@@ -24,6 +28,7 @@ from icmbench.harness.work.source_records import SourceRecords
 from icmbench.tasks.base import Dataset, DatasetError, Image, Task
 
 STORE_VARIABLE = "ICMBENCH_STORE"
+REFRESH_SECONDS = 30.0
 
 
 class Bench:
@@ -48,6 +53,7 @@ class Bench:
         self._sections = {section.label: section for section in experiment.tasks}
         self._loaded_contexts: set[str] = set()
         self.seconds_per_image: dict[str, float] = {}
+        self._refreshed: dict[tuple[str, tuple[str, ...]], float] = {}  # When the store was last looked at, on the monotonic clock.
 
     def __reduce__(self) -> tuple[type[Bench], tuple[Experiment, Folder, Store]]:
         return Bench, (self.experiment, self.folder, self.store)
@@ -192,8 +198,20 @@ class Bench:
         """A digest of hardware and versions, recorded beside measured seconds."""
         return machine_digest()
 
-    def refresh(self, dataset: str, series: Sequence[AnySeries]) -> None:
-        """Learn of the streams, claims and predictions that other processes wrote since."""
+    def refresh(self, dataset: str, series: Sequence[AnySeries], force: bool = True) -> None:
+        """Learn of the streams, claims and predictions that other processes wrote since.
+
+        Args:
+            dataset: the dataset of the tasks whose predictions are asked for.
+            series: the series whose streams are asked for.
+            force: whether to look in any case. Otherwise an object store, where each look costs requests, is
+                asked again only after `REFRESH_SECONDS`.
+        """
+        key, now = (dataset, tuple(each.name for each in series)), time.monotonic()
+        is_recent = now - self._refreshed.get(key, -math.inf) < REFRESH_SECONDS
+        if not force and is_recent and not isinstance(self.store.folder.fs, LocalFileSystem):
+            return
+        self._refreshed[key] = now
         for each in series:
             if isinstance(each, Series):
                 self.lookup.collection(each).refresh()

@@ -84,7 +84,7 @@ def _compute_unit(
     try:
         sources = prefetcher.submit(bench.sources, block)()
         bench.drop_pixels_except(block)
-        bench.refresh(block.dataset, [bench.series[k] for k in unit.series])
+        bench.refresh(block.dataset, [bench.series[k] for k in unit.series], force=False)
         cells = [Cell(bench, block, bench.series[k], sources, keep) for k in unit.series]
     except Exception as error:
         outcome.failures += failures_of([cell_name(block, bench.series[k]) for k in unit.series], error)
