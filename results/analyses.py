@@ -9,19 +9,18 @@ laid over one another.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
 from icmbench.results.analysis_files import COLUMNS
 from icmbench.results.curves import COLOURS, INK, PRINT, Theme, freeze_layout, matplotlib_settings
 from icmbench.results.scores import ScoresError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "|||", "---")
 FILLS: Sequence[str] = [colour for colour in COLOURS if colour != INK]
@@ -39,6 +38,9 @@ def draw_bit_split(frame: pd.DataFrame, theme: Theme = PRINT) -> Figure:
     Raises:
         ScoresError: the frame has no rows, or a column is missing.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     _require_columns(frame, "bit-split")
     table = frame.pivot_table("bits", ["codec", "point"], "part", "sum", fill_value=0, sort=False)
     totals = table.sum(axis=1)
@@ -75,6 +77,11 @@ def draw_bit_maps(frame: pd.DataFrame, theme: Theme = PRINT) -> Figure:
     Raises:
         ScoresError: the frame has no rows, or a column is missing.
     """
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
     _require_columns(frame, "bit-map")
     panels = [*frame.groupby(["codec", "point", "image"], sort=False)][:MAX_PANELS]
     grids = [_sum_bits(rows) for _, rows in panels]
@@ -117,6 +124,9 @@ def draw_energy_shares(frame: pd.DataFrame, theme: Theme = PRINT) -> Figure:
     Raises:
         ScoresError: the frame has no rows, or a column is missing.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     _require_columns(frame, "energy")
     table = frame.pivot_table("energy", ["codec", "point"], "channel", "sum", fill_value=0, sort=False).sort_index(axis=1)
     shares = 100 * table.div(table.sum(axis=1), axis=0).fillna(0)

@@ -23,7 +23,6 @@ from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import PchipInterpolator
 
 from icmbench.results.deltas import Method, horizontal_delta, vertical_delta
 from icmbench.results.envelopes import (
@@ -206,7 +205,7 @@ def rate_at(
         return RateAt(None, f"not reached: best {metric} of {name} is {words.number(y[-1])} at rate {10 ** x[-1]:.4g}")
     if target < y[0]:
         return RateAt(None, f"below rate {10 ** x[0]:.4g}, the lowest measured")
-    return RateAt(float(10 ** (PchipInterpolator(y, x)(target) if len(x) > 1 else x[0])))
+    return RateAt(float(10 ** _interpolate(y, x, target)))
 
 
 def quality_at(curve: npt.ArrayLike, rate: float) -> float | None:
@@ -235,7 +234,16 @@ def quality_at(curve: npt.ArrayLike, rate: float) -> float | None:
     x, y, target = points.x, points.y, np.log10(rate)
     if not x[0] <= target <= x[-1]:
         return None
-    return float(PchipInterpolator(x, y)(target) if len(x) > 1 else y[0])
+    return _interpolate(x, y, target)
+
+
+def _interpolate(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], target: float) -> float:
+    """The PCHIP through the points (x, y), each float64 (n,) with n at least 1, at a place between the first and the last."""
+    if len(x) == 1:
+        return float(y[0])
+    from scipy.interpolate import PchipInterpolator
+
+    return float(PchipInterpolator(x, y)(target))
 
 
 def mean_bd_rate(percents: Sequence[float]) -> float:

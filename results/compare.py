@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from icmbench.results.json_files import parse_json
 from icmbench.results.plain_files import read_plain_file
@@ -220,6 +218,9 @@ def _read_shard(path: Path, columns: list[str]) -> pd.DataFrame:
     Raises:
         ScoresError: the file is damaged, lacks a column, or has one that holds lists.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         if not path.is_file():
             raise ValueError("it is no regular file")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from icmbench.results.scores import LAYER, Scores, ceiling_value, codec_names, curve_keys, curve_points
 
@@ -88,6 +87,8 @@ def _correlate(pairs: np.ndarray) -> tuple[float, float, float]:
     """Pearson, Spearman and slope of pairs (difference, drop), float64 (n, 2)."""
     if len(pairs) < MIN_POINTS or not np.ptp(pairs, axis=0).all():
         return np.nan, np.nan, np.nan
+    from scipy.stats import spearmanr
+
     x, y = pairs.T
     return float(np.corrcoef(x, y)[0, 1]), float(spearmanr(x, y).statistic), float(0.1 * np.polyfit(x, y, 1)[0])
 

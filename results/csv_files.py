@@ -2,10 +2,14 @@
 
     bytes --decode--> text --separator of the header--> rows of as many fields as the header --> frame of text, indexed by line
 
-A comma, semicolon or tab separates fields. Beside semicolons and tabs, decimal commas are understood. Everything else that would
-shift a column or change a number is an error that names the line: rows that are longer or shorter than the header, a separator at
-the end of a row, columns without a name or with one name, numbers with a thousands separator or a percent sign, a last line that
-is cut off.
+A comma, semicolon or tab separates fields. Beside semicolons and tabs, decimal commas are understood. A first column without a name
+that numbers the rows, as pandas writes one, is left out. Everything else that would shift a column or change a number is an error
+that names the line: rows that are longer or shorter than the header, a separator at the end of a row, columns without a name or
+with one name, numbers with a thousands separator or a percent sign, a last line that may be cut off.
+
+Many spreadsheets write no line break after the last line. Such a file is read if its last field is surely whole: it ends with a
+quotation mark, or with a number of as many decimals as all others of its column have. The first digits of a number that was cut
+off would look right in every table.
 """
 
 from __future__ import annotations
@@ -29,6 +33,10 @@ COMMA_NUMBER = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?", re.ASCII)
 # A number whose comma or point may as well separate thousands.
 MAYBE_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
+# What pandas calls an index without a name that it wrote and read again.
+PANDAS_INDEX = re.compile(r"Unnamed: 0(\.\d+)?")
+# Numbers before the last one that must have as many decimals as it has, before it counts as whole without a line break.
+MIN_EQUAL_DECIMALS = 4
 # Spellings of a missing value. An empty cell says the same and is no word of a language.
 MISSING_WORDS = frozenset({"none", "null", "na", "n/a", "<na>", "#n/a", "-", "--"})
 THOUSANDS = re.compile(r"\d[\s'\u2019_]\d")
@@ -61,16 +69,41 @@ def read_csv_text(path: str | Path, key: str, exact: Collection[str] = ()) -> tu
     for line, row in rows:
         if len(row) != len(names):
             raise ScoresError(_width_message(line, row, names, separator))
-    if not text.endswith(("\n", "\r")):
+    if not text.endswith(("\n", "\r")) and not _ends_whole(text, [row for _, row in rows]):
         raise ScoresError(
             f"line {records[-1][0]} is the last and has no line break, so it may be cut off; if it is whole, add a line break"
         )
     while names and not names[-1] and not any(row[-1].strip() for _, row in rows):
         names.pop()
         rows = [(line, row[:-1]) for line, row in rows]
+    if names and (not names[0] or PANDAS_INDEX.fullmatch(names[0])):
+        _check_index(rows)
+        names, rows = names[1:], [(line, row[1:]) for line, row in rows]
     _check_names(names, separator)
     cells = [row if keep_spaces else [cell.strip() for cell in row] for _, row in rows]
     return pd.DataFrame(cells, columns=names, index=[line for line, _ in rows], dtype=object), separator
+
+
+def _ends_whole(text: str, rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the last field of a text without a line break at its end cannot have been longer."""
+    if text.endswith('"'):
+        return True
+    *others, last = [re.fullmatch(r"[+-]?\d+[.,](\d+)", row[-1].strip(), re.ASCII) for row in rows] or [None]
+    decimals = {len(number[1]) if number else 0 for number in others}
+    return last is not None and len(others) >= MIN_EQUAL_DECIMALS and decimals == {len(last[1])}
+
+
+def _check_index(rows: Sequence[tuple[int, Sequence[str]]]) -> None:
+    """Raise ScoresError unless the first column, which has no name, numbers the rows: whole numbers that differ."""
+    seen: set[str] = set()
+    for line, row in rows:
+        cell = row[0].strip()
+        if not (cell.isascii() and cell.isdigit()) or cell in seen:
+            raise ScoresError(
+                f"column 1 has no name in the header and line {line} holds {quote(cell)} there, so it does not number the rows; "
+                "name it or leave it out"
+            )
+        seen.add(cell)
 
 
 def _decode(path: str | Path) -> str:

@@ -14,20 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from matplotlib.transforms import ScaledTranslation
 
 from icmbench.results.fonts import FAMILY, drawable, printable, quiet_about_fonts, use_fonts
 from icmbench.results.published import REPORTED, with_reported
 from icmbench.results.scores import CurveKey, Scores, ceiling_value, codec_names, curve_points
 from icmbench.results.tables import LIMITED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#000000"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -120,6 +119,9 @@ def draw_curves(
         looks: from codec to its look; None for the looks of `codec_styles`.
         reported: curves of papers, as `reported_curves` returns them; those that match the key are drawn dashed.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     if reported is not None:
         scores = with_reported(scores, reported)
         looks = codec_styles([*(looks or ()), *(name for name in codec_names(scores) if name not in (looks or ()))])
@@ -157,6 +159,8 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = (".png", ".
     Returns:
         The paths of the files.
     """
+    import matplotlib as mpl
+
     paths = []
     with mpl.rc_context(matplotlib_settings(PRINT)), quiet_about_fonts():
         for suffix in formats:
@@ -176,6 +180,9 @@ def curves_svg(scores: Scores, key: CurveKey, looks: Mapping[str, Style]) -> str
         key: which of their rows to draw.
         looks: from codec to its look.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(matplotlib_settings(PAGE)):
         figure = Figure(figsize=(5.0, 3.4), dpi=72, layout="constrained", facecolor="none")
         axes = figure.add_subplot()
@@ -192,6 +199,9 @@ def curves_svg(scores: Scores, key: CurveKey, looks: Mapping[str, Style]) -> str
 
 def swatch_svg(style: Style) -> str:
     """A codec's line and marker as a small SVG element for a page's legend."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(matplotlib_settings(PAGE)):
         figure = Figure(figsize=(0.5, 0.2), dpi=72, facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0, 1))
@@ -297,6 +307,8 @@ def _plot_codec(axes: Axes, points: pd.DataFrame, look: Style, group_id: str) ->
 
 def _plot_ceiling(axes: Axes, ceiling: float, higher_is_better: bool, theme: Theme) -> None:
     """Draw the uncompressed score as a dashed line. Its label stands on the side of the curves, where the axes have room."""
+    from matplotlib.transforms import ScaledTranslation
+
     axes.axhline(ceiling, color=theme.muted, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     offset = (-3 if higher_is_better else 3) / 72
     transform = axes.get_yaxis_transform() + ScaledTranslation(3 / 72, offset, axes.figure.dpi_scale_trans)
@@ -321,6 +333,8 @@ def set_log_x_axis(axes: Axes, values: np.ndarray) -> None:
     """
     if not len(values):
         return
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     decades = np.log10(values.max() / values.min())
     subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 0.7 else (1, 2, 5) if decades < 2.5 else (1,)
     axes.set_xscale("log")
@@ -344,6 +358,8 @@ def page_svg(figure: Figure, salt: str, name: str, extra: str = "") -> str:
         name: what the figure shows, for screen readers, which ignore it if the name is empty.
         extra: SVG elements to put on top.
     """
+    import matplotlib as mpl
+
     buffer = io.StringIO()
     with mpl.rc_context(matplotlib_settings(PAGE)), quiet_about_fonts():
         figure.savefig(buffer, format="svg", metadata=NO_METADATA[".svg"])

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
 
 from icmbench.results.envelopes import Array, Curve, MetricWords, UndefinedDelta
 
@@ -113,5 +112,7 @@ def _mean(x: Array, y: Array, method: Method, low: float, high: float) -> float:
     if method == "cubic":
         integral = np.polynomial.Polynomial.fit(x, y, 3).integ()
         return float((integral(high) - integral(low)) / (high - low))
+    from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
+
     interpolator = PchipInterpolator(x, y) if method == "pchip" else Akima1DInterpolator(x, y)
     return float(interpolator.integrate(low, high) / (high - low))

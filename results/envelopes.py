@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
 
 Envelope: TypeAlias = Literal["error", "pareto", "isotonic"]
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -191,6 +190,8 @@ def _pareto_front(curve: Curve, words: MetricWords) -> Curve:
 
 def _isotonic_fit(curve: Curve, words: MetricWords) -> Curve:
     """Points at one rate become one, then points of one fitted quality become one at their mean log rate."""
+    from scipy.optimize import isotonic_regression
+
     x, y = curve.x, curve.y
     same_rate = _equal_runs(x)
     counts = np.bincount(same_rate).astype(float)

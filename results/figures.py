@@ -9,14 +9,10 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from icmbench.results.analyses import FIGURES
 from icmbench.results.bd import quality_at
@@ -32,6 +28,10 @@ from icmbench.results.curves import (
     set_log_x_axis,
 )
 from icmbench.results.scores import KEY_COLUMNS, LAYER, Scores, ScoresError, codec_names, curve_keys, curve_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Metrics of which less is better: perceptual realism of a whole set of images, and perceptual fidelity to each original.
 REALISM, FIDELITY = ("fid", "kid"), ("lpips", "dists")
@@ -104,6 +104,12 @@ def draw_layer_curves(scores: Scores, theme: Theme = PRINT) -> Figure:
     Raises:
         ScoresError: no metric of a codec is a layer.
     """
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     rows = scores[scores["metric"].str.fullmatch(LAYER)]
     layers = sorted(rows["metric"].unique(), key=lambda name: [*map(int, LAYER.fullmatch(name).groups())])  # type: ignore[union-attr]
     names = codec_names(rows)
@@ -148,6 +154,9 @@ def draw_time_against_bdrate(scores: Scores, bdrate: pd.DataFrame, seconds: str 
         seconds: `encode_seconds` or `decode_seconds`, averaged over a codec's points.
         theme: colours for print or for a page.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     anchor = str(bdrate["anchor"].iloc[0]) if len(bdrate) else None
     percents = bdrate.set_index("codec")["bd_rate_percent"].to_dict() | ({anchor: 0.0} if anchor else {})
     bars = bdrate.set_index("codec")[["low", "high"]]
@@ -189,6 +198,9 @@ def draw_realism_against_fidelity(
         fidelity: a metric of perceptual fidelity.
         theme: colours for print or for a page.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     missing = []
     with mpl.rc_context(matplotlib_settings(theme)):
         figure = Figure(figsize=(4.8, 3.6), dpi=72, layout="constrained", facecolor=theme.face)
@@ -209,13 +221,13 @@ def draw_realism_against_fidelity(
         return figure
 
 
-def _mark_codec(axes: mpl.axes.Axes, x: float, y: float, name: str, look: Style, theme: Theme) -> None:
+def _mark_codec(axes: Axes, x: float, y: float, name: str, look: Style, theme: Theme) -> None:
     axes.plot([x], [y], color=look.colour, marker=look.marker, markersize=7, linestyle="none")
     text = axes.annotate(theme.text(name), (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small")
     text.set_in_layout(False)  # A long name runs out of the figure; within the layout it would squeeze the axes.
 
 
-def _finish_marks(figure: Figure, axes: mpl.axes.Axes, why_missing: str, missing: list[str], theme: Theme) -> None:
+def _finish_marks(figure: Figure, axes: Axes, why_missing: str, missing: list[str], theme: Theme) -> None:
     """Give the marks room and a grid, name the codecs without a mark below the axes, and lay the figure out."""
     axes.margins(0.18, 0.12)
     if missing:

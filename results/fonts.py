@@ -15,11 +15,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from matplotlib import font_manager
-from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
+if TYPE_CHECKING:
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
 
 FAMILY = "DejaVu Sans"
 # Characters of a text in print; a longer one would leave no room for the curves.
@@ -53,6 +53,8 @@ def drawable(text: str) -> str:
 
 def use_fonts(figure: Figure) -> None:
     """Give every text of a figure the fonts that have its characters."""
+    from matplotlib.text import Text
+
     for text in figure.findobj(Text):
         families = dict.fromkeys(_font_of(c) for c in text.get_text() if not c.isspace())
         others = [name for name in families if name and name != FAMILY]
@@ -79,6 +81,8 @@ def quiet_about_fonts() -> Iterator[None]:
 @functools.lru_cache(maxsize=4096)
 def _font_of(character: str) -> str:
     """The family of the first font that has a character; empty if none has it."""
+    from matplotlib import font_manager
+
     if character.isspace() or ord(character) in _characters_of(font_manager.findfont(FAMILY)):
         return FAMILY
     for name, path in _installed_fonts().items():
@@ -90,6 +94,8 @@ def _font_of(character: str) -> str:
 @functools.lru_cache(maxsize=1)
 def _installed_fonts() -> dict[str, str]:
     """Path of the regular face of every installed family, those of `WIDE_FONTS` first."""
+    from matplotlib import font_manager
+
     rank = {name: k for k, name in enumerate(WIDE_FONTS)}
 
     def distance(entry: font_manager.FontEntry) -> tuple[int, str, int, str]:
@@ -105,6 +111,8 @@ def _installed_fonts() -> dict[str, str]:
 @functools.lru_cache(maxsize=64)
 def _characters_of(path: str) -> frozenset[int]:
     """Code points of the characters that a font can draw at any size; none if it cannot be read or holds bitmaps only."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         font = FT2Font(path)
         font.set_size(10, 72)  # Fails for a font of bitmaps, as those of coloured emoji are.

@@ -13,64 +13,16 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as Pillow
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Image = npt.NDArray[np.uint8]
 # Pixels of a thumbnail's longer side.
 MAX_SIDE = 480
 # WebP quality, 0 to 100.
 QUALITY = 75
-
-
-# What the page shows as a picture: nothing but the data URI of a WebP.
-_Uri = Annotated[str, Field(pattern=r"^data:image/webp;base64,[A-Za-z0-9+/]+=*$")]
-
-
-class _Reconstruction(BaseModel):
-    """A stored reconstruction entry."""
-
-    model_config = ConfigDict(strict=True)
-    codec: str
-    point: str
-    bits: int
-    bpp: float | None
-    score: float | None
-    damage: float | None
-    lost: list[str]
-    new: list[str]
-    clean: _Uri
-    drawn: _Uri
-
-
-class _Entry(BaseModel):
-    """A stored image entry."""
-
-    model_config = ConfigDict(strict=True)
-    image: str
-    dataset: str
-    task: str
-    metric: str
-    unit: str
-    score: float | None
-    damage: float | None
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    clean: _Uri
-    drawn: _Uri
-    shown: list[_Reconstruction] = Field(min_length=1)
-
-
-class _Pictures(BaseModel):
-    """The content of pictures.json."""
-
-    model_config = ConfigDict(strict=True)
-    entries: list[_Entry]
-    left_out: list[str]
 
 
 def check_entries(content: Any) -> None:
@@ -82,8 +34,12 @@ def check_entries(content: Any) -> None:
     Raises:
         ValueError: something in it is missing or of another type.
     """
+    from pydantic import ValidationError
+
+    from icmbench.results.picture_entries import Pictures
+
     try:
-        _Pictures.model_validate(content)
+        Pictures.model_validate(content)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, details['loc']))}: {details['msg']}") from None
@@ -91,6 +47,8 @@ def check_entries(content: Any) -> None:
 
 def thumbnail(image: Image) -> str:
     """An image, uint8 (height, width, 3), scaled down to `MAX_SIDE` if it is larger, as the data URI of a WebP."""
+    from PIL import Image as Pillow
+
     picture = Pillow.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Pillow.Resampling.LANCZOS)
     buffer = io.BytesIO()

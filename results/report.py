@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from icmbench.results import curves
@@ -87,6 +86,8 @@ def write_report(
     primary = meta.get("primary")
     write_figures(folder, scores, bdrate, primary, reported, codec_analyses, (".png", ".svg"))
     write_tables(scores, bdrate, folder, primary, codec_analyses)
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

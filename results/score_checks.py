@@ -19,8 +19,9 @@ from icmbench.results.errors import ScoresError, quote
 
 # A file with all of these columns is a run's scores.csv.
 RUN_COLUMNS = frozenset({"point", "realisation", "expected", "scored"})
-# Bounds in bits per pixel that no codec reaches, whatever the image: those of a mistaken unit or a lost decimal point.
-MAX_BPP = 1e5
+# Bounds in bits per pixel beyond which the unit is mistaken, a decimal point was lost, or rate and quality changed places: a pixel
+# of three bytes has 24 bits uncompressed, and curves made elsewhere are of photographs. A run may have images of a few pixels.
+MAX_BPP, MAX_RUN_BPP = 24, 1e5
 # Rates of one file, in any unit, lie within this factor of their median.
 MAX_RATE_FACTOR = 1e6
 # Metrics that papers and runs give in percent, and bounds of others, in lower case.
@@ -29,6 +30,10 @@ PERCENT = re.compile(
 )
 BOUNDS = {"psnr": (0.0, 200.0), "ssim": (-1.0, 200.0), "ms_ssim": (-1.0, 200.0), "lpips": (0.0, 10.0), "dists": (0.0, 10.0)}
 TOLERANCE = 1e-6  # Beyond a bound, for rounding.
+# A percentage that falls to this share or less while the rate rises is a fraction.
+FRACTION_DROP = 1 / 20
+# Rates of two codecs whose medians differ by more than this factor are likely to differ in their unit.
+UNIT_FACTOR = 300
 
 
 def check_flags(frame: pd.DataFrame) -> None:
@@ -61,7 +66,12 @@ def check_rows(scores: Scores, places: Sequence[str], is_run: bool, has_bpp: boo
         "has no value; leave the line out if nothing was measured": unmeasured,
         "has no rate; write it, or leave the line out": coded & np.isnan(bpp) & (not is_run),
         "has rate {bpp:g}, and a rate is above 0": coded & ((bpp < 0) | ((bpp == 0) & (not is_run))),
-        f"has {{bpp:g}} bpp, and no image needs more than {MAX_BPP:g}; write bits per pixel": coded & has_bpp & (bpp > MAX_BPP),
+        f"has {{bpp:g}} bpp, and no image needs more than {MAX_RUN_BPP:g}; write bits per pixel": (
+            coded & has_bpp & (bpp > MAX_RUN_BPP)
+        ),
+        f"has {{bpp:g}} bpp, and pixels have {MAX_BPP} bits before compression; write bits per pixel, or name the column rate": (
+            coded & has_bpp & (not is_run) & (bpp > MAX_BPP)
+        ),
         f"has rate {{bpp:g}}, and the median of the file is {median:.4g}; correct it": (
             coded & ((factor > MAX_RATE_FACTOR) | (factor < 1 / MAX_RATE_FACTOR))
         ),
@@ -74,6 +84,50 @@ def check_rows(scores: Scores, places: Sequence[str], is_run: bool, has_bpp: boo
             facts = {"bpp": bpp[k], "value": value[k], "low": low[k], "high": high[k], "metric": scores["metric"][k]}
             raise ScoresError(f"{places[k]}: codec {quote(scores['codec'][k])} {message.format(**facts)}")
     _refuse_one_rate_twice(scores, places, has_points)
+    if not is_run:
+        _refuse_fractions_among_percents(scores, places)
+
+
+def doubts(scores: Scores) -> list[str]:
+    """Sentences on what in a file of curves is likely to be wrong, but may be right: nothing that a file could be refused for.
+
+    Args:
+        scores: normalised scores.
+    """
+    sentences = []
+    coded = scores[(scores["codec"] != UNCOMPRESSED) & (scores["bpp"] > 0)]
+    medians = coded.groupby("codec", sort=False)["bpp"].median()
+    if len(medians) and medians.max() > UNIT_FACTOR * medians.min():
+        high, low = medians.idxmax(), medians.idxmin()
+        sentences.append(
+            f"the rates of codec {quote(high)} are about {medians[high]:.3g} and those of {quote(low)} about {medians[low]:.3g}: "
+            "are both in bits per pixel?"
+        )
+    for key, rows in _percents_without_unit(scores).groupby(KEY_COLUMNS, sort=False):
+        greatest = rows.groupby("codec", sort=False)["value"].max()
+        for codec in greatest.index[(greatest > 0) & (greatest <= 1)] if greatest.max() > 1 / FRACTION_DROP else ():
+            sentences.append(
+                f"{key[3]} of codec {quote(codec)} is at most {greatest[codec]:.3g} and reaches {greatest.max():.3g} elsewhere: "
+                "are all in percent? A column unit with % says so"
+            )
+    return sentences
+
+
+def _percents_without_unit(scores: Scores) -> pd.DataFrame:
+    """The rows of metrics that papers give in percent, in a file that does not state their unit."""
+    return scores[(scores["unit"] == "") & scores["metric"].str.lower().str.fullmatch(PERCENT)]
+
+
+def _refuse_fractions_among_percents(scores: Scores, places: Sequence[str]) -> None:
+    """Raise ScoresError for a curve of percentages that falls to a fraction: 20, 0.24, 29 at rising rates."""
+    for key, rows in _percents_without_unit(scores).groupby([*KEY_COLUMNS, "codec", "realisation"], sort=False):
+        rows = rows.sort_values("bpp", kind="stable")
+        best = rows["value"].cummax()
+        for k in rows.index[(rows["value"] > 0) & (rows["value"] <= 1) & (rows["value"] <= FRACTION_DROP * best)]:
+            raise ScoresError(
+                f"{places[int(k)]}: codec {quote(key[5])} has {key[3]} {rows['value'][k]:g}, and {best[k]:g} at a lower rate; "
+                "write all in percent, or say that they are in a column unit with %"
+            )
 
 
 def _bounds(scores: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -25,6 +24,8 @@ def unknown_message(noun: str, name: str, choices: Iterable[str]) -> str:
         >>> unknown_message("key", "pionts", ["points", "seeds"])
         "unknown key 'pionts'; did you mean 'points'?"
     """
+    import difflib
+
     names = sorted(choices)
     similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(names) or 'none'}"

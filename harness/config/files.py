@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from icmbench.harness.config.errors import UserError
@@ -46,6 +47,27 @@ def exists(path: Path) -> bool:
         return False
 
 
+def refuse_to_replace(sources: Sequence[Path], folder: Path, products: Sequence[str]) -> None:
+    """Refuse to write into a folder where that would replace a file that is read, by whatever name or link.
+
+    Args:
+        sources: the files that are read.
+        folder: the folder to write into; it need not exist.
+        products: the names of the files and folders that are written there. Any file within such a folder may be replaced.
+
+    Raises:
+        UserError: a source is one of the products or lies within one.
+    """
+    for product in products:
+        target = folder / product
+        for file in (target, *(target.rglob("*") if target.is_dir() else ())):
+            for source in sources:
+                if _is_same(source, file):
+                    raise UserError(
+                        f"{source}: is read, and writing {target} would replace it; name another folder, or move the file"
+                    )
+
+
 def refuse_same_file(source: Path, target: Path, product: str) -> None:
     """Refuse to write into the file that was read, by whatever name or link.
 
@@ -57,9 +79,12 @@ def refuse_same_file(source: Path, target: Path, product: str) -> None:
     Raises:
         UserError: both are one file.
     """
-    try:
-        same = source.samefile(target)
-    except (OSError, ValueError):  # One of them does not exist, or cannot.
-        return
-    if same:
+    if _is_same(source, target):
         raise UserError(f"{target}: is the file {source} itself and would be lost; name another file for {product}")
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except (OSError, ValueError):  # One of them does not exist, or cannot.
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
@@ -20,7 +21,14 @@ def available(kind: str) -> Mapping[str, EntryPoint]:
     Args:
         kind: one of `KINDS`, or "training" for the objectives of `icmbench train`.
     """
-    return {point.name: point for point in sorted(entry_points(group=f"icmbench.{kind}"), key=lambda point: point.name)}
+    points = _installed(tuple(sys.path)).select(group=f"icmbench.{kind}")
+    return {point.name: point for point in sorted(points, key=lambda point: point.name)}
+
+
+@functools.cache
+def _installed(path: tuple[str, ...]) -> Any:
+    """Entry points of all packages on a search path, which is that of Python; looked up once for all kinds."""
+    return entry_points()
 
 
 def load(kind: str, name: str, key: str) -> Callable[..., Any]:

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from icmbench.codecs import training
 from icmbench.harness.config.errors import UserError, unknown_message
+from icmbench.harness.config.recipe_files import RECIPES, shipped_recipes
 from icmbench.harness.config.sections import ConfigSection, load_section
 
-RECIPES = Path(training.__file__).with_name("recipes")  # The shipped recipes, with the settings of the papers.
+__all__ = ["RECIPES", "Recipe", "ValidationSection", "load_recipe", "shipped_recipes", "write_recipe"]
 
 
 class ValidationSection(ConfigSection):
@@ -85,11 +85,6 @@ class Recipe(ConfigSection):
         if shared != sorted(shared, reverse=True) or shared[-1]:
             raise ValueError("stages: shared ones come first, and the last is not shared")
         return self
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The files of the recipes that come with this package, by recipe name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
 
 
 def write_recipe(name: str, path: Path) -> None:
