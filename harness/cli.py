@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from icmbench.harness.commands.arguments import make_parser
 from icmbench.harness.commands.console import describe_error, flush_or_silence, open_missing_streams, print_error
 from icmbench.harness.config.errors import UserError
 
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     from icmbench.harness.commands.run import RunOptions, RunResult
 
 TRACEBACK_VARIABLE = "ICMBENCH_TRACEBACK"  # If set, defects are shown with Python's traceback.
-
-# Adds a command: its name, the function that carries it out, and its help.
-AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,10 +38,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # For names with characters that the terminal's encoding lacks.
-    # Clusters end a job with SIGTERM; handled like Ctrl-C, it stops the worker processes too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _sigterm_like_interrupt():
+        return _run_command(arguments)
+
+
+@contextlib.contextmanager
+def _sigterm_like_interrupt() -> Iterator[None]:
+    """Handle SIGTERM, with which clusters end a job, like Ctrl-C, so that it stops the worker processes too.
+
+    The handler before is put back at the end, for programs that call `main`. Outside the main thread, which alone may handle
+    signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        options = _make_parser().parse_args(arguments)
+        yield
+    finally:
+        if before is not None:  # None: the handler was not installed by Python, which cannot put it back.
+            signal.signal(signal.SIGTERM, before)
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
+    """Parse the arguments and run their command; returns the exit code as `main` does."""
+    try:
+        options = make_parser(COMMANDS).parse_args(arguments)
         code = int(options.command(options))
         sys.stdout.flush()
         return code
@@ -72,147 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print_error(f"{describe_error(error)}: a defect of icmbench; set {TRACEBACK_VARIABLE}=1 to see where, and report it")
         return 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose messages, as all others, repeat neither credentials nor control characters."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        print_error(message)
-        raise SystemExit(2)
-
-
-# The arguments of each command.
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    from icmbench.harness.commands.merge import add_merge_command
-    from icmbench.harness.commands.store import add_store_command
-
-    parser = _Parser(prog="icmbench", description="Score any image codec by what machines can still do with it.")
-    parser.add_argument("--version", action="version", version=f"icmbench {version('icmbench')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, function: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about, description=about)
-        command.set_defaults(command=function)
-        return command
-
-    _add_run_and_plan(add)
-    _add_tables(add)
-    command = add("list", _list, "what can be named in an experiment file")
-    command.add_argument("kind", nargs="?", choices=["codecs", "tasks", "datasets", "models", "recipes"])
-    _add_encode_and_decode(add)
-    _add_train(add)
-    _add_pack(add)
-    add_store_command(add)
-    add_merge_command(add)
-    _add_convert(add)
-    add("doctor", _doctor, "what of all this is usable on this machine, and why not")
-    command = add("demo", _demo, "ten codecs, three tasks, on photographs, models and small weights from packages; under 5 minutes")
-    command.add_argument("--out", default="runs/demo", metavar="RUN")
-    _add_run_options(command, workers=2)
-    return parser
-
-
-def _add_run_and_plan(add: AddCommand) -> None:
-    run = add("run", _run, "compute what is missing of an experiment, then its tables and report")
-    _add_experiment(run)
-    _add_run_options(run, workers=1)
-    run.add_argument("--bootstrap", type=int, metavar="N", help="replicates behind the 95%% intervals (default 200; papers: 1000)")
-    plan = add("plan", _plan, "which cells are missing, how long they take, and what the standard sets would")
-    _add_experiment(plan)
-
-
-def _add_experiment(command: argparse.ArgumentParser) -> None:
-    command.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-    command.add_argument("--out", metavar="RUN", help="run folder, or an object store's URL (default: runs/<name>)")
-    command.add_argument("--limit", type=int, metavar="N", help="only the first N images of each dataset; marks every table")
-
-
-def _add_run_options(command: argparse.ArgumentParser, workers: int) -> None:
-    add = command.add_argument
-    add("--workers", type=int, default=workers, metavar="N", help=f"processes that share the cores (default {workers})")
-    add("--executor", choices=["local", "ray"], default="local", help="where workers run (ray: RAY_ADDRESS, or local)")
-    add("--gpus", type=float, default=0.0, metavar="G", help="GPUs of each worker of a Ray cluster (default 0)")
-    add("--keep", choices=["reconstructions"], help="keep every reconstruction as a lossless picture")
-    add("--shard", metavar="I/N", help="only the I-th of N parts, for N jobs; then run once without it for the tables")
-    add("--images", type=int, default=12, metavar="N", help="images in the report, most damaged first (default 12)")
-
-
-def _add_tables(add: AddCommand) -> None:
-    report = add("report", _report, "write a run's BD table, curves and report anew from its scores.csv")
-    report.add_argument("run", type=Path, metavar="RUN")
-    report.add_argument("--anchor", help="another anchor than the experiment's")
-    _add_interpolation(report, method=None, envelope=None)
-    report.add_argument("--bundle", action="store_true", help="also bundle/: tables, CSVs, figures as PNG, SVG and PDF, provenance")
-    _add_published(report, "draw curves that papers report, dashed, in no table")
-    compare = add("compare", _compare, "what moved between two runs, and which codec, weight, library, image or setting moved it")
-    compare.add_argument("runs", type=Path, nargs=2, metavar="RUN")
-    compare.add_argument(
-        "--tolerance", type=float, default=1e-9, metavar="T", help="relative difference that counts as equal (1e-9)"
-    )
-    bdrate = add("bdrate", _bdrate, "BD-rate table of a CSV: scores.csv, or columns codec, bpp and one a metric")
-    bdrate.add_argument("curves", type=Path, metavar="CURVES.csv")
-    bdrate.add_argument("--anchor", required=True)
-    _add_interpolation(bdrate, method="pchip", envelope="pareto")
-    bdrate.add_argument("--lower-is-better", nargs="*", default=[], metavar="METRIC", help="metrics of which less is better")
-    _add_published(bdrate, "let curves that papers report take part")
-    bdrate.add_argument("--out", type=Path, metavar="FOLDER", help="write bdrate.csv and report/ with all tables and curves there")
-
-
-def _add_interpolation(command: argparse.ArgumentParser, method: str | None, envelope: str | None) -> None:
-    about = "of BD-rates (pchip, pareto, or the experiment's)"
-    command.add_argument("--method", choices=["pchip", "cubic", "akima"], default=method, help=about)
-    command.add_argument("--envelope", choices=["error", "pareto", "isotonic"], default=envelope, help=about)
-
-
-def _add_published(command: argparse.ArgumentParser, about: str) -> None:
-    command.add_argument("--published", nargs="*", metavar="FILE", help=f"{about}: of CSV or JSON files, or those in icmbench")
-
-
-def _add_encode_and_decode(add: AddCommand) -> None:
-    for name, function, about in (("encode", _encode, "an image to a stream"), ("decode", _decode, "a stream to an image")):
-        command = add(name, function, about)
-        command.add_argument("--codec", metavar="NAME", required=name == "encode")
-        default = "the codec's first" if name == "encode" else "the stream's"
-        command.add_argument("--point", help=f"rate point, as in an experiment file (default: {default})")
-        _add_settings(command)
-        command.add_argument("input", type=Path, metavar="IN")
-        command.add_argument("output", type=Path, metavar="OUT")
-
-
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a codec option; may be repeated")
-
-
-def _add_train(add: AddCommand) -> None:
-    train = add("train", _train, "train a codec or a backbone by a recipe; goes on where it stopped")
-    train.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="a file, or a name out of `icmbench list recipes`")
-    train.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/<name>)")
-    train.add_argument("--write", type=Path, metavar="FILE", help="train nothing, but write the named recipe into a file to edit")
-
-
-def _add_pack(add: AddCommand) -> None:
-    pack = add("pack", _pack, "streams of one codec of a run in one file, for runs that then need not encode")
-    verbs = pack.add_subparsers(required=True, metavar="VERB", dest="verb")
-    export = verbs.add_parser("export", help="write a run's streams of one codec; name the file as the codec's `pack` elsewhere")
-    export.add_argument("run", metavar="RUN")
-    export.add_argument("--codec", required=True, metavar="LABEL")
-    export.add_argument("--out", required=True, type=Path, metavar="PACK")
-    verify = verbs.add_parser("verify", help="check every hash, and decode a sample where the codec can be used here")
-    verify.add_argument("pack", type=Path, metavar="PACK")
-    _add_settings(verify)
-
-
-def _add_convert(add: AddCommand) -> None:
-    convert = add("convert", _convert, "write a checkpoint's tensors alone, as .safetensors or .pth")
-    convert.add_argument(
-        "--trust", action="store_true", help="run what code its pickle holds: only for files whose origin you trust"
-    )
-    convert.add_argument("input", type=Path, metavar="CHECKPOINT")
-    convert.add_argument("output", type=Path, metavar="OUT")
 
 
 # The functions that carry out the commands.
@@ -301,8 +181,11 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.show import show_bdrate
+    from icmbench.harness.config.files import refuse_to_replace
     from icmbench.harness.derive.tables import bundle, read_report_inputs, rewrite_report
 
+    products = ["bdrate.csv", "report", *(["bundle"] if options.bundle else [])]
+    refuse_to_replace([Path(file) for file in options.published or ()], options.run, products)
     report_inputs = read_report_inputs(options.run, options.anchor, options.published, options.method, options.envelope)
     bdrate, report = rewrite_report(options.run, report_inputs)
     show_bdrate(report_inputs.table_spec.only_primary(bdrate))
@@ -358,10 +241,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _pack(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.coding import make_codec
+    from icmbench.harness.config.files import refuse_to_replace
     from icmbench.harness.store.pack import Pack, decode_sample
     from icmbench.harness.store.pack_export import export
 
     if options.verb == "export":
+        run_files = [file for file in sorted(Path(options.run).rglob("*")) if file.suffix in (".json", ".yaml", ".csv", ".parquet")]
+        refuse_to_replace(run_files, options.out.parent, [options.out.name])
         manifest = export(options.run, options.codec, options.out)
         print(f"{options.out}: {sum(len(point.streams) for point in manifest.points)} streams of {len(manifest.points)} points")
         return 0
@@ -392,6 +278,37 @@ def _convert(options: argparse.Namespace) -> int:
 
     print(f"{options.output}: {convert(options.input, options.output, options.trust)} tensors")
     return 0
+
+
+def _store(options: argparse.Namespace) -> int:
+    from icmbench.harness.commands.store import run_verb
+
+    return run_verb(options)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from icmbench.harness.commands.merge import print_merge
+
+    return print_merge(options)
+
+
+COMMANDS = {
+    "run": _run,
+    "plan": _plan,
+    "report": _report,
+    "compare": _compare,
+    "bdrate": _bdrate,
+    "list": _list,
+    "encode": _encode,
+    "decode": _decode,
+    "train": _train,
+    "pack": _pack,
+    "store": _store,
+    "merge": _merge,
+    "convert": _convert,
+    "doctor": _doctor,
+    "demo": _demo,
+}
 
 
 if __name__ == "__main__":

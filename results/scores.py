@@ -244,6 +244,7 @@ def _to_long_form(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
     check_flags(frame)
     numbers = [column for column in NUMBER_COLUMNS if column in frame]
     if "metric" in frame or "value" in frame or not {"codec", "bpp"} <= {*frame.columns}:
+        _refuse_misspelt_columns(frame)
         return plain_numbers(frame, numbers, separator, ["value", "low", "high"] if {*frame.columns} >= RUN_COLUMNS else [])
     metrics = [column for column in frame.columns if column not in SCORE_COLUMNS]
     if not metrics:
@@ -255,6 +256,15 @@ def _to_long_form(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
     long = frame.melt(id_vars=ids, value_vars=metrics, var_name="metric", value_name="value", ignore_index=False)
     # An empty cell stands for a metric that was not measured at this point.
     return long[long["value"] != ""]
+
+
+def _refuse_misspelt_columns(frame: pd.DataFrame) -> None:
+    """Raise ScoresError for a column without a meaning whose name is close to one that is missing: its default would be taken."""
+    missing = [column for column in SCORE_COLUMNS if column not in frame]
+    for column in frame.columns:
+        near = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=0.7) if column not in SCORE_COLUMNS else []
+        if near:
+            raise ScoresError(f"column {quote(column)} is unknown; did you mean {near[0]!r}? Rename it, or leave it out")
 
 
 def _to_text(value: Any) -> str:

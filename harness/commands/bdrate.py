@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from icmbench.harness.commands.console import print_error
 from icmbench.harness.commands.show import show_bdrate
+from icmbench.harness.config.files import refuse_to_replace
 from icmbench.harness.derive.tables import gather_published
 from icmbench.harness.store.folder import writing
 from icmbench.results.bd import Envelope, Method
 from icmbench.results.published import with_reported
 from icmbench.results.report import write_report
+from icmbench.results.score_checks import doubts
 from icmbench.results.scores import normalise, read_scores
 from icmbench.results.tables import bdrate_frame
 from icmbench.results.writers import write_csv
@@ -38,9 +41,13 @@ def print_bdrate(
 
     Raises:
         ScoresError: a file cannot be read as curves, or the anchor is not in it.
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or a file of curves would be replaced.
     """
+    if out is not None:
+        refuse_to_replace([curves, *map(Path, published or ())], out, ["bdrate.csv", "report"])
     scores = read_scores(curves, lower_is_better)
+    for doubt in doubts(scores):
+        print_error(f"{curves}: {doubt}")
     if published is not None:
         # Two files may report one curve; normalise refuses rows that are given twice.
         scores = normalise(with_reported(scores, gather_published(published)))

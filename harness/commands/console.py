@@ -6,14 +6,13 @@ import contextlib
 import io
 import os
 import sys
-import traceback
 from pathlib import Path
-
-from icmbench.harness.config.secrets import redact
 
 
 def describe_error(error: Exception) -> str:
     """An unexpected error with its type and the line that raised it."""
+    import traceback
+
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
 
@@ -48,6 +47,8 @@ def flush_or_silence() -> None:
 
 def print_error(*lines: str) -> None:
     """Print lines on standard error, without control characters, which file names may hold, and without credentials."""
+    from icmbench.harness.config.secrets import redact
+
     printable = ("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redact(line)) for line in lines)
     try:
         print("icmbench: " + "\n  ".join(printable), file=sys.stderr, flush=True)

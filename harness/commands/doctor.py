@@ -20,7 +20,7 @@ def print_diagnosis(folder: Path) -> None:
         print(f"{name:<12} {fact}")
     for kind in KINDS:
         print(f"{kind}:")
-        for entry in plugin_entries(kind):
+        for entry in plugin_entries(kind, load_all=True):
             print(f"  {'ok' if not entry.trouble else '--'}  {entry.name}{': ' + entry.trouble if entry.trouble else ''}")
 
 

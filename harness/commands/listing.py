@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires
+from importlib.util import find_spec
 
 from icmbench.harness.config import plugins
-from icmbench.harness.config.recipe import shipped_recipes
+from icmbench.harness.config.descriptions import describe, imported_description
+from icmbench.harness.config.recipe_files import shipped_recipes
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,31 @@ class Entry:
     trouble: str = ""
 
 
-def plugin_entries(kind: str) -> list[Entry]:
-    """All plug-ins of one kind, one of `plugins.KINDS`."""
-    entries = []
-    for name in plugins.available(kind):
-        try:
-            plugin = plugins.load(kind, name, kind)
-        except Exception as error:  # A plug-in of another package may break in any way; the others must still be listed.
-            entries.append(Entry(name, "", trouble=f"cannot be loaded: {error}"))
-            continue
-        summary = (inspect.getdoc(plugin) or "").partition("\n")[0]
-        usable = getattr(plugin, "usable", None)  # An optional class method that says why not, e.g. that a program is absent.
-        trouble = _missing_packages(getattr(plugin, "extra", None)) or (usable() if usable else None) or ""
-        entries.append(Entry(name, summary, getattr(plugin, "weights", ""), trouble))
-    return entries
+def plugin_entries(kind: str, load_all: bool = False) -> list[Entry]:
+    """All plug-ins of one kind.
+
+    Args:
+        kind: one of `plugins.KINDS`.
+        load_all: whether every plug-in is imported and every program is tried, so that what cannot be used is found. Otherwise the
+            plug-ins of this package are read from their source where that suffices, and no programs are started, which is quicker.
+    """
+    return [_plugin_entry(kind, name, load_all) for name in plugins.available(kind)]
+
+
+def _plugin_entry(kind: str, name: str, load_all: bool) -> Entry:
+    description = None if load_all else describe(plugins.available(kind)[name])
+    try:
+        if description is None:
+            description = imported_description(plugins.load(kind, name, kind))
+        facts = description.facts
+        trouble = _missing_packages(facts.get("extra")) or _missing_modules(facts.get("unpackaged", {}))
+        asks_usable = description.has_usable and (load_all or not facts.get("usable_runs_programs", False))
+        if asks_usable and not trouble:
+            # `usable` is an optional class method that says why not, e.g. that a program is absent.
+            trouble = plugins.load(kind, name, kind).usable() or ""  # type: ignore[attr-defined]
+    except Exception as error:  # A plug-in of another package may break in any way; the others must still be listed.
+        return Entry(name, "", trouble=f"cannot be loaded: {error}")
+    return Entry(name, description.summary, facts.get("weights", ""), trouble)
 
 
 def recipe_entries() -> list[Entry]:
@@ -73,16 +86,32 @@ def _print_entries(entries: Sequence[Entry]) -> None:
             print(f"  {'':<{width}}    {line}")
 
 
+def _missing_modules(unpackaged: Mapping[str, str]) -> str:
+    """The first module that is not installed, of those that no extra installs, and how one gets it; "" if none is missing."""
+    return next((f"needs {module}, {remedy}" for module, remedy in unpackaged.items() if find_spec(module) is None), "")
+
+
+@functools.cache
 def _missing_packages(extra: str | None) -> str:
     """Which packages of an extra of icmbench are not installed, and the command that installs them; "" if none is missing."""
-    if not extra:
-        return ""
-    requirements = [line for line in requires("icmbench") or [] if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", line)]
-    absent = []
-    for requirement in requirements:
-        name = re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0]
-        try:
-            version(name)
-        except PackageNotFoundError:
-            absent.append(name)
+    absent = [name for name in _packages_by_extra().get(extra or "", ()) if not _is_installed(name)]
     return f"needs {', '.join(absent)}: python -m pip install 'icmbench[{extra}]'" if absent else ""
+
+
+@functools.cache
+def _packages_by_extra() -> Mapping[str, Sequence[str]]:
+    """The packages that each extra of icmbench installs."""
+    packages: dict[str, list[str]] = {}
+    requirements = "\n".join(requires("icmbench") or [])
+    for name, extra in re.findall(r"""^([\w.-]+).*extra == ['"]([\w.-]+)['"]""", requirements, re.MULTILINE):
+        packages.setdefault(extra, []).append(name)
+    return packages
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True

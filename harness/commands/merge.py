@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from pathlib import Path
 
 from icmbench.harness.commands.console import print_error
 from icmbench.harness.config.errors import UserError
 
 
-def add_merge_command(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the command to the command line; see `icmbench.harness.cli`."""
-    merge = add("merge", _merge, "codecs and tasks of runs over the same images as one run; tables and report are derived anew")
-    merge.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or their URLs; the first one's settings count")
-    merge.add_argument("--out", required=True, metavar="RUN", help="the merged run folder, or an object store's URL")
-    merge.add_argument("--common", action="store_true", help="cut different image sets to what all runs have; marks every table")
-    merge.add_argument("--folder", type=Path, help="where relative paths of the experiments start, to find labels")
-    merge.add_argument("--workers", type=int, default=1, metavar="N", help="processes that draw slow intervals (default 1)")
-    merge.add_argument("--images", type=int, default=12, metavar="N", help="images in the report, most damaged first (default 12)")
-
-
-def _merge(options: argparse.Namespace) -> int:
+def print_merge(options: argparse.Namespace) -> int:
+    """Carry out the command; return its exit code."""
     from icmbench.harness.commands.merging import merge
     from icmbench.harness.commands.show import show_bdrate, show_scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,40 +16,10 @@ if TYPE_CHECKING:
     from icmbench.harness.store.cleaning import Cleaning
     from icmbench.harness.store.inventory import CollectionFacts, Inventory
 
-PLACE = "a run folder, or a store's path or URL"
 
-
-def add_store_command(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the command and its verbs to the command line; see `icmbench.harness.cli`."""
-    store = add("store", _run_verb, "what a store holds, whether it is whole, what of it no run needs, and copies of a part")
-    verbs = store.add_subparsers(required=True, metavar="VERB", dest="verb")
-
-    def add_verb(name: str, function: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=about, description=about)
-        verb.set_defaults(verb_function=function)
-        verb.add_argument("store", metavar="STORE", help=PLACE)
-        return verb
-
-    du = add_verb("du", _du, "bytes and rows by codec and task")
-    ls = add_verb("ls", _ls, "one line for each codec point and task: rows, files, bytes, latest row, and who refers to it")
-    ls.add_argument("--long", action="store_true", help="print whole fingerprints")
-    for verb in (du, ls):
-        verb.add_argument("--json", action="store_true", help="print JSON")
-    verify = add_verb("verify", _verify, "read every file and check every hash; exit code 1 if one is damaged")
-    verify.add_argument("--repair", action="store_true", help="delete damaged files that are computed again")
-    clean = add_verb("clean", _clean, "show, and with --yes remove, what no run needs and is older than a day")
-    clean.add_argument("--run", action="append", default=[], metavar="RUN", help="forget a run that is gone; may be repeated")
-    clean.add_argument("--yes", action="store_true", help="remove it")
-    copy = add_verb("copy", _copy, "copy a store or a part of it; what the destination holds stands")
-    copy.add_argument("destination", metavar="DESTINATION", help=f"{PLACE}; it is made if it is absent")
-    copy.add_argument("--codec", nargs="+", action="extend", default=[], metavar="CODEC", help="only streams of these codecs")
-    copy.add_argument("--task", nargs="+", action="extend", default=[], metavar="TASK", help="only predictions of these tasks")
-    copy.add_argument("--fingerprint", nargs="+", action="extend", default=[], metavar="DIGEST", help="only these; see `ls`")
-    copy.add_argument("--pictures", action="store_true", help="kept pictures of the copied streams too")
-
-
-def _run_verb(options: argparse.Namespace) -> int:
-    return int(options.verb_function(options))
+def run_verb(options: argparse.Namespace) -> int:
+    """Carry out `icmbench store du`, `ls`, `verify`, `clean` or `copy`; return its exit code."""
+    return {"du": _du, "ls": _ls, "verify": _verify, "clean": _clean, "copy": _copy}[options.verb](options)
 
 
 def _ls(options: argparse.Namespace) -> int:

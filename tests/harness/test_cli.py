@@ -1,7 +1,10 @@
 """The commands as a user types them."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from PIL import Image
 
 from icmbench.codecs.diffusion.backbone.weights import read_state
 from icmbench.harness.cli import main
+from icmbench.harness.config import plugins
+from icmbench.harness.config.descriptions import describe, imported_description
 
 
 def test_version_is_that_of_the_installed_package(capsys):
@@ -20,16 +25,138 @@ def test_version_is_that_of_the_installed_package(capsys):
     assert ended.value.code == 0 and capsys.readouterr().out == f"icmbench {version('icmbench')}\n" == "icmbench 0.1.0\n"
 
 
-def test_list_names_everything_and_loads_nothing_heavy():
+# Packages that are not in Python's own library. Those named here must not be loaded by a command that does not use them.
+HEAVY = {"numpy", "pandas", "pyarrow", "scipy", "matplotlib", "pydantic", "yaml", "rich", "PIL", "torch", "onnxruntime", "cv2"}
+
+
+def modules_after(*arguments, environment=None):
+    """Standard output of a command in a process of its own, and the modules that it has loaded."""
     code = (
-        "import sys; from icmbench.harness.cli import main; main(['list']);"
-        "print(*sorted({'torch', 'pandas', 'matplotlib', 'onnxruntime', 'cv2', 'pycocotools', 'transformers'} & set(sys.modules)))"
+        "import atexit, sys; from icmbench.harness.cli import main\n"
+        "atexit.register(lambda: print('MODULES', *sys.modules))\n"
+        f"main({[*arguments]!r})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *listing, heavy = done.stdout.split("\n")[:-1]
-    for name in ("jpeg", "command", "detection", "coco", "yolox-onnx"):
-        assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in listing), name
-    assert heavy == ""
+    without_plugins = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ICMBENCH_VTM")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=without_plugins | (environment or {})
+    )
+    printed, _, modules = done.stdout.rpartition("MODULES ")
+    return printed, {*modules.split()}
+
+
+def test_list_names_everything_and_loads_nothing_heavy():
+    printed, modules = modules_after("list")
+    for name in ("jpeg", "command", "detection", "coco", "yolox-onnx", "cadc"):
+        assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in printed.split("\n")), name
+    assert not HEAVY & modules
+    # The one plug-in that is asked whether it is usable, and no other.
+    own = {name for kind in plugins.KINDS for point in plugins.available(kind).values() if (name := point.module) in modules}
+    assert own == {"icmbench.codecs.vtm"}
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"], ["list", "recipes"]])
+def test_help_and_version_load_nothing_heavy(arguments):
+    printed, modules = modules_after(*arguments)
+    assert printed and not HEAVY & modules
+    assert not any(name.startswith(("icmbench.tasks.", "icmbench.codecs.v")) for name in modules)
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_what_list_reads_from_source_is_what_the_classes_say(kind):
+    own = {name: point for name, point in plugins.available(kind).items() if point.module.startswith("icmbench.")}
+    assert len(own) >= 7
+    for name, point in own.items():
+        assert describe(point) == imported_description(point.load()), name
+
+
+FACTS = {"extra": "a", "weights": "w x"}
+SOURCES = {
+    "plain": ('class Plug(Base):\n    """One line.\n\n    More.\n    """\n\n    extra = "a"\n', ("One line.", FACTS, False)),
+    "inherited": ("class Plug(Base):\n    extra: str = 'a'\n\n    def usable(self): ...\n", ("Base's.", FACTS, True)),
+    "late": ('class Plug(Base):\n    """One."""\n\n    def run(self): ...\n\n    weights = "w"\n', None),
+    "computed": ('class Plug(Base):\n    """One."""\n\n    weights = "w".upper()\n', None),
+    "foreign base": ('from collections import Counter\n\n\nclass Plug(Counter):\n    """One."""\n', None),
+    "function": ("def Plug(point): ...\n", None),
+    "broken": ('class Plug(Base):\n    """One.\nclass that is prose\n"""\n', None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_what_cannot_be_read_for_certain_is_left_to_the_import(case, tmp_path, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from icmbench.harness.config import descriptions
+
+    source, expected = SOURCES[case]
+    head = 'WHERE = "x"\n\n\nclass Base:\n    """Base\'s."""\n\n    weights = f"w {WHERE}"\n\n\n'
+    text = source if source.startswith("from") else head + source
+    monkeypatch.setattr(descriptions, "_source", lambda module: text)
+    for cached in (descriptions._describe_class, descriptions._head, descriptions._blocks):
+        cached.cache_clear()
+    found = describe(EntryPoint("plug", "icmbench.nowhere:Plug", "icmbench.codecs"))
+    for cached in (descriptions._describe_class, descriptions._head, descriptions._blocks):
+        cached.cache_clear()
+    assert found == expected
+    assert describe(EntryPoint("plug", "elsewhere:Plug", "icmbench.codecs")) is None
+
+
+def test_the_handler_of_sigterm_is_put_back(capsys):
+    def own(number, frame): ...
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        assert main(["list", "recipes"]) == 0
+        assert main(["report", "nowhere"]) == 2
+        with pytest.raises(SystemExit):
+            main(["--version"])
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_main_runs_outside_the_main_thread(capsys):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(main(["list", "recipes"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+@pytest.mark.parametrize("place", ["out/bdrate.csv", "out/report/curves.csv", "link"])
+@pytest.mark.parametrize("argument", ["curves", "published"])
+def test_bdrate_does_not_replace_its_input(tmp_path, capsys, monkeypatch, place, argument):
+    monkeypatch.chdir(tmp_path)
+    text = "codec,bpp,AP\na,0.1,20\na,0.2,30\nb,0.2,20\nb,0.4,30\n"
+    inside = tmp_path / ("out/report/curves.csv" if place == "link" else place)
+    inside.parent.mkdir(parents=True)
+    inside.write_text(text)
+    path = inside
+    if place == "link":
+        path = tmp_path / "link.csv"
+        path.hardlink_to(inside)
+    (tmp_path / "other.csv").write_text(text)
+    files = [path] if argument == "curves" else [tmp_path / "other.csv", "--published", path]
+    code = main(["bdrate", *map(str, files), "--anchor", "a", "--out", "out"])
+    said = capsys.readouterr()
+    assert code == 2 and f"{path}: is read, and writing out/" in said.err and said.err.count("\n") == 1 and not said.out
+    assert inside.read_text() == text
+    assert main(["bdrate", *map(str, files), "--anchor", "a", "--out", "elsewhere"]) in (0, 2 if argument == "published" else 0)
+
+
+def test_report_and_pack_export_do_not_replace_what_they_read(tmp_path, experiment, icmbench):
+    codecs = [{"name": "shift", "points": [6, 4]}]
+    assert icmbench("run", experiment(codecs=codecs), "--out", tmp_path / "run").returncode == 0
+    scores = (tmp_path / "run" / "scores.csv").read_bytes()
+    done = icmbench("pack", "export", tmp_path / "run", "--codec", "shift", "--out", tmp_path / "run" / "scores.csv")
+    assert done.returncode == 2 and "scores.csv: is read, and writing" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == scores
+    curves = tmp_path / "run" / "report" / "paper.csv"
+    curves.write_text("codec,bpp,distance\na,0.1,20\na,0.2,30\n")
+    done = icmbench("report", tmp_path / "run", "--published", curves)
+    assert done.returncode == 2 and "paper.csv: is read, and writing" in done.stderr and done.stderr.count("\n") == 1
+    pack = tmp_path / "run" / "shift.pack"
+    for _ in range(2):
+        assert icmbench("pack", "export", tmp_path / "run", "--codec", "shift", "--out", pack).returncode == 0
 
 
 def test_plan_counts_missing_cells_and_estimates_from_what_is_measured(tmp_path, experiment, icmbench):

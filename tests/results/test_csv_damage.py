@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from icmbench.harness.cli import main
+from icmbench.results.score_checks import doubts
 from icmbench.results.scores import ScoresError, codec_names, read_scores
 from icmbench.results.tables import bdrate_frame
 
@@ -186,8 +188,12 @@ def test_what_stays_valid_is_read(tmp_path_factory, columns, order, separator, c
         ("codec,bpp,AP\njpeg,0.1,20,\n", "line 2 has 4 fields .*ends with a separator that the header lacks"),
         ("codec,bpp,AP\njpeg;0.1;20\n", "line 2 has 1 field .*separated by semicolons, the header by commas"),
         ("codec|bpp|AP\njpeg|0.1|20\n", r"no column 'codec'.*'codec\|bpp\|AP'"),
-        (",codec,bpp,AP\n0,jpeg,0.1,20\n", "column 1 has no name"),
+        (",codec,bpp,AP\n0.5,jpeg,0.1,20\n", r"column 1 has no name in the header and line 2 holds '0\.5' there"),
+        (",codec,bpp,AP\n1,jpeg,0.1,20\n1,jpeg,0.2,30\n", "column 1 has no name in the header and line 3 holds '1' there"),
+        ("codec,,bpp,AP\njpeg,0,0.1,20\n", "column 2 has no name"),
         ("codec,bpp,AP,AP\njpeg,0.1,20,30\n", "column 'AP' is in the header twice"),
+        ("codec,bpp,metric,value,tasj\njpeg,0.1,AP,20,yolox\n", "column 'tasj' is unknown; did you mean 'task'"),
+        ("codec,bpp,metric,value,Unit\njpeg,0.1,AP,20,%\n", "column 'Unit' is unknown; did you mean 'unit'"),
         ("codec,bpp,rate,AP\njpeg,0.1,100,30\n", "both columns bpp and rate"),
         ("codec;bpp;AP\njpeg;0,15;20.5\n", "line 2: column 'AP' holds '20.5' with a point, and line 2 holds '0,15' with a comma"),
         ("codec;rate;AP\njpeg;1,234;20\n", "line 2: column 'bpp' holds '1,234', which may have decimals or thousands"),
@@ -198,6 +204,10 @@ def test_what_stays_valid_is_read(tmp_path_factory, columns, order, separator, c
         ("codec,bpp,AP\njpeg,0.1,120\n", r"line 2: codec 'jpeg' has AP 120, which is out of range \(0 to 100\)"),
         ("codec,bpp,metric,value,unit\njpeg,0.1,mine,120,%\n", "has mine 120, which is out of range"),
         ("codec,bpp,AP\njpeg,1e9,20\n", "line 2: codec 'jpeg' has 1e[+]09 bpp"),
+        # Rate and quality changed places; and kilobits of an image as its rate.
+        ("codec,bpp,AP\njpeg,20.5,0.24\njpeg,24.5,0.35\n", "line 3: codec 'jpeg' has 24.5 bpp, and pixels have 24 bits before"),
+        ("codec,bpp,AP\njpeg,94.4,20\n", "line 2: codec 'jpeg' has 94.4 bpp, .*write bits per pixel, or name the column rate"),
+        ("codec,bpp,AP\na,0.1,20\na,0.2,0.24\na,0.3,29\n", "line 3: codec 'a' has AP 0.24, and 20 at a lower rate; write all in"),
         ("codec,rate,AP\na,100,20\na,200,30\na,1e12,40\n", "line 4: codec 'a' has rate 1e[+]12, and the median of the file is 200"),
         ("codec,bpp,metric,value\njpeg,0.1,AP,\n", "line 2: codec 'jpeg' has no value"),
         ('codec,bpp,AP\n"jpeg,0.1,20\n', "line 2: cannot be read as a CSV file .*quotation marks"),
@@ -247,3 +257,77 @@ def test_labels_of_every_kind_survive_a_run_s_csv(plain_scores, tmp_path):
     frame = pd.concat([few.assign(codec=name) for name in names])
     frame.to_csv(tmp_path / "scores.csv", index=False)
     assert codec_names(read_scores(tmp_path / "scores.csv")) == names
+
+
+@pytest.mark.parametrize("index", [[0, 1, 2, 3, 4, 5, 6], [0, 2, 3, 7, 8, 10, 11]])
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "Unnamed: 0.1"])
+def test_an_index_that_pandas_wrote_is_left_out(tmp_path_factory, index, name):
+    """A frame written with its index, whole or after rows were left out, and the same file read and written again."""
+    rows = [[str(number), *row] for number, row in zip(index, ROWS, strict=True)]
+    assert read(tmp_path_factory, written(rows, [name, *HEADER])) == meaning(ROWS)
+
+
+WHOLE = ["codec,bpp,AP", "a,0.1,20.51", "a,0.2,24.02", "a,0.4,29.25", "b,0.1,20.50", "b,0.2,31.07"]
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_last_line_without_a_line_break_is_read_if_it_is_surely_whole(tmp_path, quoted):
+    """As spreadsheets write it: the last number has as many decimals as all others, or a quotation mark closes it."""
+    lines = [",".join(f'"{cell}"' for cell in line.split(",")) for line in WHOLE] if quoted else WHOLE
+    path = tmp_path / "curves.csv"
+    path.write_text("\n".join(lines))
+    assert read_scores(path)["value"].tolist() == [20.51, 24.02, 29.25, 20.5, 31.07]
+    path.write_text("\n".join(lines).replace(",", ";"))
+    assert len(read_scores(path)) == 5
+
+
+@pytest.mark.parametrize("end", ["a,0.5,31.0", "a,0.5,31.", "a,0.5,31", "a,0.5,", "a,0.5,31.071", "a,0.5,3.1e1"])
+def test_a_last_line_that_may_be_cut_off_is_refused(tmp_path, end):
+    path = tmp_path / "curves.csv"
+    path.write_text("\n".join([*WHOLE, end]))
+    with pytest.raises(ScoresError, match="line 7 is the last and has no line break, so it may be cut off"):
+        read_scores(path)
+    path.write_text("codec,bpp,AP\na,0.1,20.5\na,0.2,24.2\na,0.4,29.2")  # Too few numbers to know how many decimals they have.
+    with pytest.raises(ScoresError, match="no line break"):
+        read_scores(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "codec,rate,AP\na,94.4,20\na,140,30\n",  # In any unit, if the column says no other.
+        "codec,bpp,AP\na,24,20\n",
+        "codec,bpp,metric,value,notes,seed\na,2,AP,20,x,1\n",  # Columns that mean nothing here.
+        "codec,bpp,AP\na,0.1,0.2\na,0.2,0.9\na,0.3,24\n",  # A codec that fails at low rates.
+        "codec,bpp,AP\na,0.1,9\na,0.2,0.9\n",  # A curve that dips.
+        "codec,bpp,metric,value,unit\na,0.1,AP,20,%\na,0.2,AP,0.24,%\n",  # The unit is stated.
+        "codec,bpp,mAP\na,0.1,0.20\na,0.2,0.24\n",  # Fractions throughout, which shift no BD-rate.
+    ],
+)
+def test_unusual_numbers_that_may_be_right_are_read(tmp_path, text):
+    path = tmp_path / "curves.csv"
+    path.write_text(text)
+    assert len(read_scores(path)) == text.count("\n") - 1
+
+
+def doubts_of(tmp_path, text):
+    path = tmp_path / "curves.csv"
+    path.write_text(text)
+    return doubts(read_scores(path))
+
+
+def test_what_is_likely_to_be_wrong_is_named(tmp_path):
+    right = "codec,bpp,AP\na,0.1,20\na,0.2,30\n"
+    assert doubts_of(tmp_path, right + "b,0.05,22\nb,0.1,31\n") == []
+    (fraction,) = doubts_of(tmp_path, right + "b,0.05,0.22\nb,0.1,0.31\n")
+    assert "AP of codec 'b' is at most 0.31 and reaches 30 elsewhere" in fraction
+    (unit,) = doubts_of(tmp_path, right + "b,0.00005,22\nb,0.0001,31\n")
+    assert "the rates of codec 'a' are about 0.15 and those of 'b' about 7.5e-05" in unit
+
+
+def test_bdrate_names_its_doubts_and_goes_on(tmp_path, capsys):
+    path = tmp_path / "curves.csv"
+    path.write_text("codec,bpp,AP\na,0.1,20\na,0.2,30\nb,0.05,0.22\nb,0.1,0.31\n")
+    assert main(["bdrate", str(path), "--anchor", "a"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f"icmbench: {path}: AP of codec 'b' is at most 0.31") and said.err.count("\n") == 1

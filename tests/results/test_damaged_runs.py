@@ -1,9 +1,11 @@
 """A run folder with one damaged file: `report`, `bdrate` and `compare` work, or say in one sentence what is wrong."""
 
+import csv
 import functools
 import json
 import os
 import shutil
+from collections import Counter
 from copy import deepcopy
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from icmbench.harness.cli import main
 from icmbench.results import report
+from icmbench.results.bd import bd_rate
 from icmbench.results.bootstrap import INDEX
 
 ENVIRONMENT = {
@@ -241,3 +244,97 @@ def test_damaged_published_files(run_folder, tmp_path, capfd, monkeypatch):
             assert code == 0 or "paper.json" in said, said
             is_name = place[-1] in ("codec", "source", "dataset", "task")
             assert code == 2 or is_name or other in ([], {}) or place == ("curves",) or other == 1e308, (place, other)
+
+
+def cut(rng, data):
+    return data[: rng.integers(len(data))]
+
+
+def flip(rng, data):
+    place = rng.integers(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << rng.integers(8)]) + data[place + 1 :]
+
+
+def drop(rng, data):
+    start = rng.integers(len(data))
+    return data[:start] + data[start + rng.integers(1, 40) :]
+
+
+def repeat(rng, data):
+    start, length = rng.integers(len(data)), rng.integers(1, 120)
+    return data[: start + length] + data[start:]
+
+
+def swap(rng, data):
+    a, b = sorted(rng.integers(len(data), size=2))
+    return data[:a] + data[b:] + data[a:b]
+
+
+def insert(rng, data):
+    start = rng.integers(len(data))
+    texts = [b"NaN", b",", b";", b"\n", b"null", b"1e9", b"-", b'"', b"\xff", b"\0", b"0", b"9", b"{", b"]", b"%"]
+    return data[:start] + texts[rng.integers(len(texts))] + data[start:]
+
+
+def drop_line(rng, data):
+    lines = data.splitlines(keepends=True)
+    del lines[rng.integers(len(lines))]
+    return b"".join(lines)
+
+
+def repeat_line(rng, data):
+    lines = data.splitlines(keepends=True)
+    lines.insert(rng.integers(len(lines) + 1), lines[rng.integers(len(lines))])
+    return b"".join(lines)
+
+
+MUTATIONS = [cut, flip, drop, repeat, swap, insert, drop_line, repeat_line]
+
+
+def expected_percents(path):
+    """BD-rates against jpeg of what Python's own csv module reads in a scores.csv, rounded as they are printed, by codec.
+
+    A codec with a row without a rate, such as a damaged `uncompressed`, has none.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["codec"] != "uncompressed"]
+    keys = {tuple(row[column] for column in ("dataset", "task", "model", "metric", "reference")) for row in rows}
+    curves = {}
+    for row in rows:
+        curves.setdefault(row["codec"], []).append((float(row["bpp"] or "nan"), float(row["value"] or "nan")))
+    higher = rows[0]["higher_is_better"].lower() == "true"
+    results = {
+        codec: bd_rate(curves["jpeg"], points, higher_is_better=higher) for codec, points in curves.items() if codec != "jpeg"
+    }
+    numbers = {codec: result.bd_rate_percent for codec, result in results.items()}
+    return {} if len(keys) > 1 else {codec: f"{number:+.1f}" for codec, number in numbers.items() if number is not None}
+
+
+def test_one_random_damage_to_any_file(run_folder, walk, without_drawing):
+    """ICMBENCH_FUZZ=N tries N; each ends in an error, or in the BD-rates that the file states by Python's csv module."""
+    reference = [said for _, said in walk("report", "bdrate")]
+    files = ["scores.csv", "environment.json", "pictures.json", "published.csv", *(f"analyses/{name}.csv" for name in ANALYSES)]
+    counts = Counter()
+    for seed in range(int(os.environ.get("ICMBENCH_FUZZ") or 60)):
+        rng = np.random.default_rng(seed)
+        file = files[rng.integers(len(files))] if seed % 2 else "scores.csv"
+        mutate = MUTATIONS[rng.integers(len(MUTATIONS))]
+        path = run_folder / file
+        whole = path.read_bytes()
+        path.write_bytes(mutate(rng, whole))
+        (report_code, report_said), (bdrate_code, bdrate_said), _ = walk("report", "bdrate", "compare")
+        if report_code or bdrate_code:
+            counts["refused"] += 1
+        elif file == "scores.csv":
+            for codec, percent in expected_percents(path).items():
+                words = (seed, mutate.__name__, codec, percent)
+                assert percent in bdrate_said and percent in report_said, (words, bdrate_said)
+            counts["equal to the reference"] += 1
+        else:
+            assert bdrate_said == reference[1], (seed, file, mutate.__name__)
+            if file != "environment.json":  # That says which codec is the anchor, and how curves are interpolated.
+                assert report_said == reference[0], (seed, file, mutate.__name__)
+            counts["equal to the reference"] += 1
+        path.write_bytes(whole)
+    print(dict(counts))
+    assert counts["refused"] and counts["equal to the reference"]
