@@ -14,9 +14,11 @@ Scores: TypeAlias = pd.DataFrame
 SCORE_COLUMNS = [
     "codec", "point", "dataset", "task", "model", "metric", "value", "low", "high", "unit", "higher_is_better", "reference",
     "realisation", "bpp", "payload_bpp", "mean_image_bpp", "expected", "scored", "empty", "failed", "limited", "encode_seconds",
-    "decode_seconds", "task_seconds", "undefined",
+    "decode_seconds", "task_seconds", "undefined", "images", "machine",
 ]  # fmt: skip
-TEXT_COLUMNS = ["codec", "point", "dataset", "task", "model", "metric", "unit", "reference", "realisation"]
+TEXT_COLUMNS = [
+    "codec", "point", "dataset", "task", "model", "metric", "unit", "reference", "realisation", "images", "machine",
+]  # fmt: skip
 FLAG_COLUMNS = ["higher_is_better", "limited"]
 NUMBER_COLUMNS = [column for column in SCORE_COLUMNS if column not in (*TEXT_COLUMNS, *FLAG_COLUMNS)]
 # Points stand on one pair of axes only if they agree in all of these.

@@ -2,7 +2,7 @@
 
     scores.csv of both --> values and rates that differ ---\
     environment.json   --> facts that differ            ----> a cause for each codec point and task, in sentences
-    sources/, streams/ --> images whose pixels, bytes or reconstructions differ
+    images.parquet, streams.parquet --> images whose pixels, bytes or reconstructions differ
 
 The chain of a number is: source pixels -> bytes -> reconstruction -> prediction -> score. Its first link that differs is where
 to look, and only the facts behind that link are named: facts of the codec for bytes and reconstructions, facts of the task for
@@ -27,6 +27,11 @@ from icmbench.results.writers import number_text, to_markdown
 
 MOVE_COLUMNS = ["codec", "point", "realisation", *KEY_COLUMNS, "column", "a", "b", "change"]
 FACT_COLUMNS = ["part", "fact", "a", "b"]
+# Files of a run folder, and the columns that are read of them: the images of the run, and its streams.
+REFERENCES = {
+    "images.parquet": ["dataset", "id", "source"],
+    "streams.parquet": ["codec", "point", "dataset", "id", "bytes", "sha256"],
+}
 DIFFERENCE_COLUMNS = ["sources", "bytes", "reconstructions", "only_a", "only_b"]
 IMAGE_COLUMNS = ["dataset", "codec", "point", "images", *DIFFERENCE_COLUMNS]
 # The parts of environment.json that are compared.
@@ -75,7 +80,7 @@ def compare(run_a: str | Path, run_b: str | Path, tolerance: float = 1e-9) -> Co
     """Compare two run folders.
 
     Args:
-        run_a: the folder of a finished run. environment.json and shards may be missing.
+        run_a: the folder of a finished run. environment.json, images.parquet and streams.parquet may be missing.
         run_b: another such folder.
         tolerance: two numbers are equal if they differ by no more than this share of the larger one.
 
@@ -172,26 +177,20 @@ def _whole_text(text: str) -> str:
 
 def _images(folders: Sequence[Path]) -> pd.DataFrame:
     """Counts of differing images for each codec point with streams in both runs, columns `IMAGE_COLUMNS`."""
+    images, streams = ([_read(folder / name, columns) for folder in folders] for name, columns in REFERENCES.items())
+    sources = [frame.set_index(["dataset", "id"])["source"] for frame in images]
+    by_point = [dict(tuple(frame.groupby(["dataset", "codec", "point"]))) for frame in streams]
     rows = []
-    sources: dict[str, list[pd.DataFrame]] = {}
-    shared = set.intersection(
-        *({path.parent.relative_to(folder) for path in folder.glob("streams/*/*/*/*.parquet")} for folder in folders)
-    )
-    for stream_folder in sorted(shared):
-        _, dataset, codec, point = stream_folder.parts
-        if dataset not in sources:
-            sources[dataset] = [_read_shards(folder / "sources" / dataset, ["sha256"]) for folder in folders]
-        a, b = (_read_shards(folder / stream_folder, ["bytes", "height", "width", "sha256"]) for folder in folders)
+    for key in sorted(by_point[0].keys() & by_point[1].keys()):
+        a, b = (frames[key].set_index("id") for frames in by_point)
         common = a.index.intersection(b.index)
         a_common, b_common = a.loc[common], b.loc[common]
-        pixels = [frame.reindex(common)["sha256"] for frame in sources[dataset]]
+        pixels = [of_run.reindex(pd.MultiIndex.from_product([[key[0]], common])) for of_run in sources]
         rows.append(
             {
-                "dataset": dataset,
-                "codec": codec,
-                "point": point,
+                **dict(zip(("dataset", "codec", "point"), key, strict=True)),
                 "images": len(common),
-                "sources": _count_differing(*pixels),
+                "sources": _count_differing(pixels[0].reset_index(drop=True), pixels[1].reset_index(drop=True)),
                 "bytes": _count_differing(a_common["bytes"], b_common["bytes"]),
                 "reconstructions": _count_differing(a_common["sha256"], b_common["sha256"]),
                 "only_a": len(a.index.difference(common)),
@@ -201,18 +200,12 @@ def _images(folders: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=IMAGE_COLUMNS)
 
 
-def _read_shards(folder: Path, columns: list[str]) -> pd.DataFrame:
-    """All shards of a folder, by image id.
-
-    Several shards hold an image if its codec was changed and run again; the newest counts.
-    """
-    files = sorted(folder.glob("*.parquet"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    frames = [_read_shard(path, ["id", *columns]) for path in files]
-    frame = pd.concat(frames) if frames else pd.DataFrame(columns=["id", *columns])
-    return frame.drop_duplicates("id", keep="last").set_index("id")
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Columns of a Parquet file of a run folder; no rows if it is absent."""
+    return _read_table(path, columns) if path.exists() or path.is_symlink() else pd.DataFrame(columns=columns)
 
 
-def _read_shard(path: Path, columns: list[str]) -> pd.DataFrame:
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """Columns of a Parquet file.
 
     Raises:

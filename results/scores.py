@@ -295,7 +295,31 @@ def _refuse_contradictions(scores: pd.DataFrame) -> None:
         raise ScoresError(
             f"codec {row.codec!r} has two rows of {row.metric!r} at point {row.point!r}; keep one or name their realisation"
         )
+    _refuse_other_images(scores)
     for key, rows in scores.groupby(KEY_COLUMNS, sort=False):
         for column in ("unit", "higher_is_better"):
             if rows[column].nunique() > 1:
                 raise ScoresError(f"metric {key[3]!r} of task {key[1]!r} has rows that differ in {column}; make them the same")
+
+
+def _refuse_other_images(scores: Scores) -> None:
+    """Raise ScoresError if rows that would share a curve or a table were scored on different images.
+
+    The column `images` tells sets of images apart by their pixels. Where it is empty, as in files from elsewhere, different numbers
+    of scored images do.
+    """
+    for key, rows in scores.groupby(KEY_COLUMNS, sort=False):
+        for column, noun in (("images", "other images"), ("scored", "another number of images")):
+            stated = rows[(rows[column] != "") & rows[column].notna()]
+            if stated[column].nunique() > 1:
+                first = stated.iloc[0]
+                other = stated[stated[column] != first[column]].iloc[0]
+                raise ScoresError(
+                    f"codec {quote(other['codec'])} at point {quote(other['point'])} was scored on {noun} than {quote(first['codec'])} "
+                    f"at point {quote(first['point'])} ({quote(key[3])} of dataset {quote(key[0])}): {_share(other)} and {_share(first)}; "
+                    "score all codecs on the same images, or put them into two files"
+                )
+
+
+def _share(row: pd.Series) -> str:
+    return "an unknown number" if pd.isna(row["scored"]) else f"{row['scored']:g} images"

@@ -32,8 +32,8 @@ from icmbench.codecs.classical import Jpeg, Jpeg2000, WebP
 from icmbench.codecs.folder import Folder
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
-from icmbench.harness.store.pack import Pack
 from icmbench.harness.store.folder import Folder as RunFolder
+from icmbench.harness.store.pack import Pack
 from icmbench.harness.work.bench import Bench
 from icmbench.results.scores import ScoresError, read_scores
 from icmbench.tasks.base import DatasetError

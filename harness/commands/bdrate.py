@@ -8,6 +8,7 @@ from pathlib import Path
 from icmbench.harness.commands.console import print_error
 from icmbench.harness.commands.show import show_bdrate
 from icmbench.harness.config.files import refuse_to_replace
+from icmbench.harness.derive.bound import check_beside
 from icmbench.harness.derive.tables import gather_published
 from icmbench.harness.store.folder import writing
 from icmbench.results.bd import Envelope, Method
@@ -45,6 +46,7 @@ def print_bdrate(
     """
     if out is not None:
         refuse_to_replace([curves, *map(Path, published or ())], out, ["bdrate.csv", "report"])
+    check_beside(curves)
     scores = read_scores(curves, lower_is_better)
     for doubt in doubts(scores):
         print_error(f"{curves}: {doubt}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from icmbench.harness.derive.bound import Derived
 from icmbench.harness.store.folder import Folder
 from icmbench.results.compare import compare
+
+COMPARED = ("scores.csv", "images.parquet", "streams.parquet")  # Files of a run folder that are compared, if the run made them.
 
 
 def print_comparison(runs: Sequence[Path], tolerance: float) -> None:
@@ -17,10 +20,16 @@ def print_comparison(runs: Sequence[Path], tolerance: float) -> None:
         tolerance: difference of two numbers, relative to the larger one, up to which they count as equal.
 
     Raises:
-        FormatError: a newer icmbench wrote one of the folders.
+        FormatError: another version of icmbench wrote one of the folders.
+        UserError: a table was changed after it was made.
         ScoresError: a folder has no readable scores.csv.
     """
     for folder in runs:
-        Folder(folder).read_json("environment.json")  # Refuses the folder of a newer icmbench.
+        run_folder = Folder(folder)
+        run_folder.read_json("environment.json")  # Refuses the folder of another version.
+        derived = Derived(run_folder)
+        for name in COMPARED:
+            if name in derived.names:
+                derived.check(name)
     first, second = runs
     print(compare(first, second, tolerance), end="")

@@ -113,7 +113,8 @@ def check_beside(path: Path) -> None:
     """
     if (path.parent / NAME).exists():
         derived = Derived(Folder(path.parent))
-        derived.check(path.name)
+        if path.name == "scores.csv" or path.name in derived.names:
+            derived.check(path.name)
 
 
 def content_digest(value: Any) -> str:

@@ -183,7 +183,7 @@ def _write_tables(
             write_csv(split, folder / BIT_SPLIT)
         reported = None
         if experiment.published:
-            reported = gather_published([experiment.folder / file for file in experiment.published if file is not True])
+            reported = gather_published([None if file is True else experiment.folder / file for file in experiment.published])
             write_csv(reported, folder / PUBLISHED)
         analyses |= read_analyses(folder)
         report_inputs = ReportInputs(normalise(scores), table_spec, replicates, analyses, reported, pictures)

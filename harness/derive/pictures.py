@@ -35,7 +35,7 @@ def picture_entries(
 
     Args:
         gatherer: reads the store.
-        scores: the scores of the run, columns as in `scoring.COLUMNS`.
+        scores: the scores of the run, columns `icmbench.results.scores.SCORE_COLUMNS`.
         failed: by label of each task that has scores, the ids of images to leave out.
         count: number of images to show at most, shared equally among the tasks.
         stored: what this function returned in an earlier run, or an empty mapping. It is returned again if nothing changed that

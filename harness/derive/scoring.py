@@ -14,14 +14,8 @@ from icmbench.harness.store.keys import digest
 from icmbench.harness.work.attempt import reason
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.series import AnySeries, Series
+from icmbench.results.columns import SCORE_COLUMNS
 from icmbench.tasks.base import Statistics, Task
-
-COLUMNS = [
-    "codec", "point", "dataset", "task", "model", "metric", "value", "low", "high", "unit", "higher_is_better", "reference",
-    "realisation", "bpp", "payload_bpp", "mean_image_bpp", "expected", "scored", "empty", "failed", "limited", "encode_seconds",
-    "decode_seconds", "task_seconds", "undefined", "images", "machine",
-]  # fmt: skip
-
 
 # Called with task label, series, predictions, statistics, value of each metric by name, and the ids of the images that failed.
 OnScored = Callable[[str, AnySeries, SeriesPredictions, Statistics, Mapping[str, float], frozenset[str]], None]
@@ -32,7 +26,7 @@ class ScoreTable:
     """The scores of a run as far as it is complete.
 
     Attributes:
-        frame: columns `COLUMNS`, for every complete series and task.
+        frame: columns `SCORE_COLUMNS`, for every complete series and task.
         missing: names of the cells that are not stored, and tasks that could not be scored, with the reason.
         failed: by task label, the ids of the images that failed for any codec. They are left out of every codec's score, so that
             all codecs are scored on the same images.
@@ -70,7 +64,7 @@ def score(bench: Bench, gatherer: Gatherer, on_scored: OnScored | None = None) -
             failed_by_task[label] = failed
         except Exception as error:  # A task whose labels or metric fail must not cost the others their tables.
             missing.append(f"{label}: cannot be scored: {reason(error)}")
-    return ScoreTable(pd.DataFrame(rows, columns=COLUMNS), missing, failed_by_task)
+    return ScoreTable(pd.DataFrame(rows, columns=SCORE_COLUMNS), missing, failed_by_task)
 
 
 def _task_rows(
@@ -142,7 +136,7 @@ def _series_rows(
     }
     for metric in task.metrics:
         yield {
-            **dict.fromkeys(COLUMNS),
+            **dict.fromkeys(SCORE_COLUMNS),
             **common,
             "metric": metric.name,
             "value": values[metric.name],

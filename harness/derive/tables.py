@@ -237,11 +237,11 @@ def read_pictures(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def gather_published(files: Sequence[str | Path]) -> pd.DataFrame:
+def gather_published(files: Sequence[str | Path | None]) -> pd.DataFrame:
     """Curves that papers report.
 
     Args:
-        files: CSV or JSON files of curves; if empty, the curves that come with icmbench are read.
+        files: CSV or JSON files of curves; None stands for the curves that come with icmbench, which are also read if it is empty.
 
     Returns:
         Curves as `icmbench.results.published.reported_curves` returns them.

@@ -1,6 +1,5 @@
 """`icmbench merge`: parts of an experiment that were computed apart equal the whole, and what does not fit is refused."""
 
-import argparse
 import json
 import pickle
 import shutil
@@ -11,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from icmbench.harness.commands.merge import add_merge_command
+from icmbench.harness.cli import main
 from icmbench.harness.commands.merging import merge
 from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config import plugins
@@ -447,19 +446,9 @@ def test_only_a_new_folder_is_merged_into(part, unite, tmp_path):
 def test_the_command_prints_the_table_and_notes_and_draws_a_report(part, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tables, "write_report", write_report)
     monkeypatch.chdir(tmp_path)
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-
-    def add(name, function, about):
-        command = commands.add_parser(name)
-        command.set_defaults(command=function)
-        return command
-
-    add_merge_command(add)
     first = part("first", codecs=CODECS[:1], anchor=None)
     second = part("second", codecs=CODECS[1:], bootstrap=10)
-    options = parser.parse_args(["merge", first, second, "--out", "merged"])
-    assert options.command(options) == 0
+    assert main(["merge", str(first), str(second), "--out", "merged"]) == 0
     captured = capsys.readouterr()
     assert "BD-rate against jpeg" in captured.out and "report: merged/report/index.html" in captured.out.replace(f"{tmp_path}/", "")
     assert f"bootstrap is 20 in {first} and 10 in {second}" in captured.err

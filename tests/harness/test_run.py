@@ -10,7 +10,7 @@ from PIL import Image
 from icmbench.harness.commands.run import RunOptions, run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
-from icmbench.harness.derive.scoring import COLUMNS
+from icmbench.results.columns import SCORE_COLUMNS
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
@@ -23,7 +23,7 @@ def test_scores_are_what_a_short_loop_gives(tmp_path, photos, experiment):
     result = run(load_experiment(experiment()), tmp_path / "run")
     assert not result.missing and not result.outcome.failures
     table = pd.read_csv(tmp_path / "run" / "scores.csv")
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == SCORE_COLUMNS
     assert (tmp_path / "run" / "bdrate.csv").exists() and Path(result.report).exists()
 
     from harness_plugins import Shift

@@ -1,6 +1,5 @@
 """`icmbench store`: what is there, whether it is whole, what no run needs, and copies of a part."""
 
-import argparse
 import json
 import os
 import random
@@ -14,8 +13,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from icmbench.harness.cli import main
 from icmbench.harness.commands.run import RunOptions, run
-from icmbench.harness.commands.store import add_store_command
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.store.folder import Folder
@@ -36,18 +35,8 @@ def store(capsys):
     """A function that calls `icmbench store` in this process and returns exit code, standard output and standard error."""
 
     def call(*arguments):
-        parser = argparse.ArgumentParser()
-        commands = parser.add_subparsers()
-
-        def add(name, function, about):
-            command = commands.add_parser(name)
-            command.set_defaults(command=function)
-            return command
-
-        add_store_command(add)
-        options = parser.parse_args(["store", *map(str, arguments)])
         capsys.readouterr()
-        code = options.command(options)
+        code = main(["store", *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return call
