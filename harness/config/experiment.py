@@ -24,6 +24,8 @@ class CodecSection(ConfigSection):
         set: further arguments of the codec's constructor.
         seeds: the codec is run once with each of these seeds, so that its seed variance can be drawn.
         pack: a file of streams that `icmbench pack export` wrote. Its streams are used instead of encoding.
+        adopt: digests of stored fingerprints, as `icmbench store ls` prints them, whose streams are used although another build of
+            the codec made them.
     """
 
     name: str
@@ -32,6 +34,7 @@ class CodecSection(ConfigSection):
     set: dict[str, Any] = Field(default_factory=dict)
     seeds: list[int] | None = None
     pack: Path | None = None
+    adopt: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _default_label(self) -> CodecSection:

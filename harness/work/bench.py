@@ -61,22 +61,22 @@ class Bench:
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         """Datasets by name, cut to the experiment's limit. Raises UserError if one cannot be built or is empty."""
-        return Builder(self.experiment).datasets()
+        return Builder(self.experiment, self.store).datasets()
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """Tasks by label. Raises UserError if one cannot be built, has no images, or cannot score as the experiment asks."""
-        return Builder(self.experiment).tasks(self.datasets)
+        return Builder(self.experiment, self.store).tasks(self.datasets)
 
     @cached_property
     def packs(self) -> dict[str, Pack]:
         """Anchor packs by codec label. Raises UserError if one cannot be read."""
-        return Builder(self.experiment).packs()
+        return Builder(self.experiment, self.store).packs()
 
     @cached_property
     def series(self) -> list[AnySeries]:
         """The originals, and then all codecs at all points and seeds. Raises UserError if a codec cannot be built."""
-        return Builder(self.experiment).series(self.packs)
+        return Builder(self.experiment, self.store).series(self.packs)
 
     # What the experiment file says about tasks.
 

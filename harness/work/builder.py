@@ -12,6 +12,8 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import CodecSection, Experiment
 from icmbench.harness.config.options import bind
 from icmbench.harness.store.pack import Pack
+from icmbench.harness.store.store import Store
+from icmbench.harness.work.adoption import adopt
 from icmbench.harness.work.attempt import reason
 from icmbench.harness.work.series import AnySeries, Originals, Series
 from icmbench.tasks.base import Dataset, Task
@@ -22,10 +24,11 @@ class Builder:
 
     Args:
         experiment: the validated experiment file.
+        store: holds the streams that codecs adopt; without it none are adopted.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, store: Store | None = None) -> None:
+        self.experiment, self.store = experiment, store
 
     def datasets(self) -> dict[str, Dataset]:
         """Datasets by name, cut to the experiment's limit. Raises UserError if one cannot be built or is empty."""
@@ -123,6 +126,8 @@ class Builder:
         lacking = [key for key in ("name", "point", "fingerprint", "compress", "decompress") if not hasattr(codec, key)]
         if lacking:
             raise UserError(f"{where}: codec {section.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
+        if section.adopt and self.store is not None and adopt(codec, section.adopt, where, seed, self.store, pack):
+            return codec
         if pack:
             pack.adopt(codec, where, bool(supplied["decode_only"]), seed)
         return codec

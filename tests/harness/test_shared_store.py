@@ -184,3 +184,27 @@ def test_damaged_tables_are_refused_and_made_anew(tmp_path, experiment, icmbench
     assert icmbench("run", path, "--out", tmp_path / "run").returncode == 0
     assert (tmp_path / "run" / "scores.csv").read_bytes() == whole
     assert json.loads((tmp_path / "run" / "derived.json").read_text())["files"]["scores.csv"]
+
+
+def test_streams_of_another_build_are_adopted_by_name(tmp_path, experiment, calls, monkeypatch):
+    store = tmp_path / "shared"
+    sections = {"codecs": [{"name": "shift", "points": [6, 4]}], "anchor": None, "store": str(store)}
+    first = run(load_experiment(experiment(**sections)), tmp_path / "first")
+    digests = [path.name for path in (store / "streams").iterdir()]
+    calls()
+    from harness_plugins import Shift
+
+    def other_build(self, point, seed=0, make=Shift.__init__):
+        make(self, point, seed)
+        self.fingerprint += " of another build"
+
+    monkeypatch.setattr(Shift, "__init__", other_build)
+    sections["codecs"] = [{"name": "shift", "points": [6, 4], "adopt": digests}]
+    second = run(load_experiment(experiment(**sections)), tmp_path / "second")
+    assert calls() == {} and second.scores.value.tolist() == first.scores.value.tolist()
+    sections["codecs"] = [{"name": "shift", "points": [6, 4], "adopt": ["0" * 20]}]
+    with pytest.raises(UserError, match=r"codecs\.0\.adopt: .* holds no streams of '00000000000000000000'"):
+        run(load_experiment(experiment(**sections)), tmp_path / "third")
+    sections["codecs"] = [{"name": "jpeg", "points": [30], "adopt": digests}]
+    with pytest.raises(UserError, match=r"codecs\.0\.adopt: .* is of codec 'shift', not of 'jpeg'"):
+        run(load_experiment(experiment(**sections)), tmp_path / "third")
