@@ -32,6 +32,8 @@ REFERENCES = {
     "images.parquet": ["dataset", "id", "source"],
     "streams.parquet": ["codec", "point", "dataset", "id", "bytes", "sha256"],
 }
+# Those of these columns that tell rows apart.
+REFERENCE_KEYS = ("codec", "point", "dataset", "id")
 DIFFERENCE_COLUMNS = ["sources", "bytes", "reconstructions", "only_a", "only_b"]
 IMAGE_COLUMNS = ["dataset", "codec", "point", "images", *DIFFERENCE_COLUMNS]
 # The parts of environment.json that are compared.
@@ -50,7 +52,8 @@ class Comparison:
         moves: one row per value or bpp that differs, columns `MOVE_COLUMNS`; `a` or `b` is NaN if that run has no such row.
         facts: what differs in environment.json, columns `FACT_COLUMNS`: part (one of `PARTS`), dotted key, both values as text.
         images: one row per codec point with streams in both runs, columns `IMAGE_COLUMNS`: how many images both have, in how many
-            of these the source pixels, bytes and reconstructions differ, and how many only one run has.
+            of these the source pixels, bytes and reconstructions differ, and how many only one run has. Source pixels that only one
+            run has recorded do not differ.
         compared: number of scores that both runs have.
         sentences: the account for people.
     """
@@ -178,19 +181,20 @@ def _whole_text(text: str) -> str:
 def _images(folders: Sequence[Path]) -> pd.DataFrame:
     """Counts of differing images for each codec point with streams in both runs, columns `IMAGE_COLUMNS`."""
     images, streams = ([_read(folder / name, columns) for folder in folders] for name, columns in REFERENCES.items())
-    sources = [frame.set_index(["dataset", "id"])["source"] for frame in images]
+    sources = [{name: rows.set_index("id")["source"] for name, rows in frame.dropna().groupby("dataset")} for frame in images]
+    unknown = pd.Series(dtype=object)
     by_point = [dict(tuple(frame.groupby(["dataset", "codec", "point"]))) for frame in streams]
     rows = []
     for key in sorted(by_point[0].keys() & by_point[1].keys()):
         a, b = (frames[key].set_index("id") for frames in by_point)
         common = a.index.intersection(b.index)
         a_common, b_common = a.loc[common], b.loc[common]
-        pixels = [of_run.reindex(pd.MultiIndex.from_product([[key[0]], common])) for of_run in sources]
+        pixels = pd.concat([of_run.get(key[0], unknown).reindex(common) for of_run in sources], axis=1, keys=["a", "b"]).dropna()
         rows.append(
             {
                 **dict(zip(("dataset", "codec", "point"), key, strict=True)),
                 "images": len(common),
-                "sources": _count_differing(pixels[0].reset_index(drop=True), pixels[1].reset_index(drop=True)),
+                "sources": _count_differing(pixels["a"], pixels["b"]),
                 "bytes": _count_differing(a_common["bytes"], b_common["bytes"]),
                 "reconstructions": _count_differing(a_common["sha256"], b_common["sha256"]),
                 "only_a": len(a.index.difference(common)),
@@ -209,7 +213,7 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """Columns of a Parquet file.
 
     Raises:
-        ScoresError: the file is damaged, lacks a column, or has one that holds lists.
+        ScoresError: the file is damaged, lacks a column, has one that holds lists, or gives a row twice.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -217,14 +221,18 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
         if not path.is_file():
             raise ValueError("it is no regular file")
-        table = pq.ParquetFile(path).read(columns)
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns)
         missing = [name for name in columns if name not in table.column_names or pa.types.is_nested(table.field(name).type)]
         if missing:
             raise ValueError(f"no column {missing[0]!r} of single values")
+        table = table.cast(pa.schema([(name, pa.int64() if name == "bytes" else pa.string()) for name in table.column_names]))
+        keys = [name for name in columns if name in REFERENCE_KEYS]
+        frame: pd.DataFrame = table.to_pandas()
+        for row in frame[frame.duplicated(keys)].itertuples():
+            raise ValueError(f"it holds image {row.id!r} twice")
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         cause = " ".join(str(error).split())
         raise ScoresError(f"{path} is damaged ({cause}): delete it and run the same experiment again") from None
-    frame: pd.DataFrame = table.to_pandas()
     return frame
 
 
@@ -274,9 +282,8 @@ def _cause(
         *_facts_below(facts, "git", "commit"),
     ]
     seed = re.search(r"seed=\S+", realisation)
-    point_folder = point + (f".{seed.group()}" if seed else "")
-    is_dataset, is_codec = images["dataset"] == _folder_name(dataset), images["codec"] == _folder_name(codec)
-    rows = images[is_dataset & is_codec & (images["point"] == _folder_name(point_folder))]
+    point_name = point + (f".{seed.group()}" if seed else "")  # As streams.parquet names it.
+    rows = images[(images["dataset"] == dataset) & (images["codec"] == codec) & (images["point"] == point_name)]
     if len(rows):
         counts = rows.iloc[0]
         share = f"of {counts['images']} images"
@@ -296,11 +303,6 @@ def _cause(
     if codec == UNCOMPRESSED:
         return "No codec is involved" + _facts_clause([*data_facts, *task_facts], machine_facts)
     return "Streams are not in both runs to compare" + _facts_clause([*data_facts, *codec_facts, *task_facts], machine_facts)
-
-
-def _folder_name(name: str) -> str:
-    """The name of the folder in which a run keeps the shards of a dataset, codec or point."""
-    return re.sub(r"[^A-Za-z0-9_.=+-]", "_", name).lstrip(".")[:80] or "_"
 
 
 def _facts_below(facts: pd.DataFrame, part: str, name: str = "") -> list[str]:

@@ -315,9 +315,9 @@ def _refuse_other_images(scores: Scores) -> None:
                 first = stated.iloc[0]
                 other = stated[stated[column] != first[column]].iloc[0]
                 raise ScoresError(
-                    f"codec {quote(other['codec'])} at point {quote(other['point'])} was scored on {noun} than {quote(first['codec'])} "
-                    f"at point {quote(first['point'])} ({quote(key[3])} of dataset {quote(key[0])}): {_share(other)} and {_share(first)}; "
-                    "score all codecs on the same images, or put them into two files"
+                    f"codec {quote(other['codec'])} at point {quote(other['point'])} was scored on {noun} than "
+                    f"{quote(first['codec'])} at point {quote(first['point'])} ({quote(key[3])} of dataset {quote(key[0])}): "
+                    f"{_share(other)} and {_share(first)}; score all codecs on the same images, or put them into two files"
                 )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from icmbench.harness.derive.bound import Derived
+from icmbench.harness.derive.bound import check_beside
 from icmbench.harness.store.folder import Folder
 from icmbench.results.compare import compare
 
-COMPARED = ("scores.csv", "images.parquet", "streams.parquet")  # Files of a run folder that are compared, if the run made them.
+# Files of a run folder that are compared, if the run made them.
+COMPARED = ("environment.json", "scores.csv", "images.parquet", "streams.parquet")
 
 
 def print_comparison(runs: Sequence[Path], tolerance: float) -> None:
@@ -25,11 +26,8 @@ def print_comparison(runs: Sequence[Path], tolerance: float) -> None:
         ScoresError: a folder has no readable scores.csv.
     """
     for folder in runs:
-        run_folder = Folder(folder)
-        run_folder.read_json("environment.json")  # Refuses the folder of another version.
-        derived = Derived(run_folder)
+        Folder(folder).read_json("environment.json")  # Refuses the folder of another version.
         for name in COMPARED:
-            if name in derived.names:
-                derived.check(name)
+            check_beside(folder / name)
     first, second = runs
     print(compare(first, second, tolerance), end="")

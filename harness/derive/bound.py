@@ -2,9 +2,11 @@
 
     experiment, code, stored rows, labels  --digest-->  inputs
     scores.csv, replicates/, pictures.json, ...  --SHA-256-->  files
+    all of this  --digest-->  whole
 
 The file is written last. A reader compares each file with it, so that a table which was cut, edited or exchanged for an older one
-is refused instead of being reported as a whole.
+is refused instead of being reported as a whole. Its own digest tells that no line of it was lost: the table that is named there
+would silently be absent from the report.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import numpy as np
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.keys import digest
 
 NAME = "derived.json"
+CONTENT = ("inputs", "missing", "report", "files")
+WHOLE = "whole"
 
 
 class Derived:
-    """The content of derived.json.
+    """The content of derived.json; there is none if the file is absent, or is not as it was written.
 
     Args:
         folder: the run folder.
@@ -36,11 +41,12 @@ class Derived:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         content = folder.read_json(NAME)
-        self.inputs = str(content.get("inputs", ""))
-        self.missing = [str(name) for name in content.get("missing") or []]
-        self.report = str(content.get("report", ""))
-        files = content.get("files")
-        self._files: dict[str, str] = files if isinstance(files, dict) else {}
+        if content.get(WHOLE) != _own_digest(content):
+            content = {}
+        self.inputs: str = content.get("inputs", "")
+        self.missing: list[str] = content.get("missing", [])
+        self.report: str = content.get("report", "")
+        self._files: dict[str, str] = content.get("files", {})
 
     def check(self, name: str) -> None:
         """Refuse a file that is not the one that was made.
@@ -95,7 +101,7 @@ class Derived:
 
     def _save(self) -> None:
         content = {"inputs": self.inputs, "missing": self.missing, "report": self.report, "files": self._files}
-        self._folder.write_json(NAME, content)
+        self._folder.write_json(NAME, {**content, WHOLE: _own_digest(content)})
 
     def _sha256(self, name: str) -> str:
         """SHA-256 of a file; empty if it cannot be read."""
@@ -103,6 +109,10 @@ class Derived:
             return hashlib.sha256(self._folder.read(name)).hexdigest()
         except (OSError, UserError):
             return ""
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    return digest([content.get(name) for name in CONTENT])
 
 
 def check_beside(path: Path) -> None:

@@ -53,6 +53,7 @@ class Gatherer:
         self._streams: dict[tuple[str, str], Streams] = {}
         self._rows: dict[tuple[str, str], Rows] = {}
         self._digests: dict[tuple[str, str], bytes] = {}
+        bench.refresh_sources()
         for dataset in bench.datasets:
             if bench.task_labels(dataset):
                 bench.refresh(dataset, bench.series)

@@ -99,6 +99,9 @@ class MergedBench(Bench):
                 )
         super().load_context(label)
 
+    def refresh_sources(self) -> None:
+        """Nothing is learned of source pixels: the runs that are merged have recorded them."""
+
     def recorded_sources(self, dataset: str, ids: Sequence[str]) -> Sources:
         """Hashes of source pixels as the runs recorded them; an image that a finished run could not read counts as failed."""
         images = self.plan.images[dataset]

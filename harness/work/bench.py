@@ -198,6 +198,11 @@ class Bench:
         """A digest of hardware and versions, recorded beside measured seconds."""
         return machine_digest()
 
+    def refresh_sources(self) -> None:
+        """Learn of the source pixels that other processes hashed since."""
+        for records in self.source_records.values():
+            records.refresh()
+
     def refresh(self, dataset: str, series: Sequence[AnySeries], force: bool = True) -> None:
         """Learn of the streams, claims and predictions that other processes wrote since.
 

@@ -10,6 +10,7 @@ from icmbench.harness.work.bench import Bench
 
 def write_images(bench: Bench) -> None:
     """Write every image with its dataset and the hash of its pixels, which is null if it was not read."""
+    bench.refresh_sources()
     columns: dict[str, list[str | None]] = {"dataset": [], "id": [], "source": []}
     for name, dataset in bench.datasets.items():
         sha256 = bench.recorded_sources(name, dataset.ids).sha256

@@ -46,6 +46,10 @@ class SourceRecords:
         self._trusted_devices: dict[int, bool] = {}
         self._session = Sources()  # What this process hashed itself.
 
+    def refresh(self) -> None:
+        """Learn of the hashes that other processes recorded."""
+        self._rows.refresh()
+
     def recorded(self, ids: Sequence[str]) -> Sources:
         """What is recorded of images; no image is read."""
         keys = {image_id: key for image_id in ids if (key := self._key(image_id)) is not None}

@@ -95,6 +95,10 @@ def test_two_processes_give_the_same_scores_as_one(tmp_path, experiment, calls):
     result = run(load_experiment(path), tmp_path / "two", RunOptions(workers=2))
     assert not result.missing and calls() == calls_of_one
     pd.testing.assert_frame_equal(scores_without_times(tmp_path / "one"), scores_without_times(tmp_path / "two"))
+    images = [pd.read_parquet(tmp_path / name / "images.parquet") for name in ("one", "two")]
+    assert images[0].notna().all(axis=None) and images[0].equals(images[1])
+    shards = (tmp_path / "two" / "store").rglob("0*.parquet")
+    assert {path.name.partition("-")[0] for path in shards} == {"000010"}, "what workers wrote in parts is merged"
 
 
 def test_limit_restricts_and_marks(tmp_path, experiment):

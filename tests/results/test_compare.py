@@ -29,26 +29,26 @@ class Run:
         self.sources = [f"s{k}" for k in range(4)]
         self.bytes = {"quality=10": [100] * 4, "quality=30": [300] * 4}
         self.pixels = {"quality=10": [f"p{k}" for k in range(4)], "quality=30": [f"q{k}" for k in range(4)]}
-        self.realisation = ""
+        self.codec, self.realisation = "jpeg", ""
 
     def write(self):
         """Write the folder and return its path."""
-        sources = self.folder / "sources" / "photos"
-        sources.mkdir(parents=True)
-        sizes = {"id": NAMES, "height": 10, "width": 10}
-        pd.DataFrame({**sizes, "sha256": self.sources}).to_parquet(sources / "00000-a.parquet")
-        rows = []
+        self.folder.mkdir()
+        pd.DataFrame({"dataset": "photos", "id": NAMES, "source": self.sources}).to_parquet(self.folder / "images.parquet")
+        rows, streams = [], []
         for point, value in self.values.items():
             common = {"dataset": "photos", "task": "top", "metric": "top1", "unit": "%", "value": value}
             if point == "uncompressed":
                 rows.append({**common, "codec": "uncompressed", "point": "-"})
                 continue
-            streams = self.folder / "streams" / "photos" / "jpeg" / point
-            streams.mkdir(parents=True)
-            columns = {**sizes, "bytes": self.bytes[point], "sha256": self.pixels[point]}
-            pd.DataFrame(columns).to_parquet(streams / "00000-b.parquet")
+            # The harness names a seed after the point.
+            seed = "".join(f".{mark}" for mark in self.realisation.split() if mark.startswith("seed="))
+            facts = {"codec": self.codec, "point": point + seed, "dataset": "photos", "height": 10, "width": 10}
+            columns = {"id": NAMES, "bytes": self.bytes[point], "sha256": self.pixels[point]}
+            streams.append(pd.DataFrame({**facts, **columns}))
             bpp = sum(self.bytes[point]) * 8 / 400
-            rows.append({**common, "codec": "jpeg", "point": point, "bpp": bpp, "realisation": self.realisation})
+            rows.append({**common, "codec": self.codec, "point": point, "bpp": bpp, "realisation": self.realisation})
+        pd.concat(streams).to_parquet(self.folder / "streams.parquet")
         pd.DataFrame(rows).to_csv(self.folder / "scores.csv", index=False)
         (self.folder / "environment.json").write_text(json.dumps(self.environment))
         return self.folder
@@ -144,6 +144,56 @@ def test_tolerance_and_rows_of_one_run(runs):
 def test_realisations_match_by_seed(runs, marks):
     runs[0].realisation, runs[1].realisation = marks
     assert compare_runs(runs).compared == 3
+
+
+def test_names_that_no_file_could_have(runs):
+    """Streams are found by the names of codec and point as they are, with their seed."""
+    for run in runs:
+        run.codec, run.realisation = "jpeg 4:2:0 / mine", "seed=1 0123abcd"
+        for values in (run.values, run.bytes, run.pixels):
+            values["x: [1, 'é']"] = values.pop("quality=10")
+    runs[1].values["x: [1, 'é']"], runs[1].bytes["x: [1, 'é']"] = 59.0, [100, 100, 90, 100]
+    comparison = compare_runs(runs)
+    assert "The streams differ in size in 1 of 4 images" in comparison.sentences[1]
+    assert comparison.images["point"].tolist() == ["quality=30.seed=1", "x: [1, 'é'].seed=1"]
+
+
+def test_pixels_that_one_run_did_not_record_do_not_differ(runs):
+    """An image may be unread in one run, and the list of images absent."""
+    runs[0].sources = ["s0", None, "s2", "s3"]
+    runs[1].sources = ["s0", "s1", "other", "s3"]
+    comparison = compare_runs(runs)
+    assert comparison.images["sources"].tolist() == [1, 1]
+    (runs[1].folder / "images.parquet").unlink()
+    assert compare(*(run.folder for run in runs)).images["sources"].tolist() == [0, 0]
+
+
+def test_images_of_one_run(runs):
+    """The second run coded other images: two of them are in the first as well."""
+    folders = [run.write() for run in runs]
+    for name in ("images.parquet", "streams.parquet"):
+        frame = pd.read_parquet(folders[1] / name)
+        frame[~frame["id"].isin(NAMES[:2])].replace({"id": {NAMES[3]: "new.png"}}).to_parquet(folders[1] / name)
+    assert compare(*folders).images[["images", "sources", "only_a", "only_b"]].to_numpy().tolist() == [[1, 0, 3, 1]] * 2
+
+
+@pytest.mark.parametrize("name", ["images.parquet", "streams.parquet"])
+def test_damaged_references_are_named(runs, name):
+    """Columns that are absent, hold something else, or say of one image two things."""
+    folders = [run.write() for run in runs]
+    whole = pd.read_parquet(folders[1] / name)
+    damaged = [
+        whole.drop(columns="dataset"),
+        whole.assign(id=[[k] for k in range(len(whole))]),
+        pd.concat([whole, whole.tail(1)]),
+        *([whole.assign(bytes="many")] if "bytes" in whole else [whole.assign(source=[{"a": k} for k in range(len(whole))])]),
+    ]
+    for frame in damaged:
+        frame.to_parquet(folders[1] / name)
+        with pytest.raises(ScoresError, match=rf"b/{name} is damaged \(.+\): delete it and run the same experiment again"):
+            compare(*folders)
+    (folders[1] / name).unlink()
+    assert len(compare(*folders).images) == (2 if name == "images.parquet" else 0)
 
 
 def test_missing_files_are_named(runs, tmp_path):
