@@ -15,7 +15,6 @@ from PIL import Image
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.folder import Folder
 from icmbench.harness.commands.run import RunOptions, run
-from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
@@ -50,7 +49,7 @@ def test_hostile_file_names_stay_names(tmp_path, experiment, photos, calls, icmb
     before = files_outside_run(tmp_path)
     first = run(load_experiment(path), tmp_path / "run", RunOptions(keep=True))
     assert not first.missing, first.outcome.failures
-    assert len(list((tmp_path / "run" / "reconstructions").rglob("*.png"))) == 10
+    assert len(list((tmp_path / "run" / "store" / "reconstructions").rglob("*.png"))) == 10
     assert files_outside_run(tmp_path) - {tmp_path / "calls.log"} == before
     calls()
     assert not run(load_experiment(path), tmp_path / "run", RunOptions(keep=True)).missing and calls() == {}
@@ -102,30 +101,20 @@ SHIFTS = [{"name": "shift", "label": label, "points": [point]} for label, point 
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "column", "labels"),
     [
-        ({"codecs": SHIFTS}, "codecs: .* and .* would share the folder '__'"),
-        ({"codecs": [{**SHIFTS[0], "label": "a b"}, {**SHIFTS[1], "label": "a_b"}]}, "codecs: 'a b' and 'a_b' would share"),
-        ({"tasks": [{**DISTANCE[0], "label": "x/y"}, {**DISTANCE[0], "label": "x:y"}]}, "tasks: 'x/y' and 'x:y' would share"),
-        (
-            {"datasets": {name: {"kind": "images", "images": "photos"} for name in ("photos", ".photos")}},
-            "datasets: .* would share",
-        ),
-        ({"codecs": [{**SHIFTS[0], "label": ".uncompressed"}]}, "'uncompressed' and '.uncompressed' would share"),
+        ({"codecs": SHIFTS}, "codec", {"\u65e5\u672c", "\u4e2d\u56fd"}),
+        ({"codecs": [{**SHIFTS[0], "label": "a b"}, {**SHIFTS[1], "label": "a_b"}]}, "codec", {"a b", "a_b"}),
+        ({"tasks": [{**DISTANCE[0], "label": "x/y"}, {**DISTANCE[0], "label": "x:y"}]}, "task", {"x/y", "x:y"}),
+        ({"codecs": [{**SHIFTS[0], "label": ".uncompressed"}]}, "codec", {".uncompressed"}),
     ],
 )
-def test_labels_that_would_share_files_are_refused_before_anything_is_computed(tmp_path, experiment, calls, changes, message):
-    sections = {"codecs": SHIFTS[:1], "tasks": DISTANCE, "anchor": None} | changes
-    with pytest.raises(UserError, match=message):
-        run(load_experiment(experiment(**sections)), tmp_path / "run")
-    assert calls() == {} and not (tmp_path / "run" / "streams").exists()
-
-
-def test_a_single_label_of_replaced_characters_keeps_its_folder(tmp_path, experiment, calls):
-    path = experiment(codecs=[{**SHIFTS[0], "label": "my codec"}, SHIFTS[1]], tasks=DISTANCE, anchor=None)
-    for _ in range(2):
-        assert not run(load_experiment(path), tmp_path / "run").missing
-    assert {folder.name for folder in (tmp_path / "run" / "streams" / "photos").iterdir()} == {"my_codec", "__"}
+def test_labels_name_no_files_so_that_any_two_are_told_apart(tmp_path, experiment, calls, changes, column, labels):
+    path = experiment(**{"codecs": SHIFTS[:1], "tasks": DISTANCE, "anchor": None} | changes)
+    first = run(load_experiment(path), tmp_path / "run")
+    calls()
+    second = run(load_experiment(path), tmp_path / "run")
+    assert calls() == {} and not first.missing and {*first.scores[column]} == {*second.scores[column]} == labels
 
 
 def annotations(tmp_path, file_name, mask="a.png"):
@@ -207,7 +196,7 @@ def test_a_bomb_among_reconstructions_made_elsewhere(tmp_path):
 def test_a_bomb_in_place_of_a_kept_picture_is_decoded_anew(tmp_path, experiment):
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None)
     run(load_experiment(path), tmp_path / "run", RunOptions(keep=True, shard=(1, 1)))
-    next((tmp_path / "run" / "reconstructions").rglob("*.png")).write_bytes(png_bomb(60_000))
+    next((tmp_path / "run" / "store" / "reconstructions").rglob("*.png")).write_bytes(png_bomb(60_000))
     tasks = [{**DISTANCE[0], "label": "again"}]
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=tasks, anchor=None)
     result = run(load_experiment(path), tmp_path / "run", RunOptions(shard=(1, 1)))

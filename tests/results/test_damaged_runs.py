@@ -1,4 +1,7 @@
-"""A run folder with one damaged file: `report`, `bdrate` and `compare` work, or say in one sentence what is wrong."""
+"""A run folder with one damaged file: `report`, `bdrate` and `compare` work, or say in one sentence what is wrong.
+
+derived.json refuses whatever was changed. To test what the readers behind it check, most tests record the damaged file there.
+"""
 
 import csv
 import functools
@@ -10,15 +13,19 @@ from copy import deepcopy
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from icmbench.harness.cli import main
+from icmbench.harness.derive.bound import Derived
+from icmbench.harness.derive.tables import NOT_READ
+from icmbench.harness.store.folder import Folder
 from icmbench.results import report
 from icmbench.results.bd import bd_rate
 from icmbench.results.bootstrap import INDEX
 
 ENVIRONMENT = {
-    "format": 1,
+    "format": 2,
     "command": ["icmbench", "run"],
     "experiment": {"name": "small", "anchor": "jpeg", "method": "pchip", "envelope": "pareto"},
     "primary": {"yolox": "AP"},
@@ -34,6 +41,7 @@ WEBP = "data:image/webp;base64,UklGRg=="
 SHOWN = {"codec": "jpeg", "point": "1", "bits": 8, "bpp": 0.5, "score": 1.0, "damage": 1.0, "lost": [], "new": [], "clean": WEBP,
          "drawn": WEBP}  # fmt: skip
 PICTURES = {
+    "format": 2,
     "key": "0",
     "left_out": ["jpeg: slow"],
     "entries": [
@@ -47,6 +55,13 @@ ANALYSES = {
     "energy": "codec,point,channel,energy\nslim,1,1,0.5\nslim,1,2,0.25\n",
     "complexity": "codec,stage,part,parameters,gmac\nslim,encode,vae,34e6,500\n",
 }
+IMAGES = {"dataset": "coco", "id": ["a.png", "b.png"], "source": ["s0", "s1"]}
+STREAMS = {"codec": "jpeg", "point": "1", "dataset": "coco", "id": ["a.png", "b.png"], "bytes": [10, 11], "height": 4, "width": 4,
+           "sha256": ["p0", "p1"]}  # fmt: skip
+REPLICATES = "replicates/yolox.parquet"
+# What the tables of this run are: all that was made, without the analyses that somebody laid beside it.
+TABLES = ["environment.json", "experiment.yaml", "images.parquet", "scores.csv", "bdrate.csv", "published.csv", "pictures.json",
+          "streams.parquet", "analyses/bit-split.csv", REPLICATES]  # fmt: skip
 # A value of every other type, and hostile ones of the same type.
 OTHERS = [None, True, -1, 1e308, "", "\ud800", "\x00\x1b[2J", "<script>", "x" * 5000, [], [[]], {}, {"a": {"b": [1]}}]
 
@@ -63,7 +78,22 @@ def run_folder(plain_scores, tmp_path):
     for name, text in ANALYSES.items():
         (folder / "analyses" / f"{name}.csv").write_text(text)
     (folder / "published.csv").write_text("codec,dataset,bpp,AP\nTheirs (reported),coco,0.1,12\nTheirs (reported),coco,0.2,20\n")
+    (folder / "experiment.yaml").write_text("name: small\n")
+    (folder / "bdrate.csv").write_text("codec\n")
+    write_parquet(folder, "images.parquet", pd.DataFrame(IMAGES))
+    write_parquet(folder, "streams.parquet", pd.DataFrame(STREAMS))
+    Derived(Folder(folder)).write("inputs", TABLES, [], "report/index.html")
     return folder
+
+
+def write_parquet(folder, name, frame):
+    """Write a Parquet file as a run does, with the number of its format."""
+    Folder(folder).write_table(name, pa.Table.from_pandas(frame, preserve_index=False))
+
+
+def record(folder, name):
+    """Record a damaged file in derived.json, so that its own reader meets it."""
+    Derived(Folder(folder)).update([name])
 
 
 @pytest.fixture
@@ -134,6 +164,7 @@ def test_json_of_other_types(run_folder, walk, file, without_drawing):
     for k, path in enumerate(paths_of(content)):
         for other in OTHERS if path[0] in ("experiment", "primary") else OTHERS[k % 4 :: 4]:
             (run_folder / file).write_text(json.dumps(replaced(content, path, other)))
+            record(run_folder, file)
             codes += [code for code, _ in walk(*(["report", "compare"] if file == "environment.json" else ["report"]))]
             if file == "pictures.json":
                 text = page.read_text(encoding="utf-8")
@@ -150,21 +181,28 @@ def test_json_of_other_types(run_folder, walk, file, without_drawing):
 )  # fmt: skip
 def test_files_of_other_content(run_folder, walk, file, data, without_drawing):
     (run_folder / file).write_bytes(data)
+    record(run_folder, file)
     codes = [code for code, _ in walk("report", "bdrate", "compare")]
     if file != "pictures.json":
         assert codes[0] == 2
 
 
 @pytest.mark.parametrize(
-    "file", ["environment.json", "pictures.json", "scores.csv", "published.csv", "analyses/energy.csv", "replicates/a.parquet"]
-)
+    "file",
+    ["environment.json", "pictures.json", "scores.csv", "published.csv", "analyses/energy.csv", "replicates/a.parquet",
+     "images.parquet", "streams.parquet", "derived.json"],
+)  # fmt: skip
 def test_folders_and_pipes_where_files_are_expected(run_folder, walk, file, without_drawing):
     for make in (os.mkdir, os.mkfifo):
         path = run_folder / file
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         make(path)
-        walk("report", "bdrate", "compare")
+        if file == "derived.json":
+            assert [code for code, _ in walk("report", "bdrate", "compare")] == [2, 2, 2]
+        else:
+            record(run_folder, file)
+            walk("report", "bdrate", "compare")
         path.rmdir() if path.is_dir() else path.unlink()
 
 
@@ -179,6 +217,7 @@ def test_damaged_analyses_are_named(run_folder, walk, name, cell, without_drawin
         cells = last.split(",")
         cells[column] = cell
         (run_folder / "analyses" / f"{name}.csv").write_text("\n".join([*lines, ",".join(cells)]) + "\n")
+        record(run_folder, f"analyses/{name}.csv")
         [(code, said)] = walk("report")
         is_text, is_whole = header[column] in ("part", "image"), header[column] in ("row", "column", "channel")
         fine = (is_text and cell != "1,5") or (cell == "0.5" and not is_whole)
@@ -211,20 +250,66 @@ def replicates(**changes):
     ],
 )
 def test_damaged_replicates_are_treated_as_absent(run_folder, walk, frame, without_drawing):
-    (run_folder / "replicates").mkdir()
-    frame.to_parquet(run_folder / "replicates" / "yolox.parquet")
+    write_parquet(run_folder, REPLICATES, frame)
     assert [code for code, _ in walk("report", "compare")] == [0, 0]
-    has_intervals = "paired replicates" in (run_folder / "bdrate.csv").read_text()
-    assert not has_intervals or frame.equals(replicates())
+    assert not has_intervals(run_folder)  # The file does not belong to the tables yet.
+    record(run_folder, REPLICATES)
+    assert [code for code, _ in walk("report", "compare")] == [0, 0]
+    assert has_intervals(run_folder) == frame.equals(replicates())
 
 
+def has_intervals(run_folder):
+    return "paired replicates" in (run_folder / "bdrate.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["images.parquet", "streams.parquet"])
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + b"\x00" * 100 + b"PAR1"])
-def test_damaged_shards_are_named(run_folder, tmp_path, walk, data):
-    for folder in (run_folder, tmp_path / "whole"):
-        (folder / "streams" / "coco" / "jpeg" / "1").mkdir(parents=True)
-        (folder / "streams" / "coco" / "jpeg" / "1" / "00000-a.parquet").write_bytes(data)
+def test_damaged_references_are_named(run_folder, walk, name, data):
+    (run_folder / name).write_bytes(data)
+    record(run_folder, name)
     [(code, said)] = walk("compare")
-    assert code == 2 and "00000-a.parquet is damaged" in said
+    assert code == 2 and f"{run_folder / name} is damaged" in said
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_files_that_were_changed_or_deleted_are_refused(run_folder, walk, name):
+    """By every command that reads them. `report --bundle` names the experiment and what the tables were made from, so it reads more."""
+    write_parquet(run_folder, REPLICATES, replicates())
+    record(run_folder, REPLICATES)
+    readers = {
+        "report": name not in NOT_READ,
+        "bundle": name not in NOT_READ or name == "experiment.yaml",
+        "bdrate": name == "scores.csv",
+        "compare": name in ("environment.json", "scores.csv", "images.parquet", "streams.parquet"),
+    }
+    assert name == "bdrate.csv" or any(readers.values())
+    path = run_folder / name
+    whole, sealed = path.read_bytes(), (run_folder / "derived.json").read_bytes()
+    for damage in (lambda: path.write_bytes(whole + b" "), lambda: path.write_bytes(whole[:-1]), path.unlink):
+        for command, refuses in readers.items():
+            path.write_bytes(whole)
+            (run_folder / "derived.json").write_bytes(sealed)
+            damage()
+            [(code, said)] = walk(command)
+            assert code == (2 if refuses else 0), (command, said)
+            assert not refuses or str(path) in said, (command, said)
+
+
+def test_a_damaged_or_absent_derived_json_is_refused(run_folder, walk):
+    """No value of it can be replaced, and no name of a table can be left out, so that the table would silently be absent."""
+    path = run_folder / "derived.json"
+    whole = json.loads(path.read_text())
+    contents = [replaced(whole, place, other) for place in paths_of(whole) for other in OTHERS]
+    contents += [{**whole, "files": {n: sha for n, sha in whole["files"].items() if n != name}} for name in whole["files"]]
+    contents += [{key: value for key, value in whole.items() if key != name} for name in whole]
+    for content in [*contents, [], 7, None]:
+        path.write_text(json.dumps(content))
+        if content != whole:
+            results = walk("report", "bdrate", "compare")
+            assert [code for code, _ in results] == [2, 2, 2] and all(str(run_folder) in said for _, said in results), content
+    path.unlink()
+    [(code, said)] = walk("report")
+    assert code == 2 and f"{run_folder}: holds no finished tables" in said
 
 
 CURVE = {"codec": "a", "source": "b", "dataset": "coco", "task": "", "bpp": [0.1, 0.2], "metrics": {"AP": [1, 2], "AP50": [3, 4]}}
@@ -311,30 +396,56 @@ def expected_percents(path):
 
 
 def test_one_random_damage_to_any_file(run_folder, walk, without_drawing):
-    """ICMBENCH_FUZZ=N tries N; each ends in an error, or in the BD-rates that the file states by Python's csv module."""
-    reference = [said for _, said in walk("report", "bdrate")]
+    """ICMBENCH_FUZZ=N tries N. Each is refused. If derived.json records the damaged file, each ends in an error of its reader, or in
+    the BD-rates that the file states by Python's csv module.
+    """
+    reference = [said for _, said in walk("report", "bdrate", "compare")]
     files = ["scores.csv", "environment.json", "pictures.json", "published.csv", *(f"analyses/{name}.csv" for name in ANALYSES)]
+    files += ["images.parquet", "streams.parquet", "derived.json"]
+    sealed = (run_folder / "derived.json").read_bytes()
     counts = Counter()
     for seed in range(int(os.environ.get("ICMBENCH_FUZZ") or 60)):
         rng = np.random.default_rng(seed)
         file = files[rng.integers(len(files))] if seed % 2 else "scores.csv"
         mutate = MUTATIONS[rng.integers(len(MUTATIONS))]
         path = run_folder / file
+        (run_folder / "derived.json").write_bytes(sealed)
         whole = path.read_bytes()
         path.write_bytes(mutate(rng, whole))
-        (report_code, report_said), (bdrate_code, bdrate_said), _ = walk("report", "bdrate", "compare")
-        if report_code or bdrate_code:
-            counts["refused"] += 1
-        elif file == "scores.csv":
-            for codec, percent in expected_percents(path).items():
-                words = (seed, mutate.__name__, codec, percent)
-                assert percent in bdrate_said and percent in report_said, (words, bdrate_said)
-            counts["equal to the reference"] += 1
-        else:
-            assert bdrate_said == reference[1], (seed, file, mutate.__name__)
-            if file != "environment.json":  # That says which codec is the anchor, and how curves are interpolated.
-                assert report_said == reference[0], (seed, file, mutate.__name__)
-            counts["equal to the reference"] += 1
+        if path.read_bytes() != whole:
+            check_refusals(walk("report", "bdrate", "compare"), file)
+            counts["refused as another file"] += file in TABLES
+        if file != "derived.json":
+            record(run_folder, file)
+            outcome = check_outcome(walk("report", "bdrate", "compare"), reference, file, path, (seed, mutate.__name__))
+            counts[outcome] += 1
         path.write_bytes(whole)
     print(dict(counts))
-    assert counts["refused"] and counts["equal to the reference"]
+    assert counts["refused"] and counts["equal to the reference"] and counts["refused as another file"]
+
+
+def check_refusals(results, file):
+    """Every command refuses a damaged file that it reads and derived.json names, and any table if derived.json is damaged."""
+    (report_code, _), (bdrate_code, _), (compare_code, _) = results
+    assert report_code == 2 or file in NOT_READ or file not in [*TABLES, "derived.json"]
+    assert bdrate_code == 2 or file not in ("scores.csv", "derived.json")
+    assert compare_code == 2 or file in NOT_READ - {"images.parquet", "streams.parquet"} or file not in (
+        "derived.json", "environment.json", "scores.csv", "images.parquet", "streams.parquet"
+    )  # fmt: skip
+
+
+def check_outcome(results, reference, file, path, words):
+    """Every command refuses a damaged file, or its numbers are those that the file states."""
+    (report_code, report_said), (bdrate_code, bdrate_said), (compare_code, compare_said) = results
+    if report_code or bdrate_code or (compare_code and path.suffix == ".parquet"):
+        return "refused"
+    if file == "scores.csv":
+        for codec, percent in expected_percents(path).items():
+            assert percent in bdrate_said and percent in report_said, (words, codec, percent, bdrate_said)
+        return "equal to the reference"
+    assert bdrate_said == reference[1], (file, words)
+    if file != "environment.json":  # That says which codec is the anchor, and how curves are interpolated.
+        assert report_said == reference[0], (file, words)
+    if path.suffix == ".parquet":  # Pages of data have checksums, so that what is read is what was written.
+        assert compare_said == reference[2], (file, words)
+    return "equal to the reference"
