@@ -102,7 +102,7 @@ def derive(bench: Bench, gatherer: Gatherer, workers: int, image_count: int) -> 
     _write_streams(gatherer)
     derived.write(inputs, [*names, *map(replicates_file, replicates)], score_table.missing, page)
     seconds = {"scoring": scored - started, "report": time.perf_counter() - scored}
-    return Tables(scores, bdrate, bench.folder.full_path(page), score_table.missing, table_spec, seconds)
+    return Tables(normalise(scores), bdrate, bench.folder.full_path(page), score_table.missing, table_spec, seconds)
 
 
 def _write_streams(gatherer: Gatherer) -> None:

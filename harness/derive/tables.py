@@ -146,14 +146,19 @@ def bundle(folder: Path, inputs: ReportInputs, bdrate: pd.DataFrame) -> Path:
 
     Returns:
         The path of the bundle.
+
+    Raises:
+        UserError: a file that the bundle names as an input was changed after the tables were made.
     """
-    spec = inputs.table_spec
-    files = [folder / "scores.csv", *folder.glob("experiment.yaml"), *sorted(folder.glob("replicates/*.parquet"))]
+    spec, derived = inputs.table_spec, Derived(Folder(folder))
+    names = [name for name in derived.names if name in ("experiment.yaml", "scores.csv") or name.startswith("replicates/")]
+    for name in names:
+        derived.check(name)
     facts = {
         **Folder(folder).read_json("environment.json"),
         "bd": {"method": spec.method, "envelope": spec.envelope, "anchor": spec.anchor},
         "bootstrap": {label: int(frame["replicate"].max()) for label, frame in inputs.replicates.items()},
-        "inputs": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "inputs": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
     }
     write_bundle(folder / "bundle", inputs.scores, bdrate, facts, spec.primary, inputs.reported, inputs.codec_analyses)
     return folder / "bundle"
@@ -217,7 +222,7 @@ def _read_run_facts(folder: Path) -> _RunFacts:
     except ValidationError as error:
         cause = first_error(error, path.name)
     except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())
+        cause = f"{path.name}: {' '.join(str(error).split())}"
     raise UserError(f"{folder}: not the folder of a finished run ({cause}); give the --out of `icmbench run`")
 
 

@@ -204,7 +204,7 @@ class FullAfter(MemoryFileSystem):
 
     protocol = "filling"
     store: ClassVar[dict] = {}
-    capacity = 8
+    capacity = 11  # Leases, a reference, the record of the run, a context and source hashes come before the first streams.
 
     def pipe_file(self, path, value, mode="overwrite", **options):
         if len(self.store) >= FullAfter.capacity:

@@ -197,7 +197,7 @@ def test_a_bomb_in_place_of_a_kept_picture_is_decoded_anew(tmp_path, experiment)
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, anchor=None)
     run(load_experiment(path), tmp_path / "run", RunOptions(keep=True, shard=(1, 1)))
     next((tmp_path / "run" / "store" / "reconstructions").rglob("*.png")).write_bytes(png_bomb(60_000))
-    tasks = [{**DISTANCE[0], "label": "again"}]
+    tasks = [{**DISTANCE[0], "name": "lift"}]
     path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=tasks, anchor=None)
     result = run(load_experiment(path), tmp_path / "run", RunOptions(shard=(1, 1)))
     assert not result.outcome.failures and result.outcome.codec_images == 1
