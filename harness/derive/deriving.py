@@ -100,7 +100,7 @@ def derive(bench: Bench, gatherer: Gatherer, workers: int, image_count: int) -> 
     bdrate, page = _write_tables(gatherer, score_table, scores, table_spec, replicates, image_count)
     names = [*RECORDS, "scores.csv", "bdrate.csv", PUBLISHED, BIT_SPLIT, PICTURES, STREAMS]
     _write_streams(gatherer)
-    derived.write(inputs, [*names, *map(replicates_file, replicates)], score_table.missing, page)
+    derived.write(inputs, [*names, *map(replicates_file, replicates), page], score_table.missing, page)
     seconds = {"scoring": scored - started, "report": time.perf_counter() - scored}
     return Tables(normalise(scores), bdrate, bench.folder.full_path(page), score_table.missing, table_spec, seconds)
 

@@ -132,7 +132,7 @@ def rewrite_report(folder: Path, inputs: ReportInputs) -> tuple[pd.DataFrame, Pa
     with run_folder.scratch_folder() as scratch:
         bdrate, page = write_bd_table_and_report(scratch, inputs)
         name = page.relative_to(scratch)
-    Derived(run_folder).update(["bdrate.csv"])
+    Derived(run_folder).update(["bdrate.csv", name.as_posix()])
     return bdrate, folder / name
 
 
@@ -186,7 +186,7 @@ def read_report_inputs(
     """
     facts = _read_run_facts(folder)
     derived = Derived(Folder(folder))
-    for name in {"environment.json", "scores.csv", *derived.names} - NOT_READ:
+    for name in {"environment.json", "scores.csv", *derived.names} - NOT_READ - {derived.report}:
         derived.check(name)
     experiment = facts.experiment
     scores = read_scores(folder / "scores.csv")

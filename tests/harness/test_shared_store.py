@@ -184,6 +184,9 @@ def test_damaged_tables_are_refused_and_made_anew(tmp_path, experiment, icmbench
     assert icmbench("run", path, "--out", tmp_path / "run").returncode == 0
     assert (tmp_path / "run" / "scores.csv").read_bytes() == whole
     assert json.loads((tmp_path / "run" / "derived.json").read_text())["files"]["scores.csv"]
+    (tmp_path / "run" / "report" / "index.html").unlink()
+    assert icmbench("run", path, "--out", tmp_path / "run").returncode == 0
+    assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
 def test_streams_of_another_build_are_adopted_by_name(tmp_path, experiment, calls, monkeypatch):
