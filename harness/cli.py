@@ -146,7 +146,7 @@ def _make_run_options(options: argparse.Namespace) -> RunOptions:
 
 def _show_result(result: RunResult) -> int:
     """Print a run's table on standard output and its failures on standard error; return the exit code."""
-    from icmbench.harness.commands.show import show_bdrate, show_scores
+    from icmbench.harness.commands.show import doubts_of_originals, show_bdrate, show_scores
 
     if result.table_spec is not None:
         if len(result.bdrate):
@@ -154,6 +154,10 @@ def _show_result(result: RunResult) -> int:
         else:
             show_scores(result.table_spec.only_primary(result.scores))
         print(f"report: {result.report}")
+        counts = f"{result.outcome.codec_images} images decoded, {result.outcome.model_images} predicted on"
+        print(f"computed in this run: {counts}; everything else was stored")
+        for doubt in doubts_of_originals(result.scores, result.table_spec.primary):
+            print_error(doubt)
     cells_by_reason: dict[str, list[str]] = {}
     for failure in result.outcome.failures:
         cells_by_reason.setdefault(failure.reason, []).append(failure.cell)

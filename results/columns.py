@@ -25,7 +25,23 @@ NUMBER_COLUMNS = [column for column in SCORE_COLUMNS if column not in (*TEXT_COL
 KEY_COLUMNS = ["dataset", "task", "model", "metric", "reference"]
 UNCOMPRESSED = "uncompressed"
 # Metrics, in lower case, of which less is better in a frame without the column `higher_is_better`.
-LOWER_IS_BETTER = frozenset({"lpips", "dists", "fid", "kid", "parse_failures", "several_boxes"})
+LOWER_IS_BETTER = frozenset(
+    {
+        "lpips",
+        "dists",
+        "fid",
+        "kid",
+        "parse_failures",
+        "several_boxes",
+        "mse",
+        "rmse",
+        "mae",
+        "error",
+        "error_rate",
+        "niqe",
+        "brisque",
+    }
+)
 # Metrics of the task `layers`: feature difference by stage and block.
 LAYER = re.compile(r"layer(\d+)\.(\d+)")
 # Spellings, in lower case, of a flag that is not set, and of one that is.

@@ -103,6 +103,17 @@ def doubts(scores: Scores) -> list[str]:
             f"the rates of codec {quote(high)} are about {medians[high]:.3g} and those of {quote(low)} about {medians[low]:.3g}: "
             "are both in bits per pixel?"
         )
+    spellings: dict[str, str] = {}
+    for name in coded["codec"].unique():
+        other = spellings.setdefault(name.lower(), name)
+        if other != name:
+            sentences.append(f"{quote(other)} and {quote(name)} count as two codecs: are they one, spelt in two ways?")
+    for key, rows in coded.groupby(KEY_COLUMNS, sort=False):
+        falls = [_falls(curve) for _, curve in rows.groupby(["codec", "realisation"]) if len(curve) > 2]
+        if falls and all(falls) and rows["higher_is_better"].all():
+            sentences.append(
+                f"{key[3]} falls as the rate rises, and more of it counts as better: is less better? --lower-is-better says so"
+            )
     for key, rows in _percents_without_unit(scores).groupby(KEY_COLUMNS, sort=False):
         greatest = rows.groupby("codec", sort=False)["value"].max()
         for codec in greatest.index[(greatest > 0) & (greatest <= 1)] if greatest.max() > 1 / FRACTION_DROP else ():
@@ -111,6 +122,12 @@ def doubts(scores: Scores) -> list[str]:
                 "are all in percent? A column unit with % says so"
             )
     return sentences
+
+
+def _falls(curve: pd.DataFrame) -> bool:
+    """Whether a curve falls from each rate to the next."""
+    values = curve.sort_values("bpp", kind="stable")["value"].to_numpy()
+    return bool((np.diff(values) < 0).all())
 
 
 def _percents_without_unit(scores: Scores) -> pd.DataFrame:

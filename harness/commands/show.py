@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from icmbench.results.columns import UNCOMPRESSED
 from icmbench.results.writers import interval_text, percent_text
+
+LEAST_PERCENT = 1.0  # Less than this on the originals is below chance or close to it for every task that is scored in percent.
 
 
 def show_bdrate(frame: pd.DataFrame) -> None:
@@ -55,6 +59,22 @@ def show_scores(frame: pd.DataFrame) -> None:
     _print(table)
 
 
+def doubts_of_originals(scores: pd.DataFrame, primary: Mapping[str, str]) -> list[str]:
+    """Sentences on tasks whose model fails on the originals too, which most often means labels of other images or classes.
+
+    Args:
+        scores: the columns of scores.csv.
+        primary: by task label, the name of the metric that stands for the task.
+    """
+    originals = scores[(scores["codec"] == UNCOMPRESSED) & (scores["metric"] == scores["task"].map(dict(primary)))]
+    failing = originals[(originals["unit"] == "%") & originals["higher_is_better"] & (originals["value"] < LEAST_PERCENT)]
+    return [
+        f"{row.task}: the model reaches {row.value:.2f} % {row.metric} on the uncompressed images: "
+        "do the labels belong to these images, and are their classes those of the model?"
+        for row in failing.itertuples()
+    ]
+
+
 def show_plan(frame: pd.DataFrame) -> None:
     """Print the missing cells of each codec point and task, with their estimated time.
 
@@ -73,6 +93,8 @@ def show_plan(frame: pd.DataFrame) -> None:
     unmeasured = int(frame["seconds"].isna().sum())
     caption = f"about {format_duration(frame['seconds'].sum())} on one worker"
     table.caption = caption + (f"; {unmeasured} rows not measured yet" if unmeasured else "")
+    if len(frame) and unmeasured == len(frame):
+        table.caption = "time not known: nothing has been measured yet"
     _print(table)
 
 

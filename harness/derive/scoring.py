@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +61,12 @@ def score(bench: Bench, gatherer: Gatherer, on_scored: OnScored | None = None) -
             )
             continue
         try:
-            rows += _task_rows(bench, gatherer, label, complete, failed, on_scored)
+            scored = _task_rows(bench, gatherer, label, complete, failed, on_scored)
+            rows += scored
             failed_by_task[label] = failed
+            primary = primary_metric(task)
+            if scored and all(math.isnan(row["value"]) for row in scored if row["metric"] == primary):
+                missing.append(f"{label}: {primary} is undefined for every codec: the labels hold nothing to score")
         except Exception as error:  # A task whose labels or metric fail must not cost the others their tables.
             missing.append(f"{label}: cannot be scored: {reason(error)}")
     return ScoreTable(pd.DataFrame(rows, columns=SCORE_COLUMNS), missing, failed_by_task)
@@ -109,7 +114,12 @@ def targets_of(task: Task, ids: Sequence[str], originals: SeriesPredictions | No
 
 def primary_metrics(bench: Bench) -> dict[str, str]:
     """By task label, the name of the metric that stands for the task: the one marked as primary, otherwise the first."""
-    return {label: next((m for m in task.metrics if m.primary), task.metrics[0]).name for label, task in bench.tasks.items()}
+    return {label: primary_metric(task) for label, task in bench.tasks.items()}
+
+
+def primary_metric(task: Task) -> str:
+    """Name of the metric that stands for a task."""
+    return next((metric for metric in task.metrics if metric.primary), task.metrics[0]).name
 
 
 def _series_rows(

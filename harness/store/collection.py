@@ -296,7 +296,8 @@ class Collection:
         data = self.folder.read(f"{self.place}/{name}")
         match = pattern.fullmatch(name)
         if match is None or content_name(data) != match["sha256"]:
-            raise UserError(f"{path} is damaged (its bytes are not those of its name): delete it and run the same command again")
+            remedy = f"delete it, or all damaged files with `icmbench store verify --repair {self.folder.root}`"
+            raise UserError(f"{path} is damaged (its bytes are not those of its name): {remedy}, and run the same command again")
         table = pq.read_table(io.BytesIO(data))
         metadata = table.schema.metadata or {}
         check_metadata(path, metadata)

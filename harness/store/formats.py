@@ -33,7 +33,8 @@ def check_format(path: str | Path, number: Any) -> None:
     """
     is_number = isinstance(number, int) and not isinstance(number, bool) and number >= 1
     if is_number and number < FORMAT:
-        raise FormatError(f"{path} has format {number}, of an older icmbench; this one reads format {FORMAT}: choose another --out")
+        remedy = "run the experiment into a new folder"
+        raise FormatError(f"{path} has format {number}, of an older icmbench; this one reads format {FORMAT}: {remedy}")
     if not is_number or number > FORMAT:
         raise FormatError(f"{path} has format {repr(number)[:40]}, and this icmbench reads format {FORMAT}: use a newer icmbench")
 

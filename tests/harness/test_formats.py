@@ -15,7 +15,7 @@ from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.store.formats import FORMAT, FormatError, check_format, check_metadata, parse_object
 
 NEWER = "has format 3, and this icmbench reads format 2: use a newer icmbench"
-OLDER = "has format 1, of an older icmbench; this one reads format 2: choose another --out"
+OLDER = "has format 1, of an older icmbench; this one reads format 2: run the experiment into a new folder"
 CODECS = [{"name": "shift", "points": [6, 4]}, {"name": "shaky", "points": [4]}]
 
 
