@@ -114,6 +114,8 @@ def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOption
             bench.load_context(label)
         outcome = _compute(bench, units, options)
         computed = time.perf_counter()
+        if units and not options.shard:
+            bench.hash_unknown_sources()
         if units:
             write_images(bench)
         if options.shard:

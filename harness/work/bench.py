@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -240,6 +241,20 @@ class Bench:
             failed = self.failures.are_recorded([records.failure_key(image_id) for image_id in absent])
             sources.errors.update({i: "cannot be read" for i, is_failed in zip(absent, failed, strict=True) if is_failed})
         return sources
+
+    def hash_unknown_sources(self) -> None:
+        """Hash the images whose files have changed since their pixels were recorded, if only in their ctime.
+
+        A hard link that is made or removed elsewhere changes it, as when an environment that shares packages with this one is
+        deleted. Images that cannot be read are passed over.
+        """
+        self.refresh_sources()
+        for name, dataset in self.datasets.items():
+            recorded = self.recorded_sources(name, dataset.ids)
+            for image_id in dataset.ids:
+                if image_id not in recorded.sha256 and image_id not in recorded.errors:
+                    with suppress(DatasetError):
+                        self.sources(ImageBlock(name, 0, (image_id,)))
 
     def sources(self, block: ImageBlock) -> Sources:
         """Hashes and shapes of a block's source pixels: the recorded ones, or new ones, which are recorded.

@@ -148,6 +148,21 @@ def test_an_image_swapped_in_place_with_its_size_and_time_kept_is_noticed(tmp_pa
     assert before.images.iloc[0] != after.images.iloc[0] and before.value.tolist() != after.value.tolist()
 
 
+def test_files_that_change_in_their_ctime_while_a_run_computes_are_hashed_again(tmp_path, experiment, photos, monkeypatch):
+    from icmbench.harness.commands import run as command
+
+    compute = command._compute
+
+    def compute_and_unlink(*arguments):
+        outcome = compute(*arguments)
+        for path in [*photos.iterdir()]:
+            os.link(path, tmp_path / path.name)  # As a package manager does that shares files between environments.
+        return outcome
+
+    monkeypatch.setattr(command, "_compute", compute_and_unlink)
+    assert not run(load_experiment(experiment()), tmp_path / "run").missing
+
+
 def test_a_folder_belongs_to_one_experiment(tmp_path, experiment):
     run(load_experiment(experiment()), tmp_path / "run", STREAMS_ONLY)
     with pytest.raises(UserError, match="belongs to the experiment 'small', and this one is named 'other'"):
