@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -215,6 +215,34 @@ def file_sha256(path: str | Path) -> str:
     """
     stat = Path(path).stat()
     return _hash_file(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def walk_files(folder: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
+    """Every regular file in a folder and its subfolders.
+
+    Links are followed, each folder once, so that a link to a folder above does not lead in circles. What is no regular file, such
+    as a pipe, is left out, because reading it may never end.
+
+    Args:
+        folder: The folder.
+        skip: Whether a file, or a folder with all that it holds, is left out.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    waiting, visited = [folder], set[Path]()
+    while waiting:
+        current = waiting.pop()
+        if current.resolve() in visited:
+            continue
+        visited.add(current.resolve())
+        for path in sorted(current.iterdir(), reverse=True):
+            if skip(path):
+                continue
+            if path.is_dir():
+                waiting.append(path)
+            elif path.is_file():
+                yield path
 
 
 @functools.cache

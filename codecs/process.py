@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from icmbench.codecs.base import CodecError, file_sha256
+from icmbench.codecs.base import CodecError, file_sha256, walk_files
 
 _TAIL_LINES, _TAIL_CHARACTERS = 20, 2000  # what an error message quotes of a program's output
 MAX_FOLDER_FILES, MAX_FOLDER_BYTES = 20_000, 50 * 2**30  # Of a folder that is hashed.
@@ -107,19 +106,11 @@ def folder_sha256(option: str, folder: Path) -> str:
         CodecError: the folder cannot be read, or holds more than MAX_FOLDER_FILES files or MAX_FOLDER_BYTES bytes.
     """
     files: dict[str, Path] = {}
-    size, waiting, visited = 0, [folder], set[Path]()
+    size = 0
     try:
-        while waiting:
-            current = waiting.pop()
-            if current.resolve() in visited:
-                continue
-            visited.add(current.resolve())
-            for path in sorted(current.iterdir(), reverse=True):
-                if path.is_dir():
-                    waiting += [] if path.name in UNHASHED_FOLDERS else [path]
-                elif path.exists() and stat.S_ISREG((status := path.stat()).st_mode):
-                    files[path.relative_to(folder).as_posix()] = path
-                    size += status.st_size
+        for path in walk_files(folder, lambda path: path.name in UNHASHED_FOLDERS and path.is_dir()):
+            files[path.relative_to(folder).as_posix()] = path
+            size += path.stat().st_size
             if len(files) > MAX_FOLDER_FILES or size > MAX_FOLDER_BYTES:
                 raise CodecError(
                     f"{option}: the folder {folder} holds more than {MAX_FOLDER_FILES} files or {MAX_FOLDER_BYTES >> 30} GiB, too "

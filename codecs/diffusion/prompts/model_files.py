@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from icmbench.codecs.base import CodecError, file_sha256
+from icmbench.codecs.base import CodecError, file_sha256, walk_files
 
 # What describes a model but decides nothing. Hidden files and folders belong to git and to the hub's client.
 DOCUMENTATION = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf")
@@ -19,21 +19,8 @@ def folder_sha256(folder: Path) -> dict[str, str]:
     Returns:
         Hex digits by path relative to the folder, sorted.
     """
-    hashes: dict[str, str] = {}
-    visited: set[Path] = set()
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
-        if current.resolve() in visited:
-            continue
-        visited.add(current.resolve())
-        for path in sorted(current.iterdir(), reverse=True):
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                waiting.append(path)
-            elif path.is_file() and path.suffix.lower() not in DOCUMENTATION:
-                hashes[path.relative_to(folder).as_posix()] = file_sha256(path)
+    files = walk_files(folder, lambda path: path.name.startswith("."))
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files if path.suffix.lower() not in DOCUMENTATION}
     return dict(sorted(hashes.items()))
 
 
