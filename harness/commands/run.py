@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,13 +115,13 @@ def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOption
             bench.load_context(label)
         outcome = _compute(bench, units, options)
         computed = time.perf_counter()
-        if units and not options.shard:
-            bench.hash_unknown_sources()
-        if units:
-            write_images(bench)
         if options.shard:
+            if units:
+                write_images(bench)
             return RunResult(outcome, {"loop": computed - started})
         if units:
+            bench.hash_unknown_sources()
+            write_images(bench)
             _tidy(bench)
             gatherer = Gatherer(bench)
         tables = derive(bench, gatherer, options.workers, options.images)
@@ -192,16 +193,14 @@ def _missing_units(bench: Bench, gatherer: Gatherer, options: RunOptions) -> lis
         units = executors.make_units(bench, options.workers * count)[part - 1 :: count]
     if options.keep:
         return units
-    missing: dict[tuple[str, int], set[str]] = {}
-    for label, task in bench.tasks.items():
-        for index, series in enumerate(bench.series):
-            if not (series.is_original and task.needs_originals):
-                missing.setdefault((bench.dataset_of(label), index), set()).update(gatherer.missing(label, series))
-    nothing: set[str] = set()
+    missing: defaultdict[tuple[str, str], set[str]] = defaultdict(set)  # Images by dataset and name of the series.
+    for label in bench.tasks:
+        for series in bench.series_of(label):
+            missing[bench.dataset_of(label), series.name].update(gatherer.missing(label, series))
     return [
         unit
         for unit in units
-        if any(not missing.get((unit.block.dataset, index), nothing).isdisjoint(unit.block.ids) for index in unit.series)
+        if any(not missing[unit.block.dataset, bench.series[k].name].isdisjoint(unit.block.ids) for k in unit.series)
     ]
 
 
@@ -210,10 +209,8 @@ def _tidy(bench: Bench) -> None:
     gatherer = Gatherer(bench)
     points: list[tuple[Collection, list[str]]] = []
     for label, task in bench.tasks.items():
-        for series in bench.series:
-            if not (series.is_original and task.needs_originals):
-                predictions = bench.lookup.predictions_of(task)
-                points.append((predictions, predictions.shards_of(gatherer.rows(label, series))))
+        predictions = bench.lookup.predictions_of(task)
+        points += [(predictions, predictions.shards_of(gatherer.rows(label, series))) for series in bench.series_of(label)]
     for series in bench.series:
         for dataset in bench.datasets:
             if isinstance(series, Series) and bench.task_labels(dataset):

@@ -134,11 +134,10 @@ def _read_tables(bench: Bench, derived: Derived) -> Tables:
 def _inputs_digest(bench: Bench, gatherer: Gatherer, labels: Mapping[str, str], image_count: int) -> str:
     """A digest of everything that the tables are made from."""
     rows: dict[str, Any] = {}
-    for label, task in bench.tasks.items():
-        for series in bench.series:
-            if not (series.is_original and task.needs_originals):
-                failed = sorted(gatherer.failed(label, series)) if bench.tolerant else []
-                rows[f"{label} / {series.name}"] = [gatherer.key(label, series), failed]
+    for label in bench.tasks:
+        for series in bench.series_of(label):
+            failed = sorted(gatherer.failed(label, series)) if bench.tolerant else []
+            rows[f"{label} / {series.name}"] = [gatherer.key(label, series), failed]
     experiment = bench.experiment
     published = [hashlib.sha256(read_bytes(experiment.folder / file, "published")).hexdigest()
                  for file in experiment.published if file is not True]  # fmt: skip

@@ -12,6 +12,7 @@ from icmbench.harness.config.secrets import redact
 from icmbench.harness.derive.scoring import primary_metrics
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.formats import FORMAT, KEY
+from icmbench.harness.store.inventory import parse_fingerprint
 from icmbench.harness.store.references import INNER_STORE, is_same_place, run_address
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.hardware import hardware, packages
@@ -31,12 +32,12 @@ def environment(bench: Bench) -> dict[str, Any]:
         "packages": packages(),
         "git": git_state(Path(__file__).parent),
         "hardware": {**hardware(), "digest": bench.machine},
-        "codecs": {series.name: _parse_fingerprint(series.codec.fingerprint) for series in coded},
+        "codecs": {series.name: parse_fingerprint(series.codec.fingerprint) for series in coded},
         "series": [_series_facts(bench, series) for series in coded],
         # The inner store goes with its run folder wherever that is moved.
         "store": None if is_same_place(bench.store.folder, inner) else redact(run_address(bench.store.folder)),
         "packs": {label: pack.sha256 for label, pack in bench.packs.items()},
-        "tasks": {label: _parse_fingerprint(task.fingerprint) for label, task in bench.tasks.items()},
+        "tasks": {label: parse_fingerprint(task.fingerprint) for label, task in bench.tasks.items()},
         "primary": primary_metrics(bench),
         "datasets": {
             name: {"images": len(dataset.ids), "preprocessing": dataset.preprocessing, "limit": dataset.limit}
@@ -70,11 +71,3 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD").strip(), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _parse_fingerprint(fingerprint: str) -> Any:
-    """The facts of a fingerprint if it is JSON, otherwise the text itself."""
-    try:
-        return json.loads(fingerprint)
-    except ValueError:
-        return fingerprint

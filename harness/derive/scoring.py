@@ -50,7 +50,7 @@ def score(bench: Bench, gatherer: Gatherer, on_scored: OnScored | None = None) -
     missing: list[str] = []
     failed_by_task: dict[str, frozenset[str]] = {}
     for label, task in bench.tasks.items():
-        series_of_task = [series for series in bench.series if not (series.is_original and task.needs_originals)]
+        series_of_task = bench.series_of(label)
         absent = {series.name: gatherer.missing_cells(label, series) for series in series_of_task}
         missing += [cell for cells in absent.values() for cell in cells]
         complete = [series for series in series_of_task if not absent[series.name]]

@@ -28,6 +28,7 @@ from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.formats import FORMAT, KEY, check_metadata
 from icmbench.harness.store.key_index import KeyIndex
 from icmbench.harness.store.keys import KEY_BYTES, digest
+from icmbench.harness.store.rows import to_table
 
 Kind = Literal["sources", "streams", "predictions", "failures"]
 Rows = npt.NDArray[np.int64]  # Row numbers of a collection; -1 stands for an absent row.
@@ -165,17 +166,17 @@ class Collection:
             rows[k] = copies[0]
         return rows
 
-    def append(self, table: pa.Table) -> None:
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as a shard of their own.
 
         Args:
-            table: all columns but `written`, in the order of the schema; at least one row.
+            rows: values of all columns but `written`, as `to_table` takes them; at least one row.
 
         Raises:
             UserError: the file system refused the file.
         """
-        written = pa.array(np.full(table.num_rows, time.time()))
-        table = table.add_column(1, "written", written).cast(self.schema)
+        written = time.time()
+        table = to_table([{**row, "written": written} for row in rows], self.schema)
         name = self._write_shard(table)
         with self._lock:
             self._adopt(name, table)

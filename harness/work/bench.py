@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -106,9 +105,9 @@ class Bench:
     def _scored(self) -> dict[str, frozenset[str]]:
         return {label: frozenset(task.ids) for label, task in self.tasks.items()}
 
-    def scored_ids(self, label: str, block: ImageBlock) -> list[str]:
-        """The images of a block that a task scores."""
-        return [image_id for image_id in block.ids if image_id in self._scored[label]]
+    def series_of(self, label: str) -> list[AnySeries]:
+        """The series that a task sees: all, but for the originals if it compares reconstructions with them."""
+        return [series for series in self.series if not (series.is_original and self.tasks[label].needs_originals)]
 
     def shares_originals(self, dataset: str) -> bool:
         """Whether a task on a dataset keeps features of the originals from one codec to the next."""
@@ -233,8 +232,8 @@ class Bench:
         No image is read, but for those whose files cannot be recognised between runs because their ctime is not to be trusted.
         """
         records = self.source_records[dataset]
-        for image_id in records.untrusted(ids):
-            self.sources(ImageBlock(dataset, 0, (image_id,)))
+        if untrusted := records.untrusted(ids):
+            self._hash_sources(dataset, untrusted, self.tolerant)
         sources = records.recorded(ids)
         if self.tolerant and len(self.failures):
             absent = [image_id for image_id in ids if image_id not in sources.sha256]
@@ -251,10 +250,8 @@ class Bench:
         self.refresh_sources()
         for name, dataset in self.datasets.items():
             recorded = self.recorded_sources(name, dataset.ids)
-            for image_id in dataset.ids:
-                if image_id not in recorded.sha256 and image_id not in recorded.errors:
-                    with suppress(DatasetError):
-                        self.sources(ImageBlock(name, 0, (image_id,)))
+            unknown = [i for i in dataset.ids if i not in recorded.sha256 and i not in recorded.errors]
+            self._hash_sources(name, unknown, tolerant=True)
 
     def sources(self, block: ImageBlock) -> Sources:
         """Hashes and shapes of a block's source pixels: the recorded ones, or new ones, which are recorded.
@@ -262,16 +259,21 @@ class Bench:
         Raises:
             DatasetError: an image cannot be read, and the experiment does not tolerate failures.
         """
-        records = self.source_records[block.dataset]
+        return self._hash_sources(block.dataset, block.ids, self.tolerant)
+
+    def _hash_sources(self, dataset: str, ids: Sequence[str], tolerant: bool) -> Sources:
+        """Recorded and new hashes of images; those that cannot be read are failures if the experiment tolerates some."""
+        records = self.source_records[dataset]
 
         def read(image_id: str) -> Image:
-            return self.read(block.dataset, image_id)
+            return self.read(dataset, image_id)
 
         def sha256(image_id: str) -> str:
-            return self._pixels.sha256(block.dataset, image_id, self.datasets[block.dataset].read)
+            return self._pixels.sha256(dataset, image_id, self.datasets[dataset].read)
 
-        sources = records.hash(block.ids, read, sha256, self.tolerant)
-        self.failures.record({records.failure_key(image_id): text for image_id, text in sources.errors.items()})
+        sources = records.hash(ids, read, sha256, tolerant)
+        if self.tolerant:
+            self.failures.record({records.failure_key(image_id): text for image_id, text in sources.errors.items()})
         return sources
 
 

@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from icmbench.harness.store.rows import to_table
 from icmbench.harness.work.attempt import attempt, reason
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.blocks import ImageBlock, Sources, cell_name
@@ -131,9 +128,7 @@ class Cell:
             for label, rows in predictions.items():
                 valid = [row for image_id, row in rows.items() if image_id not in void]
                 if valid:
-                    collection = self.bench.lookup.predictions_of(self.bench.tasks[label])
-                    schema = pa.schema([field for field in collection.schema if field.name != "written"])
-                    collection.append(to_table(valid, schema))
+                    self.bench.lookup.predictions_of(self.bench.tasks[label]).append(valid)
             why = "another run claimed its realisation first; run the same command again"
             return [Failure(f"{self.name} / {image_id}", why) for image_id in sorted(void)]
 

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from icmbench.codecs.base import CodecError
 from icmbench.harness.store.keys import pixel_sha256
-from icmbench.harness.store.rows import to_table
-from icmbench.harness.store.store import STREAM
 from icmbench.harness.work.attempt import attempt, reason
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.blocks import Sources
@@ -125,8 +122,7 @@ class CodecStage:
         self.bench.failures.record(coded.failed)
         if not coded.rows:
             return frozenset()
-        collection = self.bench.lookup.collection(self.series)
-        collection.append(to_table(list(coded.rows.values()), pa.schema([collection.schema.field("key"), *STREAM])))
+        self.bench.lookup.collection(self.series).append(list(coded.rows.values()))
         if self.series.deterministic:
             return frozenset()
         claims = self.bench.store.claims(self.series.fingerprint)

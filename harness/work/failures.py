@@ -13,7 +13,6 @@ import pyarrow as pa
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.keys import row_key
-from icmbench.harness.store.rows import to_table
 
 SCHEMA = pa.schema([("reason", pa.string())])
 
@@ -37,8 +36,7 @@ class Failures:
         """Record why rows are missing, by their failure keys."""
         new = [key for key, row in zip(reasons, self._rows.find(list(reasons)), strict=True) if row < 0]
         if new:
-            schema = pa.schema([self._rows.schema.field("key"), *SCHEMA])
-            self._rows.append(to_table([{"key": key, "reason": reasons[key]} for key in new], schema))
+            self._rows.append([{"key": key, "reason": reasons[key]} for key in new])
 
     def are_recorded(self, keys: Sequence[bytes]) -> list[bool]:
         """For each failure key, whether a failure is recorded."""

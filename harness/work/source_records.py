@@ -20,7 +20,6 @@ import pyarrow as pa
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.keys import row_key
-from icmbench.harness.store.rows import to_table
 from icmbench.harness.work.blocks import Sources
 from icmbench.tasks.base import Dataset, DatasetError, Image
 
@@ -98,7 +97,7 @@ class SourceRecords:
             if key is not None and key == self._key(image_id):  # The file did not change while it was read.
                 new.append({"key": key, "sha256": sources.sha256[image_id], "height": height, "width": width})
         if new:
-            self._rows.append(to_table(new, pa.schema([self._rows.schema.field("key"), *SOURCE])))
+            self._rows.append(new)
         return sources
 
     def failure_key(self, image_id: str) -> bytes:
