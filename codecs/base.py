@@ -83,6 +83,7 @@ class Codec(Protocol):
         extra: The optional dependency group that installs what the codec imports, e.g. "jpegxl".
         usable_runs_programs (False): True if `usable` starts other programs; `icmbench list` then leaves it to `doctor`.
         deterministic (True): False if decoding the same stream twice may give different pixels.
+        device ("cpu"): Where its networks run, as PyTorch names it. A codec on a GPU is run by the processes that hold the models.
         background (False): True if the codec uses one thread and no global state, so that it may run beside the task models.
 
     Optional methods:

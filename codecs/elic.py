@@ -1,15 +1,14 @@
 """ELIC as a codec: pixels, network, entropy coder, container.
 
-    image --pad to 64--> g_a --> y, z --hyperprior coder--> payload --container--> bytes, and back
+    image --elic_engine: networks and entropy coder--> payload --container--> bytes, and back
 
-g_a and g_s run in float32 or bfloat16, on any device. The networks that the entropy coder depends on run in `entropy`, exactly and
-on the CPU.
+Imports nothing heavy; the engine does.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,13 +17,7 @@ from icmbench.codecs.bitstream import Container
 from icmbench.codecs.checks import check_image
 from icmbench.codecs.diffusion.backbone.files import PRETRAINED
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from icmbench.codecs.entropy.hyperprior import HyperpriorCoder
-
 LAMBDAS = (0.004, 0.008, 0.016, 0.032, 0.15, 0.45)  # A stream stores 1 + the index of its lambda, or 0 for any other point.
-_STRIDE = 64  # Images are padded to multiples of it, pixels.
 
 
 class Elic:
@@ -73,24 +66,19 @@ class Elic:
         import torch
 
         from icmbench.codecs import elic_model
+        from icmbench.codecs.elic_engine import ElicEngine
 
         path = PRETRAINED / "tiny" if weights == "tiny" else Path(str(weights).replace("{point}", str(point)))
         if path.is_dir():
             path /= elic_model.weight_file_name(point)
         self.point = RatePoint.of("lambda", point) if isinstance(point, int | float) else RatePoint(point, 0.0, {"point": point})
         self.mode = mode
-        self._torch = torch
-        self._dtype, self._device = getattr(torch, dtype), torch.device(device)
+        transforms_device = torch.device(device)
         network = elic_model.load_network(path, variant)
         self._weights_check = elic_model.weights_checksum(network)
-        self._coders: dict[str, HyperpriorCoder] = {}
-        self._network = network
-        self._coder(mode)
-        layout: dict[str, Any] = {"memory_format": torch.channels_last}
-        self._analysis = network.g_a.to(self._device, self._dtype, **layout)
-        self._synthesis = network.g_s.to(self._device, self._dtype, **layout)
-        self._hyper_analysis = network.h_a.to(self._device, **layout)
-        self.deterministic = self._device.type == "cpu"
+        self._engine = ElicEngine(network, mode, transforms_device, getattr(torch, dtype))
+        self.device = device
+        self.deterministic = transforms_device.type == "cpu"
         self.fingerprint = fingerprint(
             codec=self.name,
             version=self.version,
@@ -98,7 +86,7 @@ class Elic:
             variant=network.variant,
             dtype=dtype,
             mode=mode,
-            device=self._device.type,
+            device=transforms_device.type,
             torch=torch.__version__,
         )
 
@@ -113,19 +101,12 @@ class Elic:
         """
         image = np.asarray(image)
         check_image(image, self.name)
-        height, width = image.shape[:2]
-        padded = np.zeros((-(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE, 3), np.uint8)
-        padded[:height, :width] = image
-        torch = self._torch
-        with torch.inference_mode():
-            x = torch.from_numpy(padded).to(self._device).permute(2, 0, 1)[None]  # This view is channels-last already.
-            y = self._analysis((x.float() / 255).to(self._dtype)).float()
-            coded = self._coder(self.mode).compress(y, self._hyper_analysis(y))
+        coded = self._engine.encode(image, self.mode)
         return Container(
             codec=self.name,
             model=LAMBDAS.index(self.point.order) + 1 if self.point.order in LAMBDAS else 0,
-            width=width,
-            height=height,
+            width=image.shape[1],
+            height=image.shape[0],
             payload=coded.payload,
             z_bytes=min(round(coded.z_bits / 8), len(coded.payload)),
             checksum=coded.checksum ^ self._weights_check,
@@ -139,10 +120,10 @@ class Elic:
             BitstreamError: the bytes are not one whole stream of this codec and these weights.
         """
         container = self._parse(data)
-        rows, columns = -(-container.height // _STRIDE), -(-container.width // _STRIDE)
-        latents = self._coder("portable" if container.portable else "default").decompress(container.payload, rows, columns)
+        mode = "portable" if container.portable else "default"
+        latents = self._engine.decode(container.payload, container.height, container.width, mode)
         container.verify(data, latents.checksum ^ self._weights_check)
-        return self._pixels(latents.y_hat)[: container.height, : container.width]
+        return self._engine.pixels(latents.y_hat)[: container.height, : container.width]
 
     @classmethod
     def stream_options(cls, data: bytes) -> dict[str, Any]:
@@ -163,28 +144,9 @@ class Elic:
         """
         return self._parse(data).rates(data)
 
-    def _pixels(self, y_hat: Tensor) -> Image:
-        """The padded image (H, W, 3) of y_hat (1, M, H / 16, W / 16)."""
-        torch = self._torch
-        with torch.inference_mode():
-            y = y_hat.to(self._device, self._dtype, memory_format=torch.channels_last)
-            x = self._synthesis(y)[0].permute(1, 2, 0).float()
-            return np.ascontiguousarray((torch.nan_to_num(x).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
-
     @classmethod
     def _parse(cls, data: bytes) -> Container:
         container = Container.from_bytes(data)
         if container.codec != cls.name:
             raise BitstreamError(f"the stream was made by {container.codec}, not by {cls.name}")
         return container
-
-    def _coder(self, mode: str) -> HyperpriorCoder:
-        """The entropy coder of a mode, prepared at its first use."""
-        from icmbench.codecs.entropy.hyperprior import HyperpriorCoder
-
-        if mode not in self._coders:
-            network = self._network
-            self._coders[mode] = HyperpriorCoder(
-                network.entropy_bottleneck, network.gaussian_conditional, network.h_s, network.context, mode
-            )
-        return self._coders[mode]

@@ -52,17 +52,17 @@ Example:
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+
+from icmbench.tasks.fingerprints import file_sha256 as file_sha256  # Part of the contract: tasks import it from here.
+from icmbench.tasks.fingerprints import fingerprint as fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,25 +184,13 @@ class Model(Protocol):
 ABILITIES = {"draws": "draw", "has_context": "context", "has_pseudo_labels": "pseudo_targets"}
 
 
-class Task(ABC):
-    """A task on one dataset with one model.
-
-    A subclass sets `name` and `metrics`, describes its predictions in `schema`, and implements `predict`, `statistics` and
-    `aggregate`. Three abilities are optional. A subclass that overrides `draw`, `context` or `pseudo_targets` declares it, as the
-    harness reads the declarations alone; a class whose declaration and methods disagree is refused when it is defined.
-
-    Args:
-        dataset: the images and their annotations.
-        model: the task model; None for tasks that need no model.
-        reference: "labels" scores against the dataset's labels, "original" against `pseudo_targets`.
+class TaskDeclarations:
+    """What a class of tasks declares of itself. The harness reads these declarations alone, and calls no method to find out.
 
     Attributes:
         name: the task's name in the experiment file and in fingerprints.
         version: raised by hand when predictions change, so that stored ones are computed again.
-        fingerprint: everything that decides the predictions of all images. What decides one image's comes from `facts`.
-        context_fingerprint: everything that decides `context()`.
         annotation: the kind of labels it scores against; None if it compares with the original image.
-        metrics: the numbers that `aggregate` returns, at least one of them; the primary one stands for the task.
         needs_originals: True if `predict` compares each image with its original and must be given `originals`. The harness then
             stores predictions under the hash of the original too, and does not predict on the originals themselves.
         keeps_originals: True if `predict` keeps features of the originals in memory. The harness then shows the same images as
@@ -210,9 +198,6 @@ class Task(ABC):
         draws: True if the task overrides `draw`.
         has_context: True if the task overrides `context`.
         has_pseudo_labels: True if the task overrides `pseudo_targets`, so that `reference: original` may be asked of it.
-        ids: the images that the task scores: those with labels, or with `reference: original` all of them.
-        reference: see Args.
-        ready: the result of `context`. The harness computes or loads it and sets it before the first call of `predict`.
     """
 
     name: ClassVar[str]
@@ -224,6 +209,28 @@ class Task(ABC):
     has_context: ClassVar[bool] = False
     has_pseudo_labels: ClassVar[bool] = False
 
+
+class Task(TaskDeclarations, ABC):
+    """A task on one dataset with one model.
+
+    A subclass sets `name` and `metrics`, describes its predictions in `schema`, and implements `predict`, `statistics` and
+    `aggregate`. Three abilities are optional. A subclass that overrides `draw`, `context` or `pseudo_targets` declares it; a class
+    whose declaration and methods disagree is refused when it is defined.
+
+    Args:
+        dataset: the images and their annotations.
+        model: the task model; None for tasks that need no model.
+        reference: "labels" scores against the dataset's labels, "original" against `pseudo_targets`.
+
+    Attributes:
+        fingerprint: everything that decides the predictions of all images. What decides one image's comes from `facts`.
+        context_fingerprint: everything that decides `context()`.
+        metrics: the numbers that `aggregate` returns, at least one of them; the primary one stands for the task.
+        ids: the images that the task scores: those with labels, or with `reference: original` all of them.
+        reference: see Args.
+        ready: the result of `context`. The harness computes or loads it and sets it before the first call of `predict`.
+    """
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a class that overrides `draw`, `context` or `pseudo_targets` undeclared, or declares what it does not override.
 
@@ -232,14 +239,7 @@ class Task(ABC):
         """
         super().__init_subclass__(**options)
         for declaration, method in ABILITIES.items():
-            # A mixin that is no task cannot declare, so its methods count as the class's own.
-            defines = any(method in vars(base) for base in cls.__mro__ if base is cls or not issubclass(base, Task))
-            if defines and not getattr(cls, declaration):
-                raise TypeError(
-                    f"task class {cls.__name__!r} defines `{method}` but does not declare `{declaration} = True`; add it"
-                )
-            if getattr(cls, declaration) and getattr(cls, method) is getattr(Task, method):
-                raise TypeError(f"task class {cls.__name__!r} declares `{declaration} = True` but has no `{method}`; define it")
+            _compare_declaration(cls, declaration, method)
 
     def __init__(self, dataset: Dataset, model: Any = None, reference: Reference = "labels") -> None:
         self.dataset = dataset
@@ -341,7 +341,7 @@ class Task(ABC):
 
     @abstractmethod
     def aggregate(self, statistics: Statistics, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-        """The scores. This is the cheap step: a bootstrap calls it once per resample.
+        """The scores. This is the cheap step: a bootstrap calls it once per resample, or once for many; see `takes_batches`.
 
         Args:
             statistics: the result of `statistics`.
@@ -360,23 +360,29 @@ class Task(ABC):
         return image
 
 
+def _compare_declaration(cls: type[Task], declaration: str, method: str) -> None:
+    """Raise TypeError unless a class of tasks declares an ability if and only if it has the method that provides it."""
+    # A mixin that is no task cannot declare, so its methods count as the class's own.
+    defines = any(method in vars(base) for base in cls.__mro__ if base is cls or not issubclass(base, Task))
+    if defines and not getattr(cls, declaration):
+        raise TypeError(f"task class {cls.__name__!r} defines `{method}` but does not declare `{declaration} = True`; add it")
+    if getattr(cls, declaration) and getattr(cls, method) is getattr(Task, method):
+        raise TypeError(f"task class {cls.__name__!r} declares `{declaration} = True` but has no `{method}`; define it")
+
+
+Aggregate = TypeVar("Aggregate", bound=Callable[..., Mapping[str, Any]])
+
+
+def takes_batches(aggregate: Aggregate) -> Aggregate:
+    """Declare that an `aggregate` also takes the weights of many replicates at once, float64 (replicates, images).
+
+    It then returns float64 (replicates,) for each metric, equal to what it returns for each replicate alone. The bootstrap
+    (`icmbench.results.bootstrap`) looks for the attribute `takes_batches` of a function or method.
+    """
+    aggregate.takes_batches = True  # type: ignore[attr-defined]
+    return aggregate
+
+
 def image_weights(weights: npt.ArrayLike | None, images: int) -> npt.NDArray[np.float64]:
     """The `weights` of `Task.aggregate` as float64 (images,), with None as ones."""
     return np.ones(images) if weights is None else np.asarray(weights, dtype=np.float64)
-
-
-def fingerprint(**facts: Any) -> str:
-    """Canonical JSON of everything that decides a prediction, readable so that two runs can be compared fact by fact."""
-    return json.dumps(facts, sort_keys=True, separators=(",", ":"), default=str)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a weight file in hex, remembered for this process while path, size and mtime stay the same."""
-    stat = Path(path).stat()
-    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.cache
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

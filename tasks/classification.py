@@ -18,7 +18,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Reference, Target, Task, image_weights
 from icmbench.tasks.drawing import draw_caption
 from icmbench.tasks.labels import label_classes, refuse_class
-from icmbench.tasks.outputs import ModelOutput
+from icmbench.tasks.outputs import RowOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +86,7 @@ class Classification(Task):
             DatasetError: a label has a class that the model gave no scores of.
         """
         names = getattr(self.model, "categories", None)
-        scores = ModelOutput(self.model).rows("scores", self.model(images), ids, len(names) if names else None, "classes")
+        scores = RowOutput(self.model).rows("scores", self.model(images), ids, len(names) if names else None, "classes")
         if len(ids):
             self._check_classes(scores.shape[1])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST]

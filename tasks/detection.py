@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Reference, Target, Task, labelled
+from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Reference, Target, Task, labelled, takes_batches
 from icmbench.tasks.categories import match_shared_categories
 from icmbench.tasks.drawing import draw_boxes
 from icmbench.tasks.matches import Matches
-from icmbench.tasks.matching import AREAS, Detections, Labels, ap_scores, match, takes_batches
+from icmbench.tasks.matching import AREAS, Detections, Labels, ap_scores, match
 from icmbench.tasks.outputs import ObjectOutput
 from icmbench.tasks.overlaps import Overlap, box_overlap
 

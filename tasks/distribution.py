@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, file_sha256, fingerprint
 from icmbench.tasks.models.batches import chunks
+from icmbench.tasks.models.devices import Device
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
-from icmbench.tasks.outputs import ModelOutput
+from icmbench.tasks.outputs import RowOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,9 +148,7 @@ class Distribution(Task):
         MetricSpec("kid", higher_is_better=False, ceiling=0.0, bootstrap=False),
     )
 
-    def __init__(
-        self, dataset: Dataset, path: Path | None = None, device: Literal["cpu", "cuda"] = "cpu", batch_size: int = 16
-    ) -> None:
+    def __init__(self, dataset: Dataset, path: Path | None = None, device: Device = "cpu", batch_size: int = 16) -> None:
         super().__init__(dataset, reference="original")
         self.path, self.device, self.batch_size = path, device, batch_size
 
@@ -210,7 +209,7 @@ class Distribution(Task):
             pixels = torch.from_numpy(np.stack(batch).transpose(0, 3, 1, 2)).to(self.device)
             with torch.inference_mode():
                 features = self.network(pixels)[0].float().cpu().numpy()
-            rows.append(ModelOutput("Inception").rows("features", features, [image_id] * len(batch), DIMENSIONS))
+            rows.append(RowOutput("Inception").rows("features", features, [image_id] * len(batch), DIMENSIONS))
         return np.concatenate(rows).ravel()
 
     def is_empty(self, prediction: Prediction) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, DatasetError, Image, Prediction, Reference, Target
+from icmbench.tasks.datasets.run_length_boxes import check_run_lengths
 from icmbench.tasks.datasets.segmentations import MIN_NUMBERS, all_full_polygons, full_polygons, problem
 from icmbench.tasks.detection import Detection
 from icmbench.tasks.maps import paint
@@ -38,8 +39,8 @@ class InstanceSegmentation(Detection):
         pseudo_threshold: as in `Detection`, for objects.
 
     Raises:
-        DatasetError: a segmentation cannot become a mask. Polygons of fewer than three points are left out, and a warning says how
-            many.
+        DatasetError: a segmentation cannot become a mask, or run lengths do not fit their boxes (`datasets/run_length_boxes.py`).
+            Polygons of fewer than three points are left out, and a warning says how many.
     """
 
     name = "instance_segmentation"
@@ -47,7 +48,9 @@ class InstanceSegmentation(Detection):
     def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels", pseudo_threshold: float = 0.3) -> None:
         super().__init__(dataset, model, reference, pseudo_threshold)
         if reference == "labels" and self.ids:
-            check_segmentations(dataset.name, self.ids, super().targets(self.ids))
+            targets = super().targets(self.ids)
+            check_segmentations(dataset.name, self.ids, targets)
+            check_run_lengths(str(targets[0].get("annotated_in", f"dataset {dataset.name!r}")), self.ids, targets)
 
     @property
     def schema(self) -> pa.Schema:

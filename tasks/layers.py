@@ -13,29 +13,23 @@ ResNet-50 but does not define the vector; its equation of the semantic consisten
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, file_sha256, fingerprint
-from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.models.hub import versions
-from icmbench.tasks.models.timm_models import known_weights
+from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, fingerprint
+from icmbench.tasks.layer_features import LayerFeatures
+from icmbench.tasks.models.devices import Device
 from icmbench.tasks.originals import OriginalFeatures
 from icmbench.tasks.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
-
-RESIDUAL_BLOCK = re.compile(r"layer\d+\.\d+")  # Names in torchvision's and timm's ResNets and their relatives.
 
 
 class LayerDifference(Task):
@@ -72,49 +66,23 @@ class LayerDifference(Task):
         weights: str = "IMAGENET1K_V1",
         path: Path | None = None,
         layers: list[str] | None = None,
-        device: Literal["cpu", "cuda"] = "cpu",
+        device: Device = "cpu",
         keep_mib: int = 2048,
     ) -> None:
         super().__init__(dataset)
-        self.library, self.network_name, self.weight_set, self.path, self.device = library, network, weights, path, device
-        self._requested_layers = layers
+        self.features = LayerFeatures(library, network, weights, path, layers, device)
         self._originals = OriginalFeatures(
             self._features_of, lambda kept: sum(x.element_size() * x.nelement() for x in kept), keep_mib * 2**20
         )
 
-    @cached_property
-    def network(self) -> torch.nn.Module:
-        """The network in evaluation mode, loaded at the first call."""
-        load = {"torchvision": _load_torchvision, "timm": _load_timm}[self.library]
-        network, self._mean, self._std = load(self.network_name, self.weight_set, self.path)
-        return network.requires_grad_(False).to(self.device)
-
-    @cached_property
+    @property
     def layers(self) -> list[str]:
         """Names of the modules that are compared.
 
         Raises:
             ModelError: a requested module does not exist, or none is requested and the network has no residual blocks.
         """
-        import torch
-
-        # The names need no weights. Without them, stored predictions can be scored on a machine that lacks the weights.
-        with torch.device("meta"):
-            skeleton = {"torchvision": _torchvision_skeleton, "timm": _timm_skeleton}[self.library](self.network_name)
-        modules = [name for name, _ in skeleton.named_modules() if name]
-        if self._requested_layers is None:
-            blocks = [name for name in modules if RESIDUAL_BLOCK.fullmatch(name)]
-            if not blocks:
-                top = ", ".join(name for name, _ in skeleton.named_children())
-                raise ModelError(
-                    f"network: {self.network_name} has no residual blocks layer1.0 ...; give `layers`, modules within {top}"
-                )
-            return blocks
-        for name in self._requested_layers:
-            if name not in modules:
-                near = ", ".join(difflib.get_close_matches(name, modules)) or ", ".join(modules[:5])
-                raise ModelError(f"layers: {self.network_name} has no module {name!r}; near: {near}")
-        return self._requested_layers
+        return self.features.layers
 
     @cached_property
     def metrics(self) -> Sequence[MetricSpec]:
@@ -133,17 +101,7 @@ class LayerDifference(Task):
     @property
     def fingerprint(self) -> str:
         """Task, version, library, network, weights, layers and library versions."""
-        if self.path is not None:
-            weights: Any = file_sha256(self.path)
-        else:
-            weights = self.weight_set if self.library == "torchvision" else self._timm_weights
-        facts = {"library": self.library, "network": self.network_name, "weights": weights, "layers": self._requested_layers}
-        return fingerprint(task=self.name, version=self.version, **facts, **versions("torch", self.library))
-
-    @cached_property
-    def _timm_weights(self) -> Any:
-        """What identifies the weights that timm's name stands for, asked of the hub once."""
-        return known_weights(self.network_name)
+        return fingerprint(task=self.name, version=self.version, **self.features.facts)
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """`differences`: float64 (layers,), 1 - cosine similarity after each layer, in the order of `layers`.
@@ -156,7 +114,7 @@ class LayerDifference(Task):
         differences = [self._compare(image, self._originals.get(i, original, ids)) for image, i, original in triples]
         for layer, values in zip(self.layers, zip(*differences, strict=True), strict=True) if differences else ():
             for value, image_id in zip(values, ids, strict=True):
-                ModelOutput(self.network_name).finite(f"feature difference after {layer}", value, image_id)
+                ModelOutput(self.features.name).finite(f"feature difference after {layer}", value, image_id)
         return [{"differences": row} for row in differences]
 
     def _compare(self, image: Image, original_features: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
@@ -166,7 +124,7 @@ class LayerDifference(Task):
         def compare(layer: str, feature: torch.Tensor) -> None:
             differences[layer] = cosine_distance(next(remaining), feature)
 
-        self._visit_features(image, compare)
+        self.features.visit(image, compare)
         return np.array([differences[layer] for layer in self.layers])
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> npt.NDArray[np.float64]:
@@ -180,19 +138,8 @@ class LayerDifference(Task):
     def _features_of(self, original: Image) -> list[torch.Tensor]:
         features: list[torch.Tensor] = []
         # Each feature is copied, because a later module may overwrite it in place.
-        self._visit_features(original, lambda _, feature: features.append(feature.clone()))
+        self.features.visit(original, lambda _, feature: features.append(feature.clone()))
         return features
-
-    def _visit_features(self, image: Image, visit: Callable[[str, torch.Tensor], None]) -> None:
-        """Run the network on an image and call `visit` with each layer's name and output as soon as it is computed.
-
-        No more than one feature is in memory at a time unless `visit` keeps it.
-        """
-        import torch
-
-        with _output_hooks(self.network, self.layers, visit), torch.inference_mode():
-            pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
-            self.network((pixels - pixels.new_tensor(self._mean).view(3, 1, 1)) / pixels.new_tensor(self._std).view(3, 1, 1))
 
 
 def cosine_distance(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -213,59 +160,3 @@ def cosine_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     if not np.isfinite(norms).all():
         return float("nan")
     return max(1 - product / float(np.sqrt(norms[0] * norms[1])), 0.0)  # In this order NaN would not become 0.
-
-
-@contextmanager
-def _output_hooks(network: torch.nn.Module, layers: Sequence[str], visit: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """Within this context, `visit` is called with the name and output of each layer."""
-    import torch
-
-    def hook(layer: str) -> Callable[..., None]:
-        def on_output(_: Any, __: Any, output: Any) -> None:
-            if not isinstance(output, torch.Tensor):
-                raise ModelError(f"layers: module {layer!r} gives {type(output).__name__}, not a tensor; name one within it")
-            visit(layer, output)
-
-        return on_output
-
-    handles = [network.get_submodule(layer).register_forward_hook(hook(layer)) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _torchvision_skeleton(name: str) -> torch.nn.Module:
-    from torchvision.models import get_model
-
-    try:
-        return get_model(name)
-    except ValueError as error:
-        raise ModelError(f"network: {error} in torchvision; see torchvision.models.list_models()") from None
-
-
-def _load_torchvision(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
-    """The network, and the mean and standard deviation of its input, RGB in 0..1."""
-    from icmbench.tasks.models.torchvision_models import TorchvisionClassifier
-
-    classifier = TorchvisionClassifier(name, weights, path)
-    network, transform = classifier.network, classifier.entry.transforms()
-    return network, transform.mean, transform.std
-
-
-def _timm_skeleton(name: str) -> torch.nn.Module:
-    import timm
-
-    try:
-        return timm.create_model(name)
-    except RuntimeError as error:
-        raise ModelError(f"network: {error} in timm; see timm.list_models()") from None
-
-
-def _load_timm(name: str, weights: str, path: Path | None) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
-    """The counterpart of `_load_torchvision`. In timm the name decides the weights, so `weights` is not used."""
-    from icmbench.tasks.models.timm_models import TimmClassifier
-
-    network = TimmClassifier(name, path).network
-    return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]

@@ -10,19 +10,17 @@ of an image have equal scores: COCOeval orders the copies of equal scores image 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import image_weights
+from icmbench.tasks.base import image_weights, takes_batches
 from icmbench.tasks.matches import THRESHOLDS, Matches
 from icmbench.tasks.overlaps import Bools, Floats, Ints, Overlap
 from icmbench.tasks.precision_recall import RECALLS, precision_sums
-
-Aggregate = TypeVar("Aggregate", bound=Callable[..., Mapping[str, Any]])
 
 # Ranges of an object's area in square pixels, both ends included.
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
@@ -265,16 +263,6 @@ def _average_precision(matches: Matches, weights: Floats) -> Floats:
     areas, categories = len(matches.areas), matches.categories
     sums = sums.reshape(-1, areas, len(THRESHOLDS), categories)
     return np.where(positives.reshape(-1, areas, 1, categories) > 0, sums / len(RECALLS), np.nan)
-
-
-def takes_batches(aggregate: Aggregate) -> Aggregate:
-    """Declare that an `aggregate` also takes the weights of many replicates at once, float64 (replicates, images).
-
-    It then returns float64 (replicates,) for each metric, equal to what it returns for each replicate alone. The bootstrap
-    (`icmbench.results.bootstrap`) looks for the attribute `takes_batches` of a function or method.
-    """
-    aggregate.takes_batches = True  # type: ignore[attr-defined]
-    return aggregate
 
 
 @takes_batches

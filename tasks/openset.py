@@ -36,16 +36,16 @@ from icmbench.tasks.base import (
     fingerprint,
     labelled,
 )
-from icmbench.tasks.embeddings import normalise_rows
+from icmbench.tasks.label_maps import LabelMaps
 from icmbench.tasks.maps import read_map
 from icmbench.tasks.openset_scores import OpenSetStatistics, openset_scores, openset_statistics
 from icmbench.tasks.outputs import ModelOutput
 from icmbench.tasks.text_embedder import SentenceEmbedder, TextEmbedder
+from icmbench.tasks.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TEMPLATE = "There is a {} in the scene."
 METRICS = tuple(MetricSpec(name, "%", primary=name == "mIoU", ceiling=100.0) for name in ("mIoU", "AP", "PQ"))
 
 
@@ -89,12 +89,12 @@ class RegionNaming(Task):
         if self.ids:
             labels = labelled(dataset, self.name, "categories", "things")
             names = labels.categories("panoptic")
-            if dataset.annotated("semantic") and len(labels.categories("semantic")) != len(names):
+            semantic = dataset.annotated("semantic")
+            if semantic and len(labels.categories("semantic")) != len(names):
                 raise DatasetError(f"dataset {dataset.name!r}: its semantic and panoptic categories are not the same")
+            LabelMaps(dataset, "semantic", semantic).check(len(names))
             self._is_thing = np.asarray(labels.things("panoptic"), dtype=np.bool_)
-            synonyms = [[synonym.strip() for synonym in name.split(",")] for name in names]
-            self._sentences = [TEMPLATE.format(synonym) for category in synonyms for synonym in category]
-            self._first_sentence = np.cumsum([0, *(len(category) for category in synonyms)])[:-1]  # Of each category.
+            self._vocabulary = Vocabulary(names, self.embedder)
 
     @abstractmethod
     def _ask(self, image: Image, regions: list[npt.NDArray[np.bool_]]) -> Sequence[str]:
@@ -129,7 +129,7 @@ class RegionNaming(Task):
     @property
     def fingerprint(self) -> str:
         """Task, version, model, prompt, vocabulary and embedder."""
-        facts = {"prompt": self.prompt, "sentences": self._sentences, "embedder": self.embedder.fingerprint}
+        facts = {"prompt": self.prompt, "sentences": self._vocabulary.sentences, "embedder": self.embedder.fingerprint}
         return fingerprint(
             task=self.name,
             version=self.version,
@@ -140,13 +140,7 @@ class RegionNaming(Task):
 
     def context(self) -> Context:
         """`sentences`: embeddings of the vocabulary's sentences as rows of unit length, float32 (sentences, d)."""
-        return {"sentences": self._embed(self._sentences)}
-
-    def _embed(self, texts: list[str], width: int | None = None) -> npt.NDArray[np.float32]:
-        """Embeddings of texts as rows of unit length, float32 (texts, d). Only an empty text may have one of zeros."""
-        output = ModelOutput(self.embedder)
-        rows = output.embeddings(self.embedder.embed_texts(texts), texts, width, may_be_zero=lambda text: not text.strip())
-        return normalise_rows(rows, np.float32)
+        return {"sentences": self._vocabulary.embed_sentences()}
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """Ask about every labelled segment but crowds.
@@ -172,15 +166,9 @@ class RegionNaming(Task):
             regions = [segments == index for index in target["segments"][~target["crowd"]]]
             names = [f"{image_id}, region {number}" for number in range(len(regions))]
             answers = [final_answer(answer) for answer in output.texts(self._ask(image, regions), names, "region")]
-            predictions.append({"answers": answers, "similarity": self._similarity(answers).ravel()})
+            similarity = self._vocabulary.similarity(answers, self.ready["sentences"])
+            predictions.append({"answers": answers, "similarity": similarity.ravel()})
         return predictions
-
-    def _similarity(self, answers: list[str]) -> npt.NDArray[np.float32]:
-        """Cosine of each answer and the nearest synonym of each class, float32 (answers, classes)."""
-        if not answers:
-            return np.zeros((0, len(self._first_sentence)), np.float32)
-        cosines = self._embed(answers, self.ready["sentences"].shape[1]) @ self.ready["sentences"].T
-        return np.maximum.reduceat(cosines, self._first_sentence, axis=1)
 
     def is_empty(self, prediction: Prediction) -> bool:
         """Whether all answers are empty."""

@@ -83,60 +83,6 @@ class ModelOutput:
             raise self.error(item, f"gave {name} of type {array.dtype}, not numbers")
         return array
 
-    def rows(
-        self, name: str, values: Any, items: Sequence[str], columns: int | None = None, axis: str = "columns"
-    ) -> npt.NDArray[np.float32]:
-        """Finite numbers, one row per item and at least one column.
-
-        Args:
-            name: what the numbers are, for the message.
-            values: what the model returned.
-            items: image ids or texts, one per row.
-            columns: how many columns there must be; None for any number.
-            axis: what the columns stand for, for the message.
-
-        Returns:
-            float32 (items, columns).
-
-        Raises:
-            ModelOutputError: the shape is another, or a number is not finite in float32; the first such item is named.
-        """
-        if not len(items):
-            return np.zeros((0, columns or 0), np.float32)
-        array = self.array(f"{items[0]} and its batch", name, values)
-        if array.ndim != 2 or len(array) != len(items) or array.shape[1] != (columns or max(1, array.shape[1])):
-            raise self.error(
-                f"{items[0]} and its batch", f"gave {name} of shape {array.shape}, not ({len(items)}, {columns or axis})"
-            )
-        with np.errstate(over="ignore"):  # What does not fit into float32 becomes infinite and is refused.
-            numbers = array.astype(np.float32, copy=False)
-        self._check_each(name, "that are not finite numbers", np.isfinite(numbers).all(axis=1), items)
-        return numbers
-
-    def embeddings(
-        self, values: Any, items: Sequence[str], columns: int | None = None, may_be_zero: Callable[[str], bool] | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Embeddings, one row per item: finite, of one width, and longer than 0, because a zero vector has no direction.
-
-        Args:
-            values: what the model returned.
-            items: image ids or texts.
-            columns: the width of the embeddings that these are compared with; None if there are none yet.
-            may_be_zero: the items whose embedding may be zero, such as empty texts; by default none.
-
-        Returns:
-            float32 (items, d).
-
-        Raises:
-            ModelOutputError: as said above; the first such item is named.
-        """
-        rows = self.rows("embeddings", values, items, columns)
-        long = rows.any(axis=1)
-        if may_be_zero is not None and not long.all():
-            long |= np.array([may_be_zero(item) for item in items])
-        self._check_each("embeddings", "of length 0", long, items)
-        return rows
-
     def finite(self, name: str, value: Any, item: str) -> float:
         """A number that a network computed.
 
@@ -191,6 +137,64 @@ class ModelOutput:
         bad = np.flatnonzero(np.logical_not(good))
         if bad.size:
             raise self.error(items[bad[0]], f"gave {name} {problem} ({len(bad)} of {len(items)} rows)")
+
+
+class RowOutput(ModelOutput):
+    """Checks of models that return one row of numbers for each image or text: scores of classes, features, embeddings."""
+
+    def rows(
+        self, name: str, values: Any, items: Sequence[str], columns: int | None = None, axis: str = "columns"
+    ) -> npt.NDArray[np.float32]:
+        """Finite numbers, one row per item and at least one column.
+
+        Args:
+            name: what the numbers are, for the message.
+            values: what the model returned.
+            items: image ids or texts, one per row.
+            columns: how many columns there must be; None for any number.
+            axis: what the columns stand for, for the message.
+
+        Returns:
+            float32 (items, columns).
+
+        Raises:
+            ModelOutputError: the shape is another, or a number is not finite in float32; the first such item is named.
+        """
+        if not len(items):
+            return np.zeros((0, columns or 0), np.float32)
+        array = self.array(f"{items[0]} and its batch", name, values)
+        if array.ndim != 2 or len(array) != len(items) or array.shape[1] != (columns or max(1, array.shape[1])):
+            raise self.error(
+                f"{items[0]} and its batch", f"gave {name} of shape {array.shape}, not ({len(items)}, {columns or axis})"
+            )
+        with np.errstate(over="ignore"):  # What does not fit into float32 becomes infinite and is refused.
+            numbers = array.astype(np.float32, copy=False)
+        self._check_each(name, "that are not finite numbers", np.isfinite(numbers).all(axis=1), items)
+        return numbers
+
+    def embeddings(
+        self, values: Any, items: Sequence[str], columns: int | None = None, may_be_zero: Callable[[str], bool] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Embeddings, one row per item: finite, of one width, and longer than 0, because a zero vector has no direction.
+
+        Args:
+            values: what the model returned.
+            items: image ids or texts.
+            columns: the width of the embeddings that these are compared with; None if there are none yet.
+            may_be_zero: the items whose embedding may be zero, such as empty texts; by default none.
+
+        Returns:
+            float32 (items, d).
+
+        Raises:
+            ModelOutputError: as said above; the first such item is named.
+        """
+        rows = self.rows("embeddings", values, items, columns)
+        long = rows.any(axis=1)
+        if may_be_zero is not None and not long.all():
+            long |= np.array([may_be_zero(item) for item in items])
+        self._check_each("embeddings", "of length 0", long, items)
+        return rows
 
 
 class ObjectOutput(ModelOutput):

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Target, Task, file_sha256, fingerprint
+from icmbench.tasks.models.devices import Device
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
 from icmbench.tasks.originals import OriginalFeatures
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from icmbench.tasks.perceptual_networks import FeatureDistance
 
-Device = Literal["cpu", "cuda"]
 ARCHITECTURES = {"alex": "alexnet", "vgg": "vgg16"}
 
 

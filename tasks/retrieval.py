@@ -34,7 +34,7 @@ from icmbench.tasks.base import (
 )
 from icmbench.tasks.embeddings import normalise_rows
 from icmbench.tasks.models.errors import ModelError
-from icmbench.tasks.outputs import ModelOutput
+from icmbench.tasks.outputs import RowOutput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -170,7 +170,7 @@ class Retrieval(Task):
         Raises:
             ModelError: the model gave other than finite embeddings of some length.
         """
-        return {"texts": ModelOutput(self.model).embeddings(self.model.embed_texts(self.texts), self.texts)}
+        return {"texts": RowOutput(self.model).embeddings(self.model.embed_texts(self.texts), self.texts)}
 
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """`embedding`: float32 (d,).
@@ -179,7 +179,7 @@ class Retrieval(Task):
             ModelError: the model gave other than finite embeddings of some length, as wide as those of the captions.
         """
         width = self.ready["texts"].shape[1] if self.ready else None
-        return [{"embedding": row} for row in ModelOutput(self.model).embeddings(self.model.embed_images(images), ids, width)]
+        return [{"embedding": row} for row in RowOutput(self.model).embeddings(self.model.embed_images(images), ids, width)]
 
     def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Ranks:
         """Ranks among the images and captions that are given here.

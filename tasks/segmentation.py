@@ -29,6 +29,7 @@ from icmbench.tasks.base import (
     labelled,
 )
 from icmbench.tasks.categories import match_categories
+from icmbench.tasks.label_maps import LabelMaps, classes_of_pixels
 from icmbench.tasks.maps import LabelMap, encode_map, paint, read_map
 from icmbench.tasks.outputs import MapOutput
 
@@ -132,6 +133,8 @@ class SemanticSegmentation(Task):
         if reference == "labels" and self.ids:
             names = labelled(dataset, self.name, "categories").categories("semantic")
             self._category_map = match_categories(model.categories, names)
+            if "semantic" not in getattr(dataset, "costly_targets", ()):
+                LabelMaps(dataset, "semantic", self.ids).check(len(names))
         else:
             names = model.categories
             self._category_map = np.arange(len(names))
@@ -174,17 +177,8 @@ class SemanticSegmentation(Task):
         predicted, samples = self._category_map[read_map(prediction["labels"])], read_map(target["mask"])
         if predicted.shape != samples.shape:
             raise DatasetError(f"a label map is {samples.shape}, its image {predicted.shape}; give the annotations of these images")
-        if samples.size and samples.max() >= len(target["classes"]):
-            raise DatasetError(f"a label map holds {samples.max()}, which stands for no class; give maps of these categories")
-        # A table of classes may list more than there are, as long as no pixel has them.
-        labels = target["classes"][samples]
-        if labels.size and labels.max() >= self._classes:
-            source = target["mask"] if isinstance(target["mask"], Path) else f"dataset {self.dataset.name!r}"
-            raise DatasetError(
-                f"{source}: a label map holds class {labels.max()}, but the categories are 0 to {self._classes - 1}; number "
-                "classes from 0 in the order of the dataset's categories, and ignored samples -1"
-            )
-        return predicted, labels
+        source = target["mask"] if isinstance(target["mask"], Path) else f"dataset {self.dataset.name!r}"
+        return predicted, classes_of_pixels(samples, target, self._classes, str(source))
 
     def aggregate(self, statistics: Confusion, weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
         """mIoU, aAcc and mAcc in percent."""

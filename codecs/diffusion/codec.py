@@ -46,9 +46,8 @@ class DiffusionCodec(StreamScheme):
     """
 
     version: ClassVar[int]  # Raised by hand when bytes or pixels change.
-    published: ClassVar[PublishedWeights | None] = (
-        None  # The hub repository and path of the authors' weights, if they published any.
-    )
+    # The hub repository and path of the authors' weights, if they published any.
+    published: ClassVar[PublishedWeights | None] = None
     extra = "diffusion"
     deterministic = False  # Pixels may differ between devices and batch sizes.
 
@@ -65,15 +64,12 @@ class DiffusionCodec(StreamScheme):
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         profile = model.profile
-        number = self.model_number(point, sampler, profile)
+        self._header = self.common_header(point, sampler, profile, sampling, seed)
         sampling = self.complete_sampling(sampling, profile, point)
         _check_ranges(self.name, sampling, runtime)
-        self._device, self._dtype = resolve_device(runtime.device, runtime.dtype)
+        self.device, self._dtype = resolve_device(runtime.device, runtime.dtype)
         self._files = WeightFiles(self.name, profile, model.weights, model.backbone, self.published)
         self._guide, self._profile, self._runtime = guide, profile, runtime
-        # What all streams of this codec have in common: they differ in the image. Seed 0 takes no bytes.
-        overrides = None if sampling == self.complete_sampling(Overrides(), profile, point) else sampling
-        self._header = Container(self.name, number, width=0, height=0, payload=b"", seed=seed or None, overrides=overrides)
         self.point = RatePoint(f"lambda={point:g}", -float(point), {"lambda": point})
         numbers = [sampling.steps, sampling.guidance, sampling.noise_level, seed]
         self.fingerprint = fingerprint(
@@ -84,7 +80,7 @@ class DiffusionCodec(StreamScheme):
             weights=[file_sha256(path) for path in self._files.required_files(point)] or "random",
             sampling=[sampler, *numbers, runtime.colour, runtime.tile, runtime.overlap],
             text=guide.facts,
-            compute=[runtime.mode, self._dtype, self._device.partition(":")[0], version("torch"), version("diffusers")],
+            compute=[runtime.mode, self._dtype, self.device.partition(":")[0], version("torch"), version("diffusers")],
             **(facts or {}),
         )
 
@@ -178,7 +174,7 @@ class DiffusionCodec(StreamScheme):
     def _model_and_decoding(self, header: Container) -> tuple[CodecModel, Decoding]:
         from icmbench.codecs.diffusion import models
 
-        model = models.load_model(self.architecture(), self._files, self.point_of(header), self._dtype, self._device)
+        model = models.load_model(self.architecture(), self._files, self.point_of(header), self._dtype, self.device)
         return model, self.decoding_of(header, self._profile, self._runtime)
 
 

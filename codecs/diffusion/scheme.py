@@ -75,6 +75,17 @@ class StreamScheme:
             )
         return 1 + self.points.index(point) | self.samplers.index(sampler) << 4 | PROFILES.index(profile) << 6
 
+    def common_header(self, point: float, sampler: str, profile: str, sampling: Overrides, seed: int) -> Container:
+        """What all streams of one codec at one point have in common; they differ in the image. Seed 0 takes no bytes.
+
+        Raises:
+            CodecError: the codec lacks the point, sampler or profile.
+        """
+        number = self.model_number(point, sampler, profile)
+        complete = self.complete_sampling(sampling, profile, point)
+        overrides = None if complete == self.complete_sampling(Overrides(), profile, point) else complete
+        return Container(self.name, number, width=0, height=0, payload=b"", seed=seed or None, overrides=overrides)
+
     def parse(self, data: bytes, profile: str) -> Container:
         """Parse a stream.
 

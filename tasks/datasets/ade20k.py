@@ -57,6 +57,7 @@ class Ade20k(Coco):
         for path, content in ((self.root, "folder"), (self._maps, "annotations"), (self._classes_file, "list of classes")):
             require_path(path, content, self.source)
         self._checked_maps: set[str] = set()  # Images whose semantic map has been read.
+        self._has_fitting_maps = False  # Whether the headers of all semantic maps have been compared with their photographs.
         existing = {kind: path if path.exists() else None for kind, path in self._prepared.items()}
         masks = self.root / f"ade20k_panoptic_{short}" if existing["panoptic"] else None
         super().__init__(
@@ -98,12 +99,12 @@ class Ade20k(Coco):
         """
         if kind == "semantic":
             self._refuse_preprocessed(kind)
-            if kind not in self._fitting and self.preprocessing == "native":
+            if not self._has_fitting_maps and self.preprocessing == "native":
                 for image_id in self.ids:
                     check_map_header(self._map(image_id), self.path(image_id), upright_size(self.path(image_id)))
-                self._fitting.add(kind)
+                self._has_fitting_maps = True
             return list(self.ids)
-        if kind in SCRIPTS and kind not in self._files:
+        if kind in SCRIPTS and kind not in self._files.kinds:
             raise DatasetError(
                 f"{self._prepared[kind]}: no such annotations; make them with Mask2Former's datasets/{SCRIPTS[kind]}, after "
                 "unpacking annotations_instance.tar of the MIT Scene Parsing Benchmark (instance segmentation) into the same folder"

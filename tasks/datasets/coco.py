@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,11 +10,9 @@ import numpy as np
 
 from icmbench.tasks.base import DatasetError, Image, Target
 from icmbench.tasks.datasets.coco_annotations import AnnotationFile
-from icmbench.tasks.datasets.decoding import open_picture
+from icmbench.tasks.datasets.coco_files import AnnotationFiles
+from icmbench.tasks.datasets.coco_pictures import PictureChecks
 from icmbench.tasks.datasets.folder import ImageFolder
-from icmbench.tasks.datasets.images import read_image, require_images, require_path
-from icmbench.tasks.datasets.segment_maps import check_segments
-from icmbench.tasks.datasets.sizes import check_map_header, upright_size
 
 GEOMETRIC = ("instances", "keypoints", "panoptic")  # Kinds whose coordinates are pixels of the photographs as annotated.
 
@@ -61,31 +58,13 @@ class Coco(ImageFolder):
         limit: int | None = None,
         name: str = "coco",
     ) -> None:
-        self._files = {
-            kind: Path(path)
-            for kind, path in {"instances": instances, "keypoints": keypoints, "panoptic": panoptic, "captions": captions}.items()
-            if path is not None
-        }
-        self._masks = None if panoptic_masks is None else Path(panoptic_masks)
-        for path in [*self._files.values(), *([self._masks] if self._masks else [])]:
-            require_path(path, "annotations", self.source)
-        if (self._masks is None) != ("panoptic" not in self._files):
-            raise DatasetError(f"dataset {name!r}: `panoptic` (a JSON file) and `panoptic_masks` (its folder of PNG) come together")
-        self._sizes: dict[str, tuple[int, int]] = {}  # Height and width of the photographs that have been read.
-        self._checked: set[str] = set()  # Images whose panoptic PNG has been compared with the JSON.
-        self._fitting: set[str] = set()  # Kinds of annotations that have been compared with the headers of all photographs.
+        given = {"instances": instances, "keypoints": keypoints, "panoptic": panoptic, "captions": captions}
+        self._files = AnnotationFiles(name, given, panoptic_masks, self.source)
+        self._checks = PictureChecks(self.path, self.read)
         super().__init__(images, preprocessing, limit, name)
 
     def _list(self) -> list[str]:
-        if not self._files:
-            return super()._list()
-        for file in self._annotations.values():
-            require_images(self.images, file.images, file.path)
-        return sorted(set().union(*(file.images for file in self._annotations.values())))
-
-    @cached_property
-    def _annotations(self) -> dict[str, AnnotationFile]:
-        return {kind: AnnotationFile(path, kind, self._masks) for kind, path in self._files.items()}
+        return self._files.listed_in(self.images) if self._files.kinds else super()._list()
 
     def read(self, image_id: str) -> Image:
         """Decoded, upright, preprocessed pixels.
@@ -98,70 +77,8 @@ class Coco(ImageFolder):
         """
         image = super().read(image_id)
         if self.preprocessing == "native":
-            self._sizes[image_id] = (image.shape[0], image.shape[1])
-            for kind, file in self._annotations.items():
-                if image_id in file.images:
-                    self._check_size(image_id, file, kind)
+            self._checks.compare(image_id, (image.shape[0], image.shape[1]), self._files.by_kind)
         return image
-
-    def _check_headers(self, kind: str, file: AnnotationFile) -> None:
-        """Compare the headers of all photographs and label maps with an annotation file, once.
-
-        Raises:
-            DatasetError: a photograph or label map has another size than the file states, a box lies outside its photograph, or
-                coordinates are not in pixels.
-        """
-        sizes = {}
-        for image_id in filter(file.images.__contains__, self.ids):
-            entry = file.images[image_id]
-            size = upright_size(self.path(image_id))
-            if size is not None and (entry.get("height") or size[0], entry.get("width") or size[1]) != size:
-                self.read(image_id)  # Names what is wrong, unless the header did not tell all.
-                size = self._sizes[image_id]
-            if size is not None:
-                sizes[image_id] = size
-            if kind == "panoptic":
-                check_map_header(file.labels(image_id)["mask"], self.path(image_id), size)
-        if kind in ("instances", "keypoints"):
-            file.check_coordinates(sizes)
-        self._fitting.add(kind)
-
-    def _check_size(self, image_id: str, file: AnnotationFile, kind: str) -> None:
-        """Raise DatasetError if a photograph that has been read has another size than its annotations."""
-        height, width = self._sizes[image_id]
-        entry = file.images[image_id]
-        stated = (entry.get("height") or height, entry.get("width") or width)
-        if stated != (height, width):
-            turned = stated == stored_size(self.path(image_id))
-            reason = (
-                "its EXIF orientation turns it and the annotations state the stored size; turn the annotations, or remove the tag"
-                if turned
-                else "give the photographs that were annotated"
-            )
-            raise DatasetError(
-                f"{self.path(image_id)}: {width}x{height} pixels, but {file.path} states {stated[1]}x{stated[0]}; {reason}"
-            )
-        if kind == "panoptic":
-            self._check_segments(image_id, height, width)
-
-    def _size(self, image_id: str, file: AnnotationFile) -> tuple[int, int]:
-        """Height and width of an image: as the file states them, else those of the photograph."""
-        entry = file.images[image_id]
-        if entry.get("height") is None or entry.get("width") is None:
-            if image_id not in self._sizes:
-                height, width, _ = read_image(self.path(image_id)).shape
-                self._sizes[image_id] = (height, width)
-            self._check_size(image_id, file, "size")
-            return self._sizes[image_id]
-        return entry["height"], entry["width"]
-
-    def _check_segments(self, image_id: str, height: int, width: int) -> None:
-        """Raise DatasetError if a panoptic PNG does not hold what the JSON says; each is read once in a process."""
-        if image_id not in self._checked:
-            file = self._annotations["panoptic"]
-            labels = file.labels(image_id)
-            check_segments(labels["mask"], file.path, (height, width), labels["segments"], labels["areas"])
-            self._checked.add(image_id)
 
     def annotated(self, kind: str) -> list[str]:
         """The images that the annotation file of this kind lists, including those without an object.
@@ -172,12 +89,12 @@ class Coco(ImageFolder):
             DatasetError: the annotations do not follow the preprocessing, a photograph or label map has another size than the file
                 states, a box lies outside its photograph, or coordinates are not in pixels.
         """
-        if kind not in self._files:
+        if kind not in self._files.kinds:
             return []
         self._refuse_preprocessed(kind)
-        if kind not in self._fitting and self.preprocessing == "native":
-            self._check_headers(kind, self._annotations[kind])
-        return [image_id for image_id in self.ids if image_id in self._annotations[kind].images]
+        if self.preprocessing == "native":
+            self._checks.compare_headers(kind, self._files[kind], self.ids)
+        return [image_id for image_id in self.ids if image_id in self._files[kind].images]
 
     def categories(self, kind: str) -> list[str]:
         """Category names in order of their ids; the `classes` of a target index them.
@@ -185,7 +102,7 @@ class Coco(ImageFolder):
         Raises:
             DatasetError: no file of this kind was given.
         """
-        return [category["name"] for category in self._annotation_file(kind).categories]
+        return [category["name"] for category in self._files[kind].categories]
 
     def things(self, kind: str = "panoptic") -> np.ndarray:
         """Which categories are countable things (True) and which are stuff, bool (categories,).
@@ -193,7 +110,7 @@ class Coco(ImageFolder):
         Raises:
             DatasetError: no file of this kind was given.
         """
-        return self._annotation_file(kind).things.copy()
+        return self._files[kind].things.copy()
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
         """Labels of images.
@@ -216,7 +133,7 @@ class Coco(ImageFolder):
                 segments than the file lists.
         """
         self._refuse_preprocessed(kind)
-        file = self._annotation_file(kind)
+        file = self._files[kind]
         return [self._image_labels(file, kind, image_id) for image_id in ids]
 
     def _image_labels(self, file: AnnotationFile, kind: str, image_id: str) -> Target:
@@ -225,15 +142,10 @@ class Coco(ImageFolder):
         facts = {"image_id": file.images[image_id]["id"], "annotated_in": file.path}
         if kind == "captions":
             return facts | file.labels(image_id)
-        height, width = self._size(image_id, file)
+        height, width = self._checks.size(image_id, file)
         if kind == "panoptic":
-            self._check_segments(image_id, height, width)
+            self._checks.compare_segments(image_id, file, (height, width))
         return facts | {"height": height, "width": width} | file.labels(image_id)
-
-    def _annotation_file(self, kind: str) -> AnnotationFile:
-        if kind not in self._files:
-            raise DatasetError(f"dataset {self.name!r} was given no {kind!r} annotations; add the key {kind!r} and their file")
-        return self._annotations[kind]
 
     def _refuse_preprocessed(self, kind: str) -> None:
         """Raise DatasetError if annotations of this kind do not fit the preprocessed pixels."""
@@ -242,9 +154,3 @@ class Coco(ImageFolder):
                 f"dataset {self.name!r}: {kind} annotations stand on the original pixels and do not follow preprocessing "
                 f"{self.preprocessing!r}; use native, or reference: original"
             )
-
-
-def stored_size(path: Path) -> tuple[int, int]:
-    """Height and width of a photograph as it is stored, before its EXIF orientation turns it."""
-    with path.open("rb") as file, open_picture(file) as picture:
-        return picture.size[1], picture.size[0]

@@ -168,6 +168,12 @@ def refuse_deep(picture: Pillow.Image) -> None:
         raise ValueError(f"more than 8 bits a sample (mode {picture.mode}); convert the image to 8 bits")
 
 
+def refuse_mode(picture: Pillow.Image) -> None:
+    """Raise ValueError if a picture has no one reading as RGB. Whether its pixels are translucent, only they tell."""
+    if not picture.has_transparency_data and picture.mode not in CONVERTIBLE:
+        raise ValueError(f"colour mode {picture.mode} is not supported; convert the image to RGB")
+
+
 def to_rgb(picture: Pillow.Image) -> Pillow.Image:
     """The picture as 8-bit RGB. Raises ValueError if that needs a choice."""
     if picture.has_transparency_data:
@@ -175,6 +181,5 @@ def to_rgb(picture: Pillow.Image) -> Pillow.Image:
         if alpha != (255, 255):
             raise ValueError("the image has translucent pixels; flatten it on a background first")
         return picture.convert("RGBA").convert("RGB")
-    if picture.mode not in CONVERTIBLE:
-        raise ValueError(f"colour mode {picture.mode} is not supported; convert the image to RGB")
+    refuse_mode(picture)
     return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,14 +174,16 @@ def _walk(root: Path) -> list[tuple[str, os.DirEntry[str]]]:
     Folders are read before links to folders, so that a photograph is called by the path without links.
     """
     found: list[tuple[str, os.DirEntry[str]]] = []
-    originals: set[tuple[int, int]] = set()  # Device and inode of the images that are no links.
-    folders, links, visited = [root], [root][:0], set[tuple[int, int]]()
+    # Each folder with the prefix that makes a path relative to the root of the name of an entry.
+    folders: list[tuple[Path, str]] = [(root, "")]
+    links: list[tuple[Path, str]] = []
+    visited: set[tuple[int, int]] = set()
     while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
+        folder, prefix = folders.pop() if folders else links.pop(0)
         try:
             status = folder.stat()
             with os.scandir(folder) as iterator:
-                entries = sorted(iterator, key=lambda entry: entry.name)
+                entries = sorted(iterator, key=attrgetter("name"))
         except OSError as error:
             raise DatasetError(
                 f"{folder}: this folder cannot be read ({error.strerror}); make it readable, or delete it"
@@ -192,16 +195,15 @@ def _walk(root: Path) -> list[tuple[str, os.DirEntry[str]]]:
         if is_run and folder != root:
             continue
         for entry in entries:
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
             if _is_folder(entry):
-                if not entry.name.startswith("__MACOSX") and not (is_run and entry.name in RUN_FOLDERS):
-                    (links if entry.is_symlink() else folders).append(Path(entry.path))
-            elif entry.name.lower().endswith(SUFFIXES):
-                found.append((Path(entry.path).relative_to(root).as_posix(), entry))
-                if not entry.is_symlink():
-                    originals.add((status.st_dev, entry.inode()))
-    return [(name, entry) for name, entry in found if not _is_second_name(entry, originals)]
+                if not name.startswith("__MACOSX") and not (is_run and name in RUN_FOLDERS):
+                    (links if entry.is_symlink() else folders).append((Path(entry.path), f"{prefix}{name}/"))
+            elif name.lower().endswith(SUFFIXES):
+                found.append((prefix + name, entry))
+    return _without_second_names(found)
 
 
 def _is_run(names: set[str]) -> bool:
@@ -209,11 +211,19 @@ def _is_run(names: set[str]) -> bool:
     return len(names & RUN_MARKS) > 1 or {"provenance.json", "figures"} <= names
 
 
-def _is_second_name(entry: os.DirEntry[str], originals: set[tuple[int, int]]) -> bool:
-    if not entry.is_symlink() or not _is_file(entry):
-        return False
+def _without_second_names(found: list[tuple[str, os.DirEntry[str]]]) -> list[tuple[str, os.DirEntry[str]]]:
+    """Files without the links to others of them."""
+    linked = {name for name, entry in found if entry.is_symlink() and _is_file(entry)}
+    if not linked:
+        return found
+    originals = {_device_and_inode(entry) for name, entry in found if not entry.is_symlink()}
+    return [(name, entry) for name, entry in found if name not in linked or _device_and_inode(entry) not in originals]
+
+
+def _device_and_inode(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """What tells a file from all others, whatever link leads to it."""
     status = entry.stat()
-    return (status.st_dev, status.st_ino) in originals
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

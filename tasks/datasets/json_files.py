@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, filterfalse
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from icmbench.tasks.base import DatasetError
 
 MAX_SHOWN = 60  # Characters of a wrong value in a message.
 INVISIBLE = " \t\r\n\xa0\xad\u200b\u200c\u200d\u2060\ufeff"
-_ENDS_KEY = np.zeros(256, dtype=np.bool_)  # The characters before a colon that may end a key or its blanks.
-_ENDS_KEY[list(b'" \t\r\n\0')] = True  # In UTF-16 and UTF-32 a zero may come between.
+# Up to the quotation mark lie all characters that may stand before the colon of a key: blanks, and in UTF-16 and UTF-32 a zero.
+LAST_BEFORE_COLON = ord('"')
+PIECE = 1 << 18  # Bytes that are compared at once, so that the processor's cache holds what is computed of them.
 NAMING_KEYS = ("id", "ref_id", "file_name", "filename", "image_id")  # What names an object in a message.
 
 
@@ -40,6 +42,17 @@ def is_whole_unicode(text: str) -> bool:
 def is_visible(text: str) -> bool:
     """Whether a text has a character that can be seen: something else than blanks and marks without width."""
     return bool(text.strip()) and (text.isascii() or bool(text.strip(INVISIBLE)))
+
+
+def all_visible(texts: Iterable[str]) -> bool:
+    """Whether `is_visible` holds for all texts; most have plain characters only, which are looked at without a call for each."""
+    texts = list(texts)
+    return all(map(str.strip, texts)) and all(map(is_visible, filterfalse(str.isascii, texts)))
+
+
+def all_whole_unicode(texts: Iterable[str]) -> bool:
+    """Whether `is_whole_unicode` holds for all texts."""
+    return all(map(is_whole_unicode, filterfalse(str.isascii, texts)))
 
 
 def read_json(file: Path) -> Any:
@@ -85,21 +98,43 @@ def _may_repeat_keys(text: bytes, document: Any) -> bool:
     Every key of the text ends in a quotation mark and a colon, with or without blanks between them. Texts may hold such marks too,
     so that there may be more of them than keys, but never fewer.
     """
-    characters = np.frombuffer(text, dtype=np.uint8)
-    before_colons = characters[np.flatnonzero(characters == ord(":")) - 1]
-    return int(np.count_nonzero(_ENDS_KEY[before_colons])) > _count_keys(document if type(document) is list else [document])
+    spelled = _count_marks(text)
+    values = document if type(document) is list else [document]
+    return spelled > _count_keys(values) and spelled > _count_keys(values, thorough=True)
 
 
-def _count_keys(values: Iterable[Any]) -> int:
-    """How many keys objects and those within them have; where objects are unlike the first one, perhaps fewer, but never more."""
-    objects = [value for value in values if type(value) is dict]
+def _count_marks(text: bytes) -> int:
+    """How many colons of a text stand behind a character that may end a key."""
+    characters, count = np.frombuffer(text, dtype=np.uint8), 0
+    for start in range(0, len(text), PIECE):
+        piece = characters[start : start + PIECE + 1]
+        count += int(np.count_nonzero((piece[1:] == ord(":")) & (piece[:-1] <= LAST_BEFORE_COLON)))
+    return count
+
+
+def _count_keys(values: Iterable[Any], thorough: bool = False) -> int:
+    """How many keys objects and those within them have; where objects are unlike the first one, perhaps fewer, but never more.
+
+    Args:
+        values: the objects, perhaps among other values.
+        thorough: whether to look for objects where the first one has a list of other values too, as for run lengths among polygons.
+    """
+    values = list(values)
+    objects = values if set(map(type, values)) == {dict} else [value for value in values if type(value) is dict]
     if not objects:
         return 0
     count = sum(map(len, objects))
     for key, example in objects[0].items():
-        if type(example) in (dict, list):
-            column = [value.get(key) for value in objects]
-            count += _count_keys(column)
-            if type(example) is list and example and type(example[0]) is dict:
-                count += _count_keys(chain.from_iterable(value for value in column if type(value) is list))
+        if type(example) is dict or (type(example) is list and thorough):
+            count += _count_keys(_column(objects, key), thorough)
+        if type(example) is list and example and type(example[0]) is dict:
+            count += _count_keys(chain.from_iterable(value for value in _column(objects, key) if type(value) is list), thorough)
     return count
+
+
+def _column(objects: list[dict[str, Any]], key: str) -> list[Any]:
+    """The value of a key in each object, None where it is missing."""
+    try:
+        return list(map(itemgetter(key), objects))
+    except KeyError:
+        return [value.get(key) for value in objects]

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.images import path_inside
 from icmbench.tasks.datasets.json_entries import Entries
+from icmbench.tasks.datasets.json_identity import refuse_repeated
 from icmbench.tasks.maps import read_map
 
 
-def mask_files(folder: Path, annotations: Entries) -> list[Path]:
-    """The PNG of each panoptic annotation.
+def mask_names(folder: Path, annotations: Entries) -> list[str]:
+    """The PNG of each panoptic annotation, by its path relative to the folder.
 
     Args:
         folder: where they lie.
@@ -25,28 +26,30 @@ def mask_files(folder: Path, annotations: Entries) -> list[Path]:
         DatasetError: one is named twice or missing, or the folder cannot be read.
     """
     names = annotations.texts("file_name")
-    annotations.refuse_repeated("file_name", names)
+    refuse_repeated(annotations, "file_name", names)
     try:
         with os.scandir(folder) as entries:  # Their names lead nowhere else and need no look at their parts.
-            present = {entry.name for entry in entries if not entry.is_symlink() and entry.is_file()}
+            present = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError as error:
         raise DatasetError(
             f"{folder}: this folder cannot be read ({error.strerror}); give the folder of the PNG that {annotations.path} names"
         ) from error
-    files, missing = [], []
+    missing = []
     for position, name in enumerate(names):
+        if name in present:
+            continue
         try:
-            files.append(folder / name if name in present else path_inside(folder, name))
+            file = path_inside(folder, name)
         except ValueError:
             annotations.refuse(position, "file_name", "the name of a PNG inside the folder of panoptic masks")
-        if name not in present and not files[-1].is_file():
-            missing.append(files[-1])
+        if not file.is_file():
+            missing.append(file)
     if missing:
         raise DatasetError(
-            f"{folder}: {len(missing)} of the {len(files)} PNG that {annotations.path} names are missing, "
+            f"{folder}: {len(missing)} of the {len(names)} PNG that {annotations.path} names are missing, "
             f"the first is {missing[0].name}; complete the folder"
         )
-    return files
+    return names
 
 
 def check_segments(

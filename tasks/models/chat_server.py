@@ -77,8 +77,8 @@ class ChatServer:
         _check_parameters(parameters, remedy)
         self.url = address._replace(path=f"{address.path.rstrip('/')}/chat/completions").geturl()
         self.name, self._key_variable = f"{role}{self.url}", key_variable
-        self._timeout, self._retries, self._backoff, self._connections = timeout, retries, backoff, connections
-        self._thread = threading.local()  # Its `deadline` belongs to the request that the thread waits for.
+        self._timeout, self._retries = timeout, retries
+        self._client = _TimedClient(self.url, timeout, retries, backoff, connections)
 
     def ask(self, body: Mapping[str, Any]) -> str:
         """The text of the answer to a request.
@@ -106,40 +106,20 @@ class ChatServer:
             except urllib3.exceptions.HTTPError as error:
                 if retries_left and not isinstance(error, urllib3.exceptions.MaxRetryError):
                     continue
-                late = f"no whole answer within {self._timeout:g} s" if self._is_late else None
+                late = f"no whole answer within {self._timeout:g} s" if self._client.is_late else None
                 reason = late or getattr(error, "reason", None) or error
                 raise ServerError(
                     f"{self.name} gave no answer in {self._retries + 1} tries ({reason}); is the server up?"
                 ) from error
         raise AssertionError("unreachable")
 
-    @property
-    def _is_late(self) -> bool:
-        """Whether this thread's last request was cut off."""
-        deadline = getattr(self._thread, "deadline", None)
-        return deadline is not None and deadline.is_past
-
     def _post(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Send a request; return the status and at most MAX_ANSWER_BYTES of the answer."""
-        import urllib3
-
+        """Send a request, follow its redirects, and return the status and the answer."""
         url = self.url
         for _ in range(MAX_REDIRECTS + 1):
-            self._thread.deadline = None
-            try:
-                response = self._client.request("POST", url, json=body, headers=headers, preload_content=False, redirect=False)
-                try:
-                    answer = response.read(MAX_ANSWER_BYTES, decode_content=True)
-                finally:
-                    response.close()
-            finally:
-                if self._thread.deadline is not None:
-                    self._thread.deadline.cancel()
-            if self._is_late:  # The end of an answer without a length looks like this too.
-                raise urllib3.exceptions.ProtocolError("the answer was cut off")
-            location = response.headers.get("Location") if response.status in REDIRECTS else None
-            if location is None:
-                return response.status, answer
+            status, location, answer = self._client.post(url, body, headers)
+            if status not in REDIRECTS or location is None:
+                return status, answer
             url = self._redirected(url, location)
         raise ServerError(f"{self.name} redirects the request more than {MAX_REDIRECTS} times; give the final address as `url`")
 
@@ -180,9 +160,57 @@ class ChatServer:
             )
         return content if isinstance(content, str) else ""
 
+
+class _TimedClient:
+    """Sends requests whose answers are whole within a time, over connections that are kept.
+
+    Args:
+        url: the address, by whose scheme and host the environment names a proxy.
+        timeout: seconds from a request to the end of its answer.
+        retries: how often a request is repeated whose connection fails, or whose status is one of RETRIED_STATUSES.
+        backoff: scale of the pauses between tries, in seconds.
+        connections: number of connections that are kept.
+    """
+
+    def __init__(self, url: str, timeout: float, retries: int, backoff: float, connections: int) -> None:
+        self._address = urlsplit(url)
+        self._timeout, self._retries, self._backoff, self._connections = timeout, retries, backoff, connections
+        self._thread = threading.local()  # Its `deadline` belongs to the request that the thread waits for.
+
+    @property
+    def is_late(self) -> bool:
+        """Whether this thread's last request was cut off."""
+        deadline = getattr(self._thread, "deadline", None)
+        return deadline is not None and deadline.is_past
+
+    def post(self, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[int, str | None, bytes]:
+        """Send a request to an address of the same server.
+
+        Returns:
+            The status, the address that a redirect names, and at most MAX_ANSWER_BYTES of the answer.
+
+        Raises:
+            urllib3.exceptions.HTTPError: every try failed, or the answer was cut off.
+        """
+        import urllib3
+
+        self._thread.deadline = None
+        try:
+            response = self._pool.request("POST", url, json=body, headers=headers, preload_content=False, redirect=False)
+            try:
+                answer = response.read(MAX_ANSWER_BYTES, decode_content=True)
+            finally:
+                response.close()
+        finally:
+            if self._thread.deadline is not None:
+                self._thread.deadline.cancel()
+        if self.is_late:  # The end of an answer without a length looks like this too.
+            raise urllib3.exceptions.ProtocolError("the answer was cut off")
+        return response.status, response.headers.get("Location"), answer
+
     @cached_property
-    def _client(self) -> Any:
-        """A urllib3 pool that repeats failed requests and goes through the proxy that the environment names for the address."""
+    def _pool(self) -> Any:
+        """urllib3's connections, with repetitions of failed requests, and through the proxy that the environment names."""
         import urllib3
 
         retry = urllib3.Retry(
@@ -199,11 +227,10 @@ class ChatServer:
             "timeout": urllib3.Timeout(connect=CONNECT_SECONDS, read=self._timeout),
             "maxsize": self._connections,
         }
-        address = urlsplit(self.url)
-        proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
-        client = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-        client.pool_classes_by_scheme = self._pools()
-        return client
+        proxy = None if proxy_bypass(self._address.hostname or "") else getproxies().get(self._address.scheme)
+        pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        pool.pool_classes_by_scheme = self._pools()
+        return pool
 
     def _pools(self) -> dict[str, Any]:
         """urllib3's pools by scheme, with connections that start a deadline at each request."""

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Device: TypeAlias = Literal["cpu", "cuda"]
+Device: TypeAlias = str  # "cpu", "cuda", "cuda:N" or "mps"; the harness also takes "auto".
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]

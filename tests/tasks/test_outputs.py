@@ -29,7 +29,8 @@ IDS = ["a.png", "b.png", "c.png", "d.png"]
 IMAGES = [np.zeros((8, 10, 3), np.uint8) for _ in IDS]
 NAMES = ["ant", "bee", "cat"]
 BOXES = np.array([[0, 0, 4, 4], [5, 0, 9, 4], [0, 4, 10, 8]], np.float32)
-MASKS = np.stack([np.indices((8, 10))[0] // 4 == 0, np.indices((8, 10))[1] < 3, np.indices((8, 10)).sum(0) % 3 == 0])
+_ROW, _COLUMN = np.indices((8, 10))
+MASKS = np.stack([(np.clip(_ROW, y1, y2 - 1) == _ROW) & (np.clip(_COLUMN, x1, x2 - 1) == _COLUMN) for x1, y1, x2, y2 in BOXES])
 SEGMENTS = np.repeat(np.array([0, 1, 2, 3]), 20).reshape(8, 10)
 
 

@@ -232,3 +232,37 @@ def test_pillows_own_limit_keeps_no_picture_from_being_read(tmp_path, monkeypatc
     monkeypatch.setattr(decoding, "MAX_DECODED_PIXELS", 48 * 64 - 1)  # The bound of this project, of 268 megapixels, remains.
     with pytest.raises(DatasetError, match="are read; shrink or cut the picture first"):
         read_image(path, steps)
+
+
+DEEP = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)
+REFUSED = {
+    "deep.png": (
+        lambda path: Pillow.fromarray(DEEP).save(path),
+        r"more than 8 bits a sample \(mode I;16\); convert the image to 8 bits",
+    ),
+    "deep.tif": (lambda path: Pillow.fromarray(DEEP).save(path), "more than 8 bits a sample"),
+    "float.tif": (lambda path: Pillow.fromarray(DEEP.astype(np.float32)).save(path), "more than 8 bits a sample"),
+    "lab.tif": (lambda path: Pillow.new("LAB", (64, 48)).save(path), "colour mode LAB is not supported; convert the image to RGB"),
+    "large.png": (lambda path: png_head(path, 13000, 13000), r"169\.0 megapixels, and at most 89\.5 are coded"),
+    "cut.jpg": (lambda path: path.write_bytes(b"\xff\xd8\xff"), "damaged or no image"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_header_tells_is_said_before_anything_is_coded(tmp_path, name):
+    write, sentence = REFUSED[name]
+    for k in range(3):
+        save(tmp_path / f"a{k}.png")
+    write(tmp_path / name)
+    with pytest.raises(DatasetError, match=rf"{name}: .*{sentence}"):
+        ImageFolder(tmp_path).check_headers()
+
+
+def test_sound_photographs_are_not_read_for_their_headers(tmp_path, monkeypatch):
+    for suffix, options in (("png", {}), ("jpg", {}), ("webp", {}), ("avif", {}), ("tif", {}), ("bmp", {})):
+        save(tmp_path / f"a.{suffix}", **options)
+    Pillow.new("CMYK", (8, 8)).save(tmp_path / "cmyk.jpg")
+    Pillow.new("P", (8, 8)).save(tmp_path / "palette.png")
+    Pillow.new("RGBA", (8, 8), (1, 2, 3, 255)).save(tmp_path / "opaque.png")
+    monkeypatch.setattr(ImageFolder, "read", lambda *_: pytest.fail("pixels were read"))
+    ImageFolder(tmp_path).check_headers()

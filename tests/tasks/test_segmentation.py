@@ -184,9 +184,88 @@ def test_classes_that_the_dataset_does_not_have_are_refused():
     fitting, beyond = (Maps({"a": np.array([[0, value, IGNORE]])}, ["sky", "sea"]) for value in (1, 2))
     task, predictions = run(fitting, [np.array([[0, 1, 1]])])
     assert task.aggregate(task.statistics(predictions, task.targets(task.ids)))["mIoU"] == 100
-    task, predictions = run(beyond, [np.array([[0, 1, 1]])])
     with pytest.raises(DatasetError, match="dataset 'maps': a label map holds class 2, but the categories are 0 to 1; number"):
-        task.statistics(predictions, task.targets(task.ids))
+        task.statistics(predictions, beyond.targets("semantic", ["a"]))
+    with pytest.raises(DatasetError, match="image 'a': a label map holds class 2, but the categories are 0 to 1; number"):
+        run(beyond, [])
+
+
+class Files:
+    """A dataset of another package: photographs, and label maps beside them, with one class for each sample."""
+
+    name, limit = "files", None
+
+    def __init__(self, folder, count=40, preprocessing="native"):
+        self.folder, self.preprocessing = folder, preprocessing
+        self.ids = [f"{k:03d}.png" for k in range(count)]
+        self.read_ids = []
+        for image_id in self.ids:
+            Pillow.new("RGB", (6, 4)).save(folder / image_id)
+            self.save(image_id, Pillow.fromarray(np.full((4, 6), 1, np.uint8)))
+
+    def save(self, image_id, picture):
+        (self.folder / "maps").mkdir(exist_ok=True)
+        picture.save(self.folder / "maps" / image_id)
+
+    def path(self, image_id):
+        return self.folder / image_id
+
+    def read(self, image_id):
+        self.read_ids.append(image_id)
+        return np.zeros((4, 6, 3), np.uint8)
+
+    def annotated(self, kind):
+        return self.ids if kind == "semantic" else []
+
+    def categories(self, kind):
+        return ["sky", "sea"]
+
+    def targets(self, kind, ids):
+        return [{"mask": self.folder / "maps" / i, "classes": np.arange(-1, 2)} for i in ids]
+
+
+def test_label_maps_are_looked_at_before_anything_is_coded(tmp_path):
+    """Headers of all, and pixels of some of each kind of PNG; 038 is not among the 8 that are spread over 40 maps of one kind."""
+    dataset = Files(tmp_path)
+    model = Answers([], ["sky", "sea"])
+    assert SemanticSegmentation(dataset, model).ids == dataset.ids and not dataset.read_ids
+    wrong = [
+        (Pillow.new("L", (5, 4)), r"038\.png: 5x4 pixels, but its photograph .*038\.png has 6x4; give the annotations of these"),
+        (Pillow.new("LA", (6, 4)), r"038\.png: a label map is greyscale, palette or RGB, and this one is greyscale with alpha"),
+        (Pillow.new("RGB", (6, 4), (1, 1, 1)), r"038\.png: a label map holds 65793, which stands for no class; give maps of these"),
+        (Pillow.fromarray(np.full((4, 6), 300, np.uint16)), r"038\.png: a label map holds 300, which stands for no class"),
+    ]
+    for picture, sentence in wrong:
+        dataset.save("038.png", picture)
+        with pytest.raises(DatasetError, match=sentence):
+            SemanticSegmentation(dataset, model)
+    (tmp_path / "maps" / "038.png").write_bytes(b"no PNG")
+    with pytest.raises(DatasetError, match=r"038\.png: damaged or no PNG"):
+        SemanticSegmentation(dataset, model)
+    (tmp_path / "maps" / "038.png").unlink()
+    with pytest.raises(DatasetError, match=r"038\.png: no such label map"):
+        SemanticSegmentation(dataset, model)
+
+
+def test_samples_without_a_class_in_a_whole_folder_are_found(tmp_path):
+    dataset = Files(tmp_path)
+    for image_id in dataset.ids[1:]:
+        dataset.save(image_id, Pillow.fromarray(np.full((4, 6), 7, np.uint8)))
+    with pytest.raises(DatasetError, match=r"maps/\d+\.png: a label map holds 7, which stands for no class"):
+        SemanticSegmentation(dataset, Answers([], ["sky", "sea"]))
+
+
+def test_images_that_are_not_their_files_decide_the_size_themselves(tmp_path):
+    """A dataset of another package may cut its images out of larger pictures, or preprocess labels as well."""
+    dataset = Files(tmp_path)
+    for image_id in dataset.ids:
+        Pillow.new("RGB", (60, 40)).save(tmp_path / image_id)
+    assert SemanticSegmentation(dataset, Answers([], ["sky", "sea"])).ids
+    assert dataset.read_ids == dataset.ids[:1]
+    dataset = Files(tmp_path, preprocessing="resize:12x8")
+    for image_id in dataset.ids:
+        dataset.save(image_id, Pillow.new("L", (12, 8)))
+    assert SemanticSegmentation(dataset, Answers([], ["sky", "sea"])).ids and not dataset.read_ids
 
 
 def test_label_maps_on_disk(tmp_path):

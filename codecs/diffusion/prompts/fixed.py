@@ -9,7 +9,7 @@ from icmbench.codecs.bitstream import Text
 
 
 class FixedPrompt:
-    """The same prompt for all images, known to the decoder. The decoder may put words of its own before it.
+    """A guide whose prompt is the same for all images and known to the decoder, which may put words of its own before it.
 
     Args:
         prompt: The prompt.
