@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+from icmbench.codecs.base import CodecError
 from icmbench.codecs.training.checkpoints import replacing
 
 LOG = "log.jsonl"
+VALIDATION = "validation/"  # What precedes the names of scores, which have a line of their own.
 
 
 class TermLog:
@@ -26,27 +28,46 @@ class TermLog:
         self._file, self._board = file, board
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of one step as a line of JSON, and to TensorBoard."""
+        """Write the values of one step, counted from 0, as a line of JSON, and to TensorBoard.
+
+        Raises:
+            CodecError: the disk is full.
+        """
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with _explaining_disk_errors(Path(self._file.name)):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
 
+def logged_steps(folder: Path) -> int:
+    """Number of steps after which the log of a stage ends; with `log_every` above 1, a few more may have been taken."""
+    return max((row["step"] + 1 for row, _ in _read_rows(folder / LOG)), default=0)
+
+
 @contextlib.contextmanager
-def open_log(folder: Path, step: int) -> Iterator[TermLog]:
+def open_log(folder: Path, step: int, owes_validation: bool = False) -> Iterator[TermLog]:
     """Open the log of a stage for the steps from `step` on.
 
     An interrupted run may have logged steps after its last checkpoint. They will be taken again, so their lines are removed first.
+
+    Args:
+        folder: the stage's folder.
+        step: number of the next step.
+        owes_validation: whether the validation before this step will be done again too.
+
+    Raises:
+        CodecError: the log is damaged, or the disk is full.
     """
     path = folder / LOG
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    earlier = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-    with replacing(path) as temporary:
+    earlier = [line for row, line in _read_rows(path) if row["step"] < step]
+    if owes_validation:
+        earlier = [line for line in earlier if json.loads(line)["step"] < step - 1 or VALIDATION not in line]
+    with _explaining_disk_errors(path), replacing(path) as temporary:
         temporary.write_text("".join(earlier))
     board = None
     if find_spec("tensorboardX"):
@@ -58,4 +79,28 @@ def open_log(folder: Path, step: int) -> Iterator[TermLog]:
             yield TermLog(file, board)
         finally:
             if board is not None:
-                board.close()
+                with contextlib.suppress(OSError):  # It writes what is left. A full disk is told of by the other log.
+                    board.close()
+
+
+@contextlib.contextmanager
+def _explaining_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"{path} cannot be written ({error.strerror}): free space there, or check the disk"
+        raise CodecError(f"{reason}; the same command goes on from the last checkpoint") from error
+
+
+def _read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The values and the text of each line of a log; a last line without an end was being written when the run was killed."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            return
+        try:
+            row = json.loads(line)
+            row["step"] += 0
+        except (ValueError, KeyError, TypeError):
+            raise CodecError(f"{path}: line {number} is damaged: delete that line") from None
+        yield row, line

@@ -1,10 +1,12 @@
 """The training loop of all recipes, on accelerate: several GPUs, mixed precision, accumulated gradients, averaged weights,
 resuming.
 
-    batch --objective--> terms --backward--> optimiser --> moving average       every `checkpoint_every` steps: checkpoint.pt
+    batch --objective--> terms --backward--> optimiser --> moving average      now and then, and when asked to stop: a checkpoint
 
-A killed run resumes from its checkpoint and gives the same losses as an uninterrupted one: crops, noise and learning rate of a step
-follow from the seed and the step's number alone, and the checkpoint, which is replaced atomically, holds everything else.
+A run that was stopped or killed resumes from its last checkpoint and gives the same losses and weights as an uninterrupted one, on
+a CPU bit for bit: crops, noise and learning rate of a step follow from the seed and the step's number, and all else is in the
+checkpoint. On a GPU two uninterrupted runs differ by rounding already. With another number of processes a step has the same
+crops, but other noise.
 """
 
 from __future__ import annotations
@@ -12,8 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from diffusers.training_utils import EMAModel
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from icmbench.codecs.base import CodecError
-from icmbench.codecs.training.checkpoints import CHECKPOINT, WEIGHTS, load_start_weights, read_checkpoint, replacing
+from icmbench.codecs.training.checkpoints import Checkpoint, load_start_weights
 from icmbench.codecs.training.data import CropDataset, collate
-from icmbench.codecs.training.log import TermLog, open_log
+from icmbench.codecs.training.log import VALIDATION, TermLog, logged_steps, open_log
 from icmbench.codecs.training.objective import Objective
+from icmbench.codecs.training.observer import Observer
 from icmbench.codecs.training.stage import StageOptions
+from icmbench.codecs.training.stage_files import StageFiles, Validate
+from icmbench.codecs.training.stopping import StopRequest, TrainingStopped, ignore_stop_signals
+from icmbench.codecs.training.trainer import DivergedError, StageTrainer, agree
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # Parameters of mallopt, from malloc.h.
-
-Validate = Callable[[Path], Mapping[str, float]]  # Scores the codec whose files are in a folder.
-Progress = Callable[[int], None]  # Called after each step with the number of images that the step used.
 
 
 def make_accelerator(precision: str = "no") -> Accelerator:
@@ -77,45 +77,149 @@ def train_stage(
     start: Path | None = None,
     export: Path | None = None,
     validate: Validate | None = None,
-    progress: Progress | None = None,
+    observer: Observer | None = None,
 ) -> None:
-    """Train a stage to its end, from its checkpoint if there is one.
+    """Train a stage to its end, from its last good checkpoint if there is one.
 
     Args:
         build: makes the objective on a given PyTorch device.
         data: the photographs.
         stage: how long and how fast to train.
-        folder: gets log.jsonl, TensorBoard logs, checkpoint.pt and, at the end, weights.safetensors in its place.
+        folder: gets log.jsonl, TensorBoard logs, checkpoints and, at the end, weights.safetensors in their place.
         accelerator: accelerate's state of this process.
         seed: decides the initial weights, and all noise of the training steps.
         identity: JSON object of everything that decides the weights; a folder begun with another one is refused.
         start: weights to start from: a file of an earlier stage, or a folder of exported files.
         export: folder for the codec's files; by default nothing is exported.
         validate: scores the exported codec every `stage.validate_every` steps.
-        progress: called after each step.
+        observer: hears of each step, in the main process.
 
     Raises:
-        CodecError: a loss is not finite, the data do not suit the objective, or a file does not fit or is damaged.
+        CodecError: a loss is not finite, the data do not suit the objective, a file is damaged or does not fit, or a disk is full.
+        TrainingStopped: SIGTERM or Ctrl-C arrived. All steps that were taken are in a checkpoint, unless a second Ctrl-C came.
     """
     keep_freed_memory()
+    stage.images_at_once(accelerator.num_processes)
     torch.manual_seed(seed)
     objective = build_objective(build, data, stage, str(accelerator.device), start)
-    trainer = _StageTrainer(objective.train(), stage, folder, accelerator, json.loads(identity))
-    first = trainer.resume()
-    batches = _batches(data, stage, accelerator, first)
-    with open_log(folder, first) if accelerator.is_main_process else contextlib.nullcontext(TermLog()) as log:
-        for step in range(first, stage.steps):
-            terms = trainer.step(step, [next(batches) for _ in range(stage.accumulate)], seed)
-            if step % stage.log_every == 0 or step == stage.steps - 1:
-                log.write(step, {**terms, "lr": trainer.lr})
-            if progress is not None:
-                progress(stage.batch * stage.accumulate * accelerator.num_processes)
-            done = step + 1
-            if validate is not None and stage.validate_every and done % stage.validate_every == 0:
-                log.write(step, {f"validation/{name}": value for name, value in trainer.validate(validate).items()})
-            if stage.checkpoint_every and done % stage.checkpoint_every == 0 and done < stage.steps:
-                trainer.save(done)
-    trainer.finish(export)
+    with StopRequest(announce=accelerator.is_main_process) as stop:
+        files = StageFiles(StageTrainer(objective.train(), stage, accelerator), folder, json.loads(identity), stop)
+        _StepLoop(files, observer, validate).run(data, seed)
+        files.finish(export)
+        if agree(accelerator, stop.requested):
+            raise TrainingStopped(f"{folder.name}: stopped after it was trained to its end; the same command goes on from there")
+
+
+class _StepLoop:
+    """The steps of a stage in their order, with what is written and said in between."""
+
+    def __init__(self, files: StageFiles, observer: Observer | None, validate: Validate | None) -> None:
+        self._files, self._validate = files, validate
+        self._observer = observer if observer is not None and files.accelerator.is_main_process else Observer()
+        self._trainer, self._stage, self._accelerator = files.trainer, files.stage, files.accelerator
+        self._name = files.folder.name
+
+    def run(self, data: CropDataset, seed: int) -> None:
+        """Take the steps that are left. Raises TrainingStopped if the user asked for it, and CodecError as `train_stage` does."""
+        done, owes_validation = self._resume(), self._files.owes_validation
+        is_main = self._accelerator.is_main_process
+        logging = open_log(self._files.folder, done, owes_validation) if is_main else contextlib.nullcontext(TermLog())
+        try:
+            with logging as log:
+                if owes_validation and self._validate is not None:
+                    self._score(self._validate, done, log)
+                self._observer.begin(done)
+                with _loading(data, self._stage, self._accelerator, done) as batches:
+                    while done < self._stage.steps:
+                        batches_of_step = [next(batches) for _ in range(self._stage.accumulate)]
+                        stops, minutes_are_over = self._take_step(done, batches_of_step, seed, log)
+                        done += 1
+                        self._conclude_step(done, stops, minutes_are_over, log)
+        except TrainingStopped:
+            raise
+        except KeyboardInterrupt:
+            raise TrainingStopped(
+                f"{self._name}: stopped at once, with {done} steps done; {self._files.kept}, and the same command goes on"
+            ) from None
+
+    def _resume(self) -> int:
+        """Go back to the last good checkpoint, say so, and return the number of the next step."""
+        found = self._files.resume()
+        if self._accelerator.is_main_process:
+            logged = logged_steps(self._files.folder)
+            if found.step or logged:
+                why = _describe_checkpoint(found, logged, self._accelerator.num_processes)
+                self._observer.tell(f"{self._name}: resumes from step {found.step} of {self._stage.steps}: {why}")
+        return found.step
+
+    def _take_step(self, step: int, batches: list[dict[str, Any]], seed: int, log: TermLog) -> tuple[bool, bool]:
+        """Take a step; returns whether all processes stop after it, and whether they write a checkpoint because of the time."""
+        try:
+            terms, (stops, minutes_are_over) = self._trainer.step(step, batches, seed, self._files.wishes)
+        except DivergedError as error:
+            raise CodecError(
+                f"{self._name}: {error} at step {step + 1} of {self._stage.steps}, and training stopped; {self._files.kept} in "
+                f"{self._files.folder}: lower lr, and name another run folder with --out"
+            ) from error
+        if step % self._stage.log_every == 0 or step == self._stage.steps - 1:
+            log.write(step, {**terms, "lr": self._trainer.lr})
+        weights = self._trainer.objective.weights
+        self._observer.step(step + 1, terms, sum(weight * terms[name] for name, weight in weights.items() if weight))
+        # A single process need not ask others, so that a request after the exchange is not left to the next step.
+        return stops or (self._accelerator.num_processes == 1 and self._files.stop.requested), minutes_are_over
+
+    def _conclude_step(self, done: int, stops: bool, minutes_are_over: bool, log: TermLog) -> None:
+        """Write a checkpoint if one is due, validate if that is due, and stop if any process was asked to."""
+        files, stage = self._files, self._stage
+        is_last = done == stage.steps
+        validate = self._validate if stage.validate_every and done % stage.validate_every == 0 else None
+        files.owes_validation = validate is not None
+        is_due = stops or minutes_are_over or bool(stage.checkpoint_every and done % stage.checkpoint_every == 0)
+        if validate is not None:
+            is_due = is_due or bool(stage.checkpoint_every or stage.checkpoint_minutes)
+        if is_due and (validate is not None or not is_last):  # What follows the last step is written in its place.
+            files.save(done)
+        if stops and (validate is not None or not is_last):
+            raise self._stopped(done)
+        if validate is not None:
+            self._score(validate, done, log)
+
+    def _score(self, validate: Validate, done: int, log: TermLog) -> None:
+        """Validate after `done` steps."""
+        scores = self._files.validate(validate)
+        if scores is None:
+            if self._files.saved != done:
+                self._files.save(done)
+            raise self._stopped(done)
+        if scores:
+            log.write(done - 1, {f"{VALIDATION}{name}": value for name, value in scores.items()})
+            text = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self._observer.tell(f"{self._name}: validation after step {done} of {self._stage.steps}: {text}")
+
+    def _stopped(self, done: int) -> TrainingStopped:
+        return TrainingStopped(
+            f"{self._name}: stopped after step {done} of {self._stage.steps}, whose checkpoint is written; the same command goes "
+            "on from there"
+        )
+
+
+def _describe_checkpoint(found: Checkpoint, logged: int, processes: int) -> str:
+    """Why a run resumes where it does.
+
+    Args:
+        found: what it resumes from.
+        logged: number of steps after which its log ends.
+        processes: number of processes now.
+    """
+    reasons = [f"the checkpoint of step {step} is damaged ({problem})" for step, problem in found.damaged.items()]
+    if not reasons:
+        reasons.append("that is its last checkpoint" if found.step else "no checkpoint had been written yet")
+    if logged > found.step:
+        reasons.append(f"steps up to {logged} had been logged and are taken again")
+    if found.step and found.state["processes"] != processes:
+        before = found.state["processes"]
+        reasons.append(f"it had {before} processes and has {processes} now, so each step has the same images but other noise")
+    return "; ".join(reasons)
 
 
 def build_objective(
@@ -147,145 +251,40 @@ def build_objective(
     return objective
 
 
-class _StageTrainer:
-    """The objective, the optimiser and the averaged weights of one stage."""
-
-    def __init__(
-        self, objective: Objective, stage: StageOptions, folder: Path, accelerator: Accelerator, identity: dict[str, Any]
-    ) -> None:
-        self.objective, self.stage, self.folder, self.identity = objective, stage, folder, identity
-        self.accelerator = accelerator
-        groups = objective.parameter_groups(stage.lr)
-        self.full_rates = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, lr=stage.lr, weight_decay=stage.weight_decay)
-        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.ema = EMAModel(self.parameters, decay=stage.ema) if stage.ema else None
-
-    @property
-    def lr(self) -> float:
-        """The current learning rate of the main parameter group."""
-        return self.optimizer.param_groups[0]["lr"]
-
-    def step(self, step: int, batches: list[dict[str, Any]], seed: int) -> dict[str, float]:
-        """Take one step of the optimiser and return its terms, averaged over the batches of all processes."""
-        accelerator, means = self.accelerator, dict[str, float]()
-        for group, rate in zip(self.optimizer.param_groups, self.full_rates):
-            group["lr"] = rate * self.stage.lr_factor(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            torch.manual_seed(_mix_seeds(seed, step, number, accelerator.process_index))
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                terms = self.model(batch)
-                loss = sum(weight * terms[name] for name, weight in self.objective.weights.items() if weight)
-                accelerator.backward(loss / len(batches))
-            for name, value in terms.items():
-                means[name] = means.get(name, 0.0) + float(value.detach()) / len(batches)
-        averaged: Any = accelerator.reduce(torch.tensor(list(means.values()), device=accelerator.device), "mean")
-        means = dict(zip(means, averaged.tolist()))
-        if bad := [name for name, value in means.items() if not math.isfinite(value)]:
-            raise CodecError(f"{', '.join(bad)} is no finite number at step {step}: lower lr, and begin {self.folder} anew")
-        accelerator.unscale_gradients()
-        for group in self.optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.stage.clip or math.inf)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.step(self.parameters)
-        return means
-
-    def save(self, done: int) -> None:
-        """Write checkpoint.pt after `done` steps; a crash meanwhile leaves the earlier checkpoint intact."""
-        if self.accelerator.is_main_process:
-            state = {
-                "step": done,
-                "recipe": json.dumps(self.identity),
-                "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema and self.ema.state_dict(),
-                "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
-            }
-            with replacing(self.folder / CHECKPOINT) as temporary:
-                torch.save(state, temporary)
-        self.accelerator.wait_for_everyone()
-
-    def resume(self) -> int:
-        """Restore the checkpoint, if there is one, and return the number of the next step."""
-        state = read_checkpoint(self.folder, self.identity)
-        if state is None:
-            return 0
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.accelerator.device)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        return state["step"]
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Give the objective its averaged weights and evaluation mode; afterwards all is as before, the random state too."""
-        self.objective.eval()
-        if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
-        try:
-            with torch.random.fork_rng():
-                yield
-        finally:
-            if self.ema is not None:
-                self.ema.restore(self.parameters)
-            self.objective.train()
-
-    def validate(self, validate: Validate) -> Mapping[str, float]:
-        """Export the averaged weights and return their scores; empty in all processes but the main one."""
-        scores: Mapping[str, float] = {}
-        if self.accelerator.is_main_process:
-            with self.averaged():
-                folder = self.folder / "validation"
-                folder.mkdir(parents=True, exist_ok=True)
-                self.objective.export(folder)
-                scores = validate(folder)
-        self.accelerator.wait_for_everyone()
-        return scores
-
-    def finish(self, export: Path | None) -> None:
-        """Write the codec's files, then weights.safetensors, whose presence marks the stage as finished."""
-        if self.accelerator.is_main_process:
-            with self.averaged():
-                if export is not None:
-                    export.mkdir(parents=True, exist_ok=True)
-                    self.objective.export(export)
-                state = {key: value.detach().cpu().contiguous() for key, value in self.objective.state_dict().items()}
-            with replacing(self.folder / WEIGHTS) as temporary:
-                save_file(state, temporary, {"recipe": json.dumps(self.identity)})
-            (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.free_memory()
+@contextlib.contextmanager
+def _loading(data: CropDataset, stage: StageOptions, accelerator: Accelerator, step: int) -> Iterator[Iterator[dict[str, Any]]]:
+    """Load this process's batches from a step on, while the context lasts."""
+    positions = batch_positions(stage, accelerator.num_processes, accelerator.process_index, step)
+    ignore = ignore_stop_signals if stage.workers else None
+    loader = DataLoader(data, batch_sampler=positions, collate_fn=collate, num_workers=stage.workers, worker_init_fn=ignore)
+    batches: Any = iter(loader)
+    try:
+        yield batches
+    except CodecError as error:
+        if "DataLoader worker" in str(error):  # PyTorch puts the traceback of that process in front of the sentence.
+            raise CodecError(str(error).rpartition("CodecError: ")[2].strip()) from error
+        raise
+    finally:
+        # At its end Python waits for processes that it has sent SIGTERM. These ignore it, and are ended in the loader's own way.
+        if stage.workers:
+            batches._shutdown_workers()
 
 
-def _batches(data: CropDataset, stage: StageOptions, accelerator: Accelerator, step: int) -> Iterator[dict[str, Any]]:
-    """This process's batches from a step on."""
-    positions = _batch_positions(stage, accelerator, step)
-    return iter(DataLoader(data, batch_sampler=positions, collate_fn=collate, num_workers=stage.workers))
+def batch_positions(stage: StageOptions, processes: int, process: int, step: int) -> Iterator[list[int]]:
+    """Yield the positions of one process's batches in the data's order.
 
+    Whatever the number of processes, step s takes the positions from `s * stage.batch` to below `(s + 1) * stage.batch`.
 
-def _batch_positions(stage: StageOptions, accelerator: Accelerator, step: int) -> Iterator[list[int]]:
-    """Yield the positions of this process's batches in the data's order, from a step on; at each step the processes take adjacent
-    batches."""
-    world, rank = accelerator.num_processes, accelerator.process_index
+    Args:
+        stage: the stage's options.
+        processes: number of processes; at each step they take adjacent batches.
+        process: number of the process, from 0.
+        step: number of the first step.
+    """
+    size = stage.images_at_once(processes)
     for number in range(step * stage.accumulate, stage.steps * stage.accumulate):
-        first = (number * world + rank) * stage.batch
-        yield list(range(first, first + stage.batch))
-
-
-def _mix_seeds(*numbers: int) -> int:
-    """Make one seed from several numbers."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed * 1_000_003 + number + 1) % (1 << 63)
-    return mixed
+        first = (number * processes + process) * size
+        yield list(range(first, first + size))
 
 
 def _freeze_others(objective: Objective, only: list[str]) -> None:

@@ -1,6 +1,6 @@
 """`icmbench train`: checks the whole recipe, then trains stage after stage and point after point, and codes validation images.
 
-RUN/<stage>[-lambda<point>]/   checkpoint.pt, log.jsonl, tensorboard/, and weights.safetensors once the stage is done
+RUN/<stage>[-lambda<point>]/   the last two checkpoints, log.jsonl, tensorboard/, and weights.safetensors once the stage is done
 RUN/export/                    the files that the codec loads
 """
 
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from icmbench.codecs.base import CodecError
+from icmbench.harness.commands.training_progress import TrainingProgress
 from icmbench.harness.config import plugins
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.options import bind
 from icmbench.harness.config.recipe import Recipe
-from icmbench.harness.work.progress import Bar
 
 if TYPE_CHECKING:
     from icmbench.codecs.training.stage import StageOptions
@@ -50,12 +53,13 @@ class StageRun:
     last: bool
 
 
-def train(recipe: Recipe, out: Path) -> Path:
+def train(recipe: Recipe, out: Path, seconds: float = 30.0) -> Path:
     """Train all stages of a recipe that are not trained yet.
 
     Args:
         recipe: the recipe.
         out: the run folder.
+        seconds: time between two lines that say how far a stage is, where standard error is no terminal; 0 for none.
 
     Returns:
         The folder with the files that the codec loads.
@@ -63,9 +67,12 @@ def train(recipe: Recipe, out: Path) -> Path:
     Raises:
         UserError: a key of the recipe is wrong, or a file or folder that it names is missing. Raised before the first step.
         CodecError: a file does not suit the objective, raised before the first step; or training fails.
+        TrainingStopped: SIGTERM or Ctrl-C arrived; the message names the step from which the same command goes on.
     """
+    if not 0 <= seconds < math.inf:
+        raise UserError("--progress: a number of seconds, or 0 for no lines")
     with plugins.explain_missing_package("icmbench train", _TrainCommand):
-        from icmbench.codecs.training import checkpoints, loop
+        from icmbench.codecs.training import loop
         from icmbench.codecs.training.data import CropDataset
 
     objective = plugins.load("training", recipe.objective, "objective")
@@ -73,14 +80,15 @@ def train(recipe: Recipe, out: Path) -> Path:
     data = CropDataset(**bind(CropDataset, recipe.data, "data", recipe.folder, reserved=("seed",)), seed=recipe.seed)
     validate = _make_validation(recipe, objective)
     accelerator = loop.make_accelerator(recipe.precision)
+    _check_batches(stage_runs, accelerator.num_processes)
     identities = {run.folder: json.dumps(_identity(recipe, run), sort_keys=True, default=str) for run in stage_runs}
-    stage_runs = [run for run in stage_runs if not checkpoints.is_finished(run.folder, identities[run.folder])]
+    stage_runs = _unfinished(stage_runs, identities, accelerator, out)
     # Building the objectives of the later stages now shows errors in them before the first stage has taken days.
     for run in {run.name: run for run in stage_runs[1:]}.values():
         loop.build_objective(functools.partial(_build, objective, run), data, run.stage, str(accelerator.device))
     for run in stage_runs:
-        images_per_step = run.stage.batch * run.stage.accumulate * accelerator.num_processes
-        with Bar(run.folder.name, run.stage.steps * images_per_step) as bar:
+        progress = TrainingProgress(run.folder.name, run.stage.steps, run.stage.batch, seconds)
+        with progress, _one_process_speaks(accelerator.is_main_process):
             loop.train_stage(
                 functools.partial(_build, objective, run),
                 data,
@@ -92,13 +100,44 @@ def train(recipe: Recipe, out: Path) -> Path:
                 start=run.start,
                 export=out / "export" if run.last else None,
                 validate=validate and functools.partial(validate, run.point),
-                progress=bar.advance,
+                observer=progress,
             )
     return out / "export"
 
 
 class _TrainCommand:
     extra = "train"  # The extra of icmbench that installs what training needs.
+
+
+def _check_batches(stage_runs: list[StageRun], processes: int) -> None:
+    """Raises UserError if the processes cannot share the images of a step equally."""
+    for run in stage_runs:
+        try:
+            run.stage.images_at_once(processes)
+        except CodecError as error:
+            raise UserError(f"stages, {run.name}: {error}") from error
+
+
+def _unfinished(stage_runs: list[StageRun], identities: Mapping[Path, str], accelerator: Any, out: Path) -> list[StageRun]:
+    """The stage runs that are not trained to their end. Raises CodecError if the processes do not see the same files in `out`."""
+    from icmbench.codecs.training import checkpoints, stage_files
+
+    finished = {run.folder for run in stage_runs if checkpoints.is_finished(run.folder, identities[run.folder])}
+    stage_files.check_equal(accelerator, len(finished), out)
+    for folder in finished if accelerator.is_main_process else ():
+        checkpoints.remove_checkpoints(folder)  # The process that trained it may have been killed before it did so.
+    return [run for run in stage_runs if run.folder not in finished]
+
+
+@contextmanager
+def _one_process_speaks(is_main: bool) -> Iterator[None]:
+    """End all processes but the main one without a word when training is stopped, because all would say the same."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_main:
+            raise
+        raise SystemExit(130) from None
 
 
 def _build(objective: Any, run: StageRun, device: str) -> Any:
@@ -139,16 +178,19 @@ def _identity(recipe: Recipe, run: StageRun) -> dict[str, Any]:
 
     Paths are reduced to their last component, so that a run folder may be moved.
     """
-    stage = replace(run.stage, log_every=1, checkpoint_every=0, validate_every=0, workers=0)
+    stage = vars(replace(run.stage, log_every=1, checkpoint_every=0, validate_every=0, workers=0))
+    del stage["checkpoint_minutes"]
     facts = {
         **{f"set.{name}": value for name, value in run.options.items()},
         **{f"data.{name}": value for name, value in recipe.data.items()},
-        **{f"stage.{name}": value for name, value in vars(stage).items()},
+        **{f"stage.{name}": value for name, value in stage.items()},
         "objective": recipe.objective,
         "point": run.point,
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
+    if run.stage.accumulate > 1:
+        facts["meaning of stage.batch"] = "images of a step"  # Before, with `accumulate`, it meant those of a part of a step.
     if recipe.start is not None:
         facts["start"] = recipe.start
     return json.loads(json.dumps({key: value.name if isinstance(value, Path) else value for key, value in facts.items()}))

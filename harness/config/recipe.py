@@ -7,8 +7,8 @@ points: [0.004, 0.016]
 start: runs/other/export                         # optional: weights that training goes on from
 data: {images: photos, crop: 128}                # options of icmbench.codecs.training.data.CropDataset
 stages:                                          # fields of icmbench.codecs.training.stage.StageOptions; `set` changes options
-  - {name: base, steps: 2000, lr: 1.0e-3, shared: true}    # shared: trained once, with the options of its set and first point
-  - {name: end, steps: 500, lr: 1.0e-4, set: {latents: ste}}
+  - {name: base, steps: 2000, batch: 16, lr: 1.0e-3, shared: true}    # shared: trained once, with its set and the first point
+  - {name: end, steps: 500, batch: 16, lr: 1.0e-4, set: {latents: ste}}    # batch: images of a step, over all processes
 validation: {dataset: {kind: images, images: held_out, limit: 4}, set: {steps: 10}}
 """
 

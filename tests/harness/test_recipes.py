@@ -38,6 +38,8 @@ WEIGHTS = {
     },
 }
 STEPS = {"diff-icmh": (200_000, 200_000), "resulic": (150_000, 100_000), "slim": (100_000, 100_000), "cadc": (120_000, 21_000)}
+# Images of a step over all processes; only Diff-ICMH's are in a paper.
+BATCHES = {"diff-icmh": (16, 16), "resulic": (4, 2), "slim": (4, 4), "cadc": (8, 8), "elic": (16, 16)}
 SMALL = {  # Stand-ins for networks that are not on this machine.
     **{"profile": "tiny", "perceptual": "random", "classifier": "random", "clip_source": "random", "discriminator": "random"},
     **{"captions": "none", "n": 16, "m": 24, "slices": [8, 16]},
@@ -66,6 +68,8 @@ def test_a_shipped_recipe_has_the_papers_settings(tmp_path, name):
     stage_runs = list(_plan_stages(recipe, objective, tmp_path))
     assert set(recipe.points) == set(objective.default_points) == {run.point for run in stage_runs if run.last}
     assert tuple(stage["steps"] for stage in recipe.stages) == STEPS.get(name, tuple(stage["steps"] for stage in recipe.stages))
+    assert tuple(stage["batch"] for stage in recipe.stages) == BATCHES[name]
+    assert {run.stage.images_at_once(2) * 2 for run in stage_runs} == {*BATCHES[name]}
     models.save_backbone(stable_diffusion.random_backbone("tiny", 1), tmp_path / "backbone.safetensors")
     runs_by_name = {(run.name, run.point): run for run in stage_runs}
     for key, expected in WEIGHTS[name].items():

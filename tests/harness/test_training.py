@@ -2,8 +2,14 @@
 
 import json
 import multiprocessing
+import os
+import random
+import re
+import runpy
+import select
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +23,9 @@ from icmbench.codecs.diff_icmh import DiffIcmh
 from icmbench.codecs.diffusion import models
 from icmbench.codecs.diffusion.backbone import stable_diffusion
 from icmbench.codecs.elic import Elic
+from icmbench.codecs.training.checkpoints import checkpoint_steps
 from icmbench.codecs.training.ship_weights import ship
+from icmbench.harness.cli import main
 from icmbench.harness.commands.training import train
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.recipe import load_recipe
@@ -89,8 +97,8 @@ MODULES = ("backbone", "elic", "diff_icmh", "resulic", "slim", "cadc")
 FALLS = {"vae": "l1", "unet": "eps"}  # A term of the loss that must fall; test_overfit.py checks the other objectives.
 
 
-def make_recipe(folder, name, **changes):
-    """The recipe of an objective with some of its keys changed."""
+def write_recipe(folder, name, **changes):
+    """Write the recipe of an objective with some of its keys changed, and return its file."""
     content = {
         "name": name,
         "objective": name,
@@ -101,7 +109,12 @@ def make_recipe(folder, name, **changes):
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
-    return load_recipe(path)
+    return path
+
+
+def make_recipe(folder, name, **changes):
+    """The recipe of an objective with some of its keys changed."""
+    return load_recipe(write_recipe(folder, name, **changes))
 
 
 def read_log(out):
@@ -114,7 +127,12 @@ def processes():
     """A context whose processes fork from one that has only imported modules: torch must not be in use when a process forks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["icmbench.harness.commands.training", *(f"icmbench.codecs.training.{name}" for name in MODULES)]
+        [
+            "icmbench.harness.cli",
+            "icmbench.harness.commands.training",
+            "icmbench.codecs.training.loop",
+            *(f"icmbench.codecs.training.{name}" for name in MODULES),
+        ]
     )
     return context
 
@@ -145,14 +163,97 @@ def test_kill_9_leaves_no_trace_in_either_stage(folder, tmp_path, processes, nam
         # Kill it after its first checkpoint, in steps that must be repeated.
         again = processes.Process(target=train, args=(recipe, out))
         reached = before + 3
-        start_and_kill(again, lambda reached=reached: len(list(out.glob("*/checkpoint.pt"))) and len(read_log(out)) >= reached)
+        start_and_kill(again, lambda reached=reached: len(list(out.glob("*/checkpoint-*.pt"))) and len(read_log(out)) >= reached)
         before += stage["steps"]
         assert reached <= len(read_log(out)) < len(expected)
     train(recipe, out)
     assert read_log(out) == expected
     for file in sorted((tmp_path / "whole" / "export").iterdir()):
         assert (out / "export" / file.name).read_bytes() == file.read_bytes()
-    assert not list(out.rglob("*.tmp")) and not list(out.rglob("checkpoint.pt"))
+    assert not list(out.rglob("*.tmp")) and not list(out.rglob("checkpoint*.pt"))
+
+
+def command_process(processes, arguments, output):
+    """A process that carries out `icmbench` with arguments, and writes both standard streams into a file or a terminal."""
+    script = Path(__file__).with_name("command_process.py")
+    names = {"arguments": arguments, "output": output}
+    return processes.Process(target=runpy.run_path, args=(str(script), names, "__main__"))
+
+
+def test_20_random_moments_of_signals_and_kills_leave_no_trace(folder, tmp_path, processes):
+    every = 5
+    stage = {**STAGE, "steps": 60, "batch": 1, "checkpoint_every": every, "checkpoint_minutes": 0}
+    path = write_recipe(folder, "elic", stages=[stage])
+    train(load_recipe(path), tmp_path / "whole")
+    out, chance, saved = tmp_path / "run", random.Random(0), 0
+    trained = out / "one-lambda0.032"
+    for attempt in range(20):
+        output = tmp_path / f"{attempt}.txt"
+        output.touch()
+        process = command_process(processes, ["train", path, "--out", out, "--progress", "1e-9"], output)
+        process.start()
+        lines = chance.randrange(5)  # It gets the signal after this number of steps, or while networks are built.
+        while process.is_alive() and output.read_text().count(" steps/s, ") < lines:
+            time.sleep(0.001)
+        time.sleep(0.05 * chance.random())
+        os.kill(process.pid, (signal.SIGKILL, signal.SIGTERM)[attempt % 2])
+        process.join()
+        before, saved, said = saved, max(checkpoint_steps(trained), default=0), output.read_text()
+        taken = before + said.count(" steps/s, ")
+        assert len(checkpoint_steps(trained)) <= 2
+        if not attempt % 2:
+            assert process.exitcode == -signal.SIGKILL and 0 <= taken - saved <= every
+        elif taken > before:
+            assert process.exitcode == 130 and saved == taken
+            assert f"one-lambda0.032: stopped after step {saved} of 60, whose checkpoint is written" in said.splitlines()[-1]
+        else:  # Before the first step there is nothing to lose, and before the command line has begun no handler.
+            assert process.exitcode in (130, -signal.SIGTERM) and saved == before
+        if taken > before > 0:
+            assert f"one-lambda0.032: resumes from step {before} of 60: " in said
+    assert 15 < saved < 60
+    train(load_recipe(path), out)
+    assert read_log(out) == read_log(tmp_path / "whole")
+    for name in ("one-lambda0.032/weights.safetensors", "export/elic-lambda0.032.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not checkpoint_steps(trained) and not list(out.rglob("*.tmp"))
+
+
+LINE = re.compile(
+    r"\d\d:\d\d:\d\d  step (\d+) of 8 \((\d+\.\d) %\), stage one-lambda0\.032, [\d.e+]+ steps/s, "
+    r"loss [\d.e+]+ \(mse [\d.e+-]+, bpp [\d.e+-]+, auxiliary [\d.e+-]+\), remaining [\dhminsd. ]+, memory [\d.]+ .iB"
+)
+
+
+def test_lines_tell_of_training_where_there_is_no_terminal(folder, tmp_path, capsys):
+    path = str(write_recipe(folder, "elic", stages=[STAGE]))
+    assert main(["train", path, "--out", str(tmp_path / "often"), "--progress", "1e-9"]) == 0
+    matches = [LINE.match(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(match[1], match[2]) for match in matches] == [(str(k), f"{12.5 * k:.1f}") for k in range(1, 9)]
+    assert main(["train", path, "--out", str(tmp_path / "rarely"), "--progress", "1000"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert LINE.match(line)[1] == "8"  # The last step always has a line, with the means of all steps since the last one.
+    bpp = np.mean([row["bpp"] for row in read_log(tmp_path / "rarely")])
+    assert float(re.search(r"bpp ([\d.e+-]+)", line)[1]) == pytest.approx(bpp, rel=5e-3)
+    assert main(["train", path, "--out", str(tmp_path / "never"), "--progress", "0"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["train", path, "--out", str(tmp_path / "wrong"), "--progress", "-1"]) == 2
+    assert "--progress: a number of seconds, or 0 for no lines" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_a_bar(folder, tmp_path, processes):
+    path = write_recipe(folder, "elic", stages=[STAGE])
+    shown, terminal = os.openpty()
+    arguments = ["train", path, "--out", tmp_path / "run", "--progress", "1e-9"]
+    process = command_process(processes, arguments, os.ttyname(terminal))
+    process.start()
+    text = b""
+    while process.is_alive() or select.select([shown], [], [], 0)[0]:
+        if select.select([shown], [], [], 0.1)[0]:
+            text += os.read(shown, 10_000)
+    for end in (shown, terminal):
+        os.close(end)
+    assert process.exitcode == 0, text
+    assert b"16/16" in text and b"steps/s" not in text
 
 
 def test_elic_export_codes_an_image_and_validation_counts_real_bits(folder, tmp_path):
@@ -168,6 +269,7 @@ def test_elic_export_codes_an_image_and_validation_counts_real_bits(folder, tmp_
         assert json.loads(log[-1])["validation/bpp"] == 8 * len(data) / (70 * 80)
     assert (tmp_path / "base" / "weights.safetensors").is_file() and not list(tmp_path.glob("base-*"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "base" / "checkpoint-5.pt").write_bytes(b"left by a process that was killed when it had written the weights")
     train(recipe, tmp_path)  # All stages are done already.
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -231,8 +333,8 @@ def test_a_diffusion_recipe_trains_in_bf16(folder, tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x80\x05junk"])
 def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
     (tmp_path / "one-lambda0.032").mkdir()
-    (tmp_path / "one-lambda0.032" / "checkpoint.pt").write_bytes(damage)
-    with pytest.raises(CodecError, match=r"checkpoint\.pt is damaged: delete it"):
+    (tmp_path / "one-lambda0.032" / "checkpoint-3.pt").write_bytes(damage)
+    with pytest.raises(CodecError, match=r"every checkpoint is damaged \(checkpoint-3\.pt: it is no .*\): delete them"):
         train(make_recipe(folder, "elic", stages=[STAGE]), tmp_path)
 
 
@@ -253,6 +355,8 @@ def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
         ("elic", {"data": {"images": "photos", "captions": "none.json"}}, ["data.captions", "none.json"]),
         ("elic", {"data": {"images": "photos", "masks": "nomasks"}}, ["data.masks", "nomasks"]),
         ("elic", {"data": {"images": "photos", "masks": "photos/.."}}, ["masks are missing", "0.png"]),
+        ("elic", {"stages": [{**STAGE, "accumulate": 3}]}, ["stages, one: batch: 1 processes cannot share the 2 images"]),
+        ("elic", {"stages": [{**STAGE, "checkpoint_minutes": -1}]}, ["checkpoint_minutes: a number of minutes from 0"]),
         ("unet", {"set": {"backbone": "nothing.safetensors"}}, ["nothing.safetensors"]),
         ("vae", {"validation": {"dataset": {"kind": "images", "images": "photos"}}}, ["trains no codec"]),
     ],

@@ -1,82 +1,28 @@
 """What the loop adds to an objective: accumulation, averaging, low precision, several processes, logs and validation."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from icmbench.codecs.training import loop
-from icmbench.codecs.training.data import CropDataset
-from icmbench.codecs.training.log import LOG
-from icmbench.codecs.training.objective import Objective
-from icmbench.codecs.training.stage import StageOptions
+from icmbench.codecs.base import CodecError
 
-STEPS = 6
-
-
-class GreyObjective(Objective):
-    """Learns a mixture of the colours that equals their mean. It draws no noise, so runs can be compared."""
-
-    def __init__(self, device):
-        super().__init__(None, device)
-        self.mix = torch.nn.Conv2d(3, 1, 1).to(device)
-        self.weights = {"mse": 1.0}
-
-    def forward(self, batch):
-        pixels = self.pixels(batch)
-        return {"mse": (self.mix(pixels).float() - pixels.mean(1, keepdim=True)).square().mean()}
-
-    def export(self, folder):
-        save_file({key: value.clone() for key, value in self.state_dict().items()}, folder / "greys.safetensors")
-
-
-def run(photos, out, precision="no", validate=None, history=None, **stage):
-    """Train; return the log and the exported weights. The weights after each step are appended to `history`."""
-    objectives = []
-
-    def build(device):
-        objectives.append(GreyObjective(device))
-        return objectives[-1]
-
-    def progress(count):
-        if history is not None:
-            history.append({key: value.detach().clone() for key, value in objectives[-1].state_dict().items()})
-
-    data, options = CropDataset(photos, crop=16), StageOptions(STEPS, lr=1e-2, **stage)
-    loop.train_stage(
-        *(build, data, options, out),
-        accelerator=loop.make_accelerator(precision),
-        export=out / "export",
-        validate=validate,
-        progress=progress,
-    )
-    return log(out), load_file(out / "export" / "greys.safetensors")
-
-
-def log(out):
-    return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+from .grey import STEPS, GreyObjective, log, run, write_photos
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for k in range(8):
-        pixels = np.random.default_rng(k).integers(0, 256, (20, 24, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{k}.png")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def test_accumulated_batches_are_one_larger_batch(photos, tmp_path):
     large, large_weights = run(photos, tmp_path / "a", batch=4)
-    small, small_weights = run(photos, tmp_path / "b", batch=1, accumulate=4)
+    small, small_weights = run(photos, tmp_path / "b", batch=4, accumulate=4)
     assert [row["mse"] for row in large] == pytest.approx([row["mse"] for row in small], rel=1e-5)
     for key in large_weights:
         torch.testing.assert_close(large_weights[key], small_weights[key], rtol=1e-4, atol=1e-6)
@@ -128,8 +74,17 @@ def test_tensorboard_reads_the_logs(photos, tmp_path):
     assert [(event.step, event.value) for event in board.Scalars("validation/bpp")] == [(3, 0.25)]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_photograph_is_one_sentence(tmp_path, workers):
+    write_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(CodecError) as caught:
+        run(tmp_path / "photos", tmp_path / "run", batch=8, workers=workers)
+    assert str(caught.value).startswith(f"{tmp_path / 'photos' / '3.png'} cannot be read") and "\n" not in str(caught.value)
+
+
 @pytest.mark.skipif("ICMBENCH_OVERFIT" not in os.environ, reason="takes half a minute: tox run -e soak")
-def test_two_processes_are_one_with_twice_the_batch(photos, tmp_path):
+def test_two_processes_share_the_images_of_a_step(photos, tmp_path):
     expected, weights = run(photos, tmp_path / "one", batch=4)
     recipe = {
         "name": "two",
