@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import signal
@@ -20,7 +21,8 @@ from icmbench.harness.commands.console import describe_error, flush_or_silence, 
 from icmbench.harness.config.errors import UserError
 
 if TYPE_CHECKING:
-    from icmbench.harness.commands.run import RunOptions, RunResult
+    from icmbench.harness.commands.computing import RunOptions
+    from icmbench.harness.commands.run import RunResult
 
 TRACEBACK_VARIABLE = "ICMBENCH_TRACEBACK"  # If set, defects are shown with Python's traceback.
 
@@ -76,8 +78,8 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         print_error(str(error))
         return 2
-    except KeyboardInterrupt:
-        print_error("stopped; the same command goes on from here")
+    except KeyboardInterrupt as stop:  # Training says from which step.
+        print_error(str(stop) or "stopped; the same command goes on from here")
         return 130
     except Exception as error:
         # Icmbench's own errors, such as DatasetError and CodecError, describe wrong input; all others are defects.
@@ -103,7 +105,7 @@ def _load_experiment(options: argparse.Namespace) -> tuple[Any, str]:
     from icmbench.harness.config.experiment import load_experiment
     from icmbench.harness.store.folder import safe_name
 
-    experiment = load_experiment(options.experiment)
+    experiment = load_experiment(options.experiment, options.set)
     if options.limit is not None:
         if options.limit < 1:
             raise UserError("--limit: at least 1")
@@ -119,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError("--bootstrap: a number of replicates, or 0 for no intervals")
     if options.bootstrap is not None:
         experiment = experiment.model_copy(update={"bootstrap": options.bootstrap})
-    return _show_result(run(experiment, out, _make_run_options(options), source=options.experiment))
+    return _show_result(run(experiment, out, _make_run_options(options), options.experiment, options.set))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -131,17 +133,52 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _make_run_options(options: argparse.Namespace) -> RunOptions:
-    from icmbench.harness.commands.run import RunOptions
+    from icmbench.harness.commands.computing import RunOptions
+    from icmbench.harness.config.devices import deal_gpus
+    from icmbench.harness.config.selection import Selection
 
-    if options.workers < 1:
-        raise UserError("--workers: at least 1")
+    workers, coders, models = _count_processes(options)
     shard = None
     if options.shard is not None:
         match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
         shard = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= shard[0] <= shard[1]:
             raise UserError(f"--shard {options.shard}: write I/N with I from 1 to N")
-    return RunOptions(options.workers, options.executor, options.gpus, bool(options.keep), shard, max(0, options.images))
+    if not 0 <= options.progress < math.inf:
+        raise UserError("--progress: a number of seconds, or 0 for no lines")
+    if options.devices and options.executor == "ray":
+        raise UserError("--devices deals the GPUs of this machine; on a Ray cluster, --gpus says how many each worker gets")
+    return RunOptions(
+        workers,
+        coders,
+        models,
+        options.executor,
+        options.gpus,
+        bool(options.keep),
+        shard,
+        max(0, options.images),
+        options.progress,
+        tuple(deal_gpus(options.devices)) if options.devices else (),
+        Selection.parse(getattr(options, "only", ())),
+    )
+
+
+def _count_processes(options: argparse.Namespace) -> tuple[int, int, int]:
+    """Numbers of workers, coders and model processes that the arguments ask for."""
+    from icmbench.harness.work.hardware import default_coders, default_models
+
+    if options.coders is None and options.models is None:
+        if options.workers is not None and options.workers < 0:
+            raise UserError("--workers: a number of processes, or 0 to compute in this one")
+        return (options.default_workers if options.workers is None else options.workers), 0, 0
+    if options.workers is not None:
+        raise UserError("--workers processes code and hold the models at once: leave it out beside --coders and --models")
+    models = default_models() if options.models is None else options.models
+    coders = default_coders(models) if options.coders is None else options.coders
+    for name, count in (("--coders", coders), ("--models", models)):
+        if count < 1:
+            raise UserError(f"{name}: at least 1 process")
+    return 0, coders, models
 
 
 def _show_result(result: RunResult) -> int:
@@ -153,7 +190,10 @@ def _show_result(result: RunResult) -> int:
             show_bdrate(result.table_spec.only_primary(result.bdrate))
         else:
             show_scores(result.table_spec.only_primary(result.scores))
-        print(f"report: {result.report}")
+        if result.report is None:
+            print("a part: the tables of the whole experiment stay as they are; the same command without --only makes them")
+        else:
+            print(f"report: {result.report}")
         counts = f"{result.outcome.codec_images} images decoded, {result.outcome.model_images} predicted on"
         print(f"computed in this run: {counts}; everything else was stored")
         for doubt in doubts_of_originals(result.scores, result.table_spec.primary):
@@ -172,26 +212,51 @@ def _show_result(result: RunResult) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.plan import estimate_standard_sets, plan
+    from icmbench.harness.commands.probe import describe_costs, probe
     from icmbench.harness.commands.show import show_plan, show_standard_sets
+    from icmbench.harness.config.selection import Selection
     from icmbench.harness.store.folder import Folder
     from icmbench.harness.work.bench import Bench
 
+    if options.workers < 1:
+        raise UserError("--workers: at least 1")
     experiment, out = _load_experiment(options)
-    bench = Bench(experiment, Folder(out))
-    show_plan(plan(bench))
+    part, folder = Selection.parse(options.only).part_of(experiment), Folder(out)
+    measured = None if options.probe is None else probe(experiment, part, folder, options.probe)
+    bench = Bench(part, folder)
+    frame = plan(bench)
+    show_plan(frame)
     show_standard_sets(estimate_standard_sets(bench))
+    memory = measured.memory if measured else 0
+    unmeasured = int(frame["seconds"].isna().sum())
+    for line in describe_costs(frame["seconds"].sum(), unmeasured, frame["bytes"].sum(), options.workers, memory, folder):
+        print(line)
+    for failure in measured.failures if measured else ():
+        print_error(failure)
+    return 1 if measured and measured.failures else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from icmbench.harness.commands.status import print_status
+    from icmbench.harness.config.selection import Selection
+
+    print_status(options.run, Selection.parse(options.only))
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.show import show_bdrate
     from icmbench.harness.config.files import refuse_to_replace
-    from icmbench.harness.derive.tables import bundle, read_report_inputs, rewrite_report
+    from icmbench.harness.config.selection import Selection
+    from icmbench.harness.derive.tables import bundle, read_report_inputs, rewrite_report, write_part
 
     products = ["bdrate.csv", "report", *(["bundle"] if options.bundle else [])]
     refuse_to_replace([Path(file) for file in options.published or ()], options.run, products)
     report_inputs = read_report_inputs(options.run, options.anchor, options.published, options.method, options.envelope)
-    bdrate, report = rewrite_report(options.run, report_inputs)
+    only = Selection.parse(options.only)
+    if only and options.bundle:
+        raise UserError("--bundle holds the tables of a whole run: leave out --only")
+    bdrate, report = write_part(options.run, report_inputs, only) if only else rewrite_report(options.run, report_inputs)
     show_bdrate(report_inputs.table_spec.only_primary(bdrate))
     print(f"report: {report}")
     if options.bundle:
@@ -232,7 +297,7 @@ def _train(options: argparse.Namespace) -> int:
     from icmbench.harness.store.folder import safe_name
 
     recipe = load_recipe(options.recipe)
-    print(f"weights: {train(recipe, options.out or Path('runs') / safe_name(recipe.name))}")
+    print(f"weights: {train(recipe, options.out or Path('runs') / safe_name(recipe.name), options.progress)}")
     return 0
 
 
@@ -299,6 +364,7 @@ def _merge(options: argparse.Namespace) -> int:
 COMMANDS = {
     "run": _run,
     "plan": _plan,
+    "status": _status,
     "report": _report,
     "compare": _compare,
     "bdrate": _bdrate,

@@ -158,7 +158,7 @@ def _resample(point: Point, n_images: int, metrics: tuple[str, ...], seed: int, 
 
 def _scores(point: Point, sizes: list[Array], metrics: tuple[str, ...], n_images: int, seed: int, replicates: range) -> Array:
     """bpp and metrics of some replicates, float64 (replicates, 1 + metrics)."""
-    weights = np.stack([draw_weights(n_images, seed, replicate) for replicate in replicates])
+    weights = _drawn_counts(n_images, seed, replicates).astype(np.float64)
     rows = np.full((len(weights), 1 + len(metrics)), np.nan)
     if sizes:
         rows[:, 0] = [np.divide(*(column @ drawn for column in sizes)) for drawn in weights]
@@ -178,6 +178,14 @@ def _scores(point: Point, sizes: list[Array], metrics: tuple[str, ...], n_images
             )
         rows[:, k] = values[metric]
     return rows
+
+
+@functools.lru_cache(maxsize=8)  # Every point and task has the same weights; a byte each, so at most 128 MiB.
+def _drawn_counts(n_images: int, seed: int, replicates: range) -> npt.NDArray[np.unsignedinteger]:
+    """The weights of some replicates, (replicates, images), as the smallest integers that hold them."""
+    counts = [draw_weights(n_images, seed, replicate) for replicate in replicates]
+    smallest = np.min_scalar_type(int(max(drawn.max() for drawn in counts)))
+    return np.stack([drawn.astype(smallest) for drawn in counts])
 
 
 def _takes_batches(aggregate: Callable[..., Any]) -> bool:

@@ -33,6 +33,7 @@ def correlation_frame(scores: Scores) -> pd.DataFrame:
     """
     is_layer = scores["metric"].str.fullmatch(LAYER)
     layered = scores[is_layer]
+    differences: dict[tuple[str, str], pd.DataFrame] = {}  # By dataset and codec; all keys of a dataset are compared with the same.
     records = []
     for key in curve_keys(scores[~is_layer]):
         rows = key.rows(scores)
@@ -42,13 +43,13 @@ def correlation_frame(scores: Scores) -> pd.DataFrame:
             continue
         sign = 1.0 if rows["higher_is_better"].iloc[0] else -1.0
         for codec in codec_names(rows):
+            if (key.dataset, codec) not in differences:
+                differences[key.dataset, codec] = _differences(layers_here, codec)
+            table = differences[key.dataset, codec]
             drop = sign * (ceiling - _values_by_point(rows, codec))
-            table = pd.DataFrame(
-                {layer: _values_by_point(layer_rows, codec) for layer, layer_rows in layers_here.groupby("metric", sort=False)}
-            )
-            table.insert(0, "mean", table.mean(axis=1))
-            for layer, difference in table.items():
-                pairs = pd.concat([difference, drop], axis=1).dropna().to_numpy()
+            *columns, lost = pd.concat([table, drop], axis=1).to_numpy().T
+            for layer, difference in zip(table, columns, strict=True):
+                pairs = np.stack([difference, lost], axis=1)[~np.isnan(difference) & ~np.isnan(lost)]
                 names = {"codec": codec, "dataset": key.dataset, "task": key.task, "model": key.model, "metric": key.metric}
                 numbers = dict(zip(("pearson", "spearman", "slope"), _correlate(pairs), strict=True))
                 records.append(names | {"layer": layer, "points": len(pairs), "reference": key.reference} | numbers)
@@ -79,6 +80,13 @@ def correlation_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _differences(layers: Scores, codec: str) -> pd.DataFrame:
+    """Feature differences of a codec, one row per rate point, one column per layer, and their mean as the first column."""
+    table = pd.DataFrame({layer: _values_by_point(rows, codec) for layer, rows in layers.groupby("metric", sort=False)})
+    table.insert(0, "mean", table.mean(axis=1))
+    return table
+
+
 def _values_by_point(rows: Scores, codec: str) -> pd.Series:
     return curve_points(rows, codec).set_index("point")["value"]
 
@@ -87,10 +95,10 @@ def _correlate(pairs: np.ndarray) -> tuple[float, float, float]:
     """Pearson, Spearman and slope of pairs (difference, drop), float64 (n, 2)."""
     if len(pairs) < MIN_POINTS or not np.ptp(pairs, axis=0).all():
         return np.nan, np.nan, np.nan
-    from scipy.stats import spearmanr
-
     x, y = pairs.T
-    return float(np.corrcoef(x, y)[0, 1]), float(spearmanr(x, y).statistic), float(0.1 * np.polyfit(x, y, 1)[0])
+    # Spearman's is Pearson's of the ranks, where ties share their mean: the number of scipy.stats, which takes a second to load.
+    spearman = np.corrcoef(pd.DataFrame(pairs).rank().to_numpy(), rowvar=False)[1, 0]
+    return float(np.corrcoef(x, y)[0, 1]), float(spearman), float(0.1 * np.polyfit(x, y, 1)[0])
 
 
 def _correlation_text(value: float) -> str:

@@ -34,6 +34,7 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.store.folder import Folder as RunFolder
 from icmbench.harness.store.pack import Pack
+from icmbench.harness.store.parquet_files import read_table
 from icmbench.harness.work.bench import Bench
 from icmbench.results.scores import ScoresError, read_scores
 from icmbench.tasks.base import DatasetError
@@ -98,7 +99,7 @@ def pack(data):
 
 def shard(data):
     write_file(data, "x.parquet")
-    RunFolder(WORK).read_table("x.parquet")
+    read_table(RunFolder(WORK), "x.parquet")
 
 
 def scores(data):

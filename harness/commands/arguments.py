@@ -15,7 +15,22 @@ AddCommand = Callable[[str, str], argparse.ArgumentParser]
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose messages, as all others, repeat neither credentials nor control characters."""
+    """A parser whose messages, as all others, repeat neither credentials nor control characters.
+
+    Each command has one of its own, so that what is wrong with its arguments is said beside its own usage.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, and refuse those that this command does not have, with the most similar one that it has."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            import difflib
+
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            similar = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1, cutoff=0.5)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
+        return options, unknown
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -69,25 +84,47 @@ def _add_run_and_plan(add: AddCommand) -> None:
     run = add("run", "compute what is missing of an experiment, then its tables and report")
     _add_experiment(run)
     _add_run_options(run, workers=1)
+    _add_only(run, "compute only a part, and print its scores; the tables of the whole stay as they are")
     run.add_argument("--bootstrap", type=int, metavar="N", help="replicates behind the 95%% intervals (default 200; papers: 1000)")
+    status = add("status", "how far the commands have come that work in a run folder now, and what each worker does")
+    status.add_argument("run", metavar="RUN", help="run folder, or an object store's URL")
+    _add_only(status, "count only a part")
     plan = add("plan", "which cells are missing, how long they take, and what the standard sets would")
     _add_experiment(plan)
+    _add_only(plan, "plan only a part")
+    plan.add_argument("--probe", type=int, metavar="N", help="first compute N images of each dataset, which are kept, to measure")
+    plan.add_argument("--workers", type=int, default=1, metavar="N", help="say time and memory of so many workers (default 1)")
+
+
+def _add_only(command: argparse.ArgumentParser, about: str) -> None:
+    kinds = "codec=LABEL, task=LABEL, dataset=NAME or point=POINT"
+    command.add_argument("--only", action="append", default=[], metavar="KIND=NAME", help=f"{about}: {kinds}; may be repeated")
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
     command.add_argument("--out", metavar="RUN", help="run folder, or an object store's URL (default: runs/<name>)")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N images of each dataset; marks every table")
+    about = "another value for a key of the experiment file, such as codecs.jpeg.points=[10,20]; may be repeated"
+    command.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help=about)
 
 
 def _add_run_options(command: argparse.ArgumentParser, workers: int) -> None:
     add = command.add_argument
-    add("--workers", type=int, default=workers, metavar="N", help=f"processes that share the cores (default {workers})")
+    about = f"processes that share the cores; each codes and holds all models (default {workers}; 0: none but this one)"
+    add("--workers", type=int, metavar="N", help=about)
+    command.set_defaults(default_workers=workers)
+    add("--coders", type=int, metavar="N", help="instead: N processes encode and decode (default from the cores)")
+    add(
+        "--models", type=int, metavar="M", help="... for M processes that hold the models (default: one for each GPU, at least one)"
+    )
     add("--executor", choices=["local", "ray"], default="local", help="where workers run (ray: RAY_ADDRESS, or local)")
     add("--gpus", type=float, default=0.0, metavar="G", help="GPUs of each worker of a Ray cluster (default 0)")
+    add("--devices", metavar="N,N", help="deal these GPUs of this machine to the workers, one to each in turn")
     add("--keep", choices=["reconstructions"], help="keep every reconstruction as a lossless picture")
     add("--shard", metavar="I/N", help="only the I-th of N parts, for N jobs; then run once without it for the tables")
     add("--images", type=int, default=12, metavar="N", help="images in the report, most damaged first (default 12)")
+    add("--progress", type=float, default=30.0, metavar="SECONDS", help="a line on standard error so often (default 30; 0: none)")
 
 
 def _add_tables(add: AddCommand) -> None:
@@ -95,6 +132,7 @@ def _add_tables(add: AddCommand) -> None:
     report.add_argument("run", type=Path, metavar="RUN")
     report.add_argument("--anchor", help="another anchor than the experiment's")
     _add_interpolation(report, method=None, envelope=None)
+    _add_only(report, "write report and table of a part into parts/ of the run folder; those of the whole stay as they are")
     report.add_argument("--bundle", action="store_true", help="also bundle/: tables, CSVs, figures as PNG, SVG and PDF, provenance")
     _add_published(report, "draw curves that papers report, dashed, in no table")
     compare = add("compare", "what moved between two runs, and which codec, weight, library, image or setting moved it")
@@ -140,6 +178,8 @@ def _add_train(add: AddCommand) -> None:
     train = add("train", "train a codec or a backbone by a recipe; goes on where it stopped")
     train.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="a file, or a name out of `icmbench list recipes`")
     train.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/<name>)")
+    about = "a line on standard error so often (default 30; 0: none)"
+    train.add_argument("--progress", type=float, default=30.0, metavar="SECONDS", help=about)
     train.add_argument("--write", type=Path, metavar="FILE", help="train nothing, but write the named recipe into a file to edit")
 
 

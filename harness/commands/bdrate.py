@@ -10,7 +10,7 @@ from icmbench.harness.commands.show import show_bdrate
 from icmbench.harness.config.files import refuse_to_replace
 from icmbench.harness.derive.bound import check_beside
 from icmbench.harness.derive.tables import gather_published
-from icmbench.harness.store.folder import writing
+from icmbench.harness.store.whole_files import writing
 from icmbench.results.bd import Envelope, Method
 from icmbench.results.published import with_reported
 from icmbench.results.report import write_report

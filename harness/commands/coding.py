@@ -11,7 +11,8 @@ from icmbench.harness.config import plugins
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.files import exists, read_bytes, refuse_same_file
 from icmbench.harness.config.options import bind
-from icmbench.harness.store.folder import writing
+from icmbench.harness.config.settings import parse_yaml, split_setting
+from icmbench.harness.store.whole_files import writing
 from icmbench.harness.work.attempt import reason
 
 LOSSLESS = (".png", ".ppm", ".bmp", ".tif", ".tiff")
@@ -44,7 +45,7 @@ def make_codec(
     options = _parse_settings(settings)
     bound = bind(plugin, options, "--set", Path.cwd(), reserved=("point", *(extra or {})))
     if isinstance(point, str):
-        point = _parse_yaml(point, "--point")
+        point = parse_yaml(point, "--point")
     stated = dict(stated or {})
     for option, value in stated.items():
         given = point if option == "point" else bound.get(option)
@@ -73,23 +74,11 @@ def _parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Codec options from the values of `--set`. Raises UserError if one is malformed or given twice."""
     options: dict[str, Any] = {}
     for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write KEY=VALUE")
+        name, value = split_setting(setting)
         if name in options:
             raise UserError(f"--set {setting}: the option {name!r} is set twice; keep one of the two")
-        options[name] = _parse_yaml(value, f"--set {setting}")
+        options[name] = value
     return options
-
-
-def _parse_yaml(text: str, argument: str) -> Any:
-    """The YAML value of a command-line argument, which the error message names."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # Bad dates and numbers raise the middle two.
-        raise UserError(f"{argument}: not a YAML value") from None
 
 
 def _agree(given: Any, stated: Any) -> bool:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from icmbench.harness.commands.run import RUNNING
+from icmbench.harness.commands.computing import RUNNING
+from icmbench.harness.commands.console import print_error
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.secrets import redact, redact_values
 from icmbench.harness.derive.deriving import Tables, derive
@@ -26,7 +27,6 @@ from icmbench.harness.derive.merged_bench import MergedBench, held_pixels
 from icmbench.harness.derive.merging import plan_merge
 from icmbench.harness.derive.recorded import RecordedRun, read_run
 from icmbench.harness.derive.stand_ins import MergedSeries
-from icmbench.harness.store.collection import SHARD_NAME
 from icmbench.harness.store.copying import Selection, copy
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.inventory import take_inventory
@@ -35,14 +35,14 @@ from icmbench.harness.store.leases import hold, leases
 from icmbench.harness.store.references import (
     ENVIRONMENT,
     INNER_STORE,
-    LEASES,
     is_same_place,
-    leave_reference,
-    refuse_while_cleaned,
 )
+from icmbench.harness.store.shards import SHARD_NAME
 from icmbench.harness.store.store import Store, parse_context
+from icmbench.harness.store.usage import read_only_note, use_store
 from icmbench.harness.store.verifying import Damaged, read_shard
 from icmbench.harness.work.images import write_images
+from icmbench.harness.work.read_only import refuse_to_make_contexts
 
 RECORDED = ("command", "python", "packages", "git", "hardware", "store", "packs", "merged")  # Of each run in environment.json.
 
@@ -93,9 +93,9 @@ def merge(
     facts = {"experiment": plan.experiment.name, "digest": digest(plan.experiment.model_dump_json()), "run": folder.root}
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold(folder, RUNNING, facts))
-        stack.enter_context(hold(store.folder, LEASES, {**facts, "fingerprints": sorted(fingerprints)}))
-        refuse_while_cleaned(store.folder)
-        leave_reference(store.folder, folder, [*fingerprints, *contexts])
+        if not stack.enter_context(use_store(store.folder, folder, facts, [*fingerprints, *contexts])):
+            refuse_to_make_contexts(bench)
+            print_error(read_only_note(store.folder))
         damaged = _copy_rows(runs, store, fingerprints, contexts)
         for run in runs:
             _copy_records(run, folder)
@@ -104,7 +104,7 @@ def merge(
         _write_record(bench)
         write_images(bench)
         tables = derive(bench, gatherer, workers, image_count)
-    return Merged(tables, plan.notes, bench.left_out, damaged)
+    return Merged(tables, plan.notes, bench.builder.left_out, damaged)
 
 
 def _refuse_folder(folder: Folder, runs: Sequence[RecordedRun]) -> None:
@@ -189,7 +189,7 @@ def _refuse_mixed_pixels(bench: MergedBench, gatherer: Gatherer) -> None:
         if len({run.store.path for run in holders}) < 2:
             continue
         for dataset in (name for name in bench.datasets if bench.task_labels(name)):
-            keys = gatherer.streams(dataset, series).keys
+            keys = gatherer.streams.look_up(dataset, series).keys
             first: dict[str, tuple[frozenset[str], RecordedRun]] = {}  # The first run that has pixels of an image, and these.
             others: dict[str, RecordedRun] = {}  # The first later run that has other ones.
             for run in holders:
@@ -207,8 +207,8 @@ def _check_mixed_pixels(
     first: Mapping[str, tuple[frozenset[str], RecordedRun]],
     others: Mapping[str, RecordedRun],
 ) -> None:
-    bench, streams = gatherer.bench, gatherer.streams(dataset, series)
-    pixels_of = dict(zip(streams.ids, streams.pixels, strict=True))
+    bench, streams = gatherer.bench, gatherer.streams
+    pixels_of = dict(zip(streams.found(dataset, series).ids, streams.pixels(dataset, series), strict=True))
     labels = bench.task_labels(dataset)
     missing = {label: frozenset(gatherer.missing(label, series)) for label in labels}
     mixed = [
@@ -232,7 +232,7 @@ def _write_record(bench: MergedBench) -> None:
     plan = bench.plan
     packs = {label: sha256 for run in reversed(plan.runs) for label, sha256 in (run.environment.get("packs") or {}).items()}
     parts = [{"run": run.address, **{key: run.environment.get(key) for key in RECORDED}} for run in plan.runs]
-    record = {**environment(bench), "packs": packs, "merged": parts, "notes": [*plan.notes, *bench.left_out]}
+    record = {**environment(bench), "packs": packs, "merged": parts, "notes": [*plan.notes, *bench.builder.left_out]}
     bench.folder.write_json(ENVIRONMENT, redact_values(record))
     text = yaml.safe_dump(json.loads(plan.experiment.model_dump_json()), sort_keys=False, allow_unicode=True)
     heading = f"# Merged by icmbench of {' '.join(', '.join(run.address for run in plan.runs).split())}\n"

@@ -5,16 +5,16 @@ All estimates rest on what the run folder holds of the experiment's codec points
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import pandas as pd
 
 from icmbench.harness.derive.gathering import Gatherer
+from icmbench.harness.derive.measuring import ImageCost, measure
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.series import Series
 
-COLUMNS = ["codec", "point", "seed", "dataset", "task", "cells", "missing", "images", "seconds"]
+COLUMNS = ["codec", "point", "seed", "dataset", "task", "cells", "missing", "images", "seconds", "bytes"]
 
 
 @dataclass(frozen=True)
@@ -40,41 +40,6 @@ STANDARD_SETS = (
 )
 
 
-@dataclass(frozen=True)
-class ImageCost:
-    """The measured cost of one image.
-
-    Attributes:
-        images: number of images that were measured.
-        seconds: median time of one worker.
-        bytes: mean size in the run folder.
-        megapixels: mean size of the measured images; NaN if the cost does not grow with the size.
-    """
-
-    images: int
-    seconds: float
-    bytes: float
-    megapixels: float = float("nan")
-
-    def of_set(self, standard_set: StandardSet) -> tuple[float, float]:
-        """Seconds and bytes of all images of a set."""
-        scale = 1.0 if math.isnan(self.megapixels) else standard_set.megapixels / self.megapixels
-        return standard_set.images * scale * self.seconds, standard_set.images * scale * self.bytes
-
-
-@dataclass(frozen=True)
-class MeasuredCosts:
-    """Costs of everything that has been computed.
-
-    Attributes:
-        codec: cost of encoding and decoding, by series name.
-        task: cost of one prediction, by task label.
-    """
-
-    codec: dict[str, ImageCost]
-    task: dict[str, ImageCost]
-
-
 def plan(bench: Bench) -> pd.DataFrame:
     """Count the missing cells of an experiment and estimate their time.
 
@@ -83,8 +48,8 @@ def plan(bench: Bench) -> pd.DataFrame:
 
     Returns:
         One row per series and task, with the columns `COLUMNS`: `cells` and `missing` are numbers of cells, `images` the number of
-        images in the missing cells, `seconds` the estimated time of one worker for them (NaN if nothing has been measured). The
-        time of coding is part of the first task of a series, because one decoding serves all tasks.
+        images in the missing cells, `seconds` the estimated time of one worker for them and `bytes` what will be written (NaN if
+        nothing has been measured). Coding is part of the first task of a series, because one decoding serves all tasks.
     """
     costs = measure(bench)
     gatherer = Gatherer(bench)
@@ -93,15 +58,16 @@ def plan(bench: Bench) -> pd.DataFrame:
     for series in bench.series:
         coded: set[str] = set()  # Images whose coding an earlier task of this series includes.
         for section in bench.experiment.tasks:
-            if series.is_original and bench.tasks[section.label].needs_originals:
+            if series not in bench.series_of(section.label):
                 continue
             missing = {*gatherer.missing(section.label, series)}
             scored = frozenset(bench.tasks[section.label].ids)
             cells = [block for block in blocks[section.dataset] if not scored.isdisjoint(block.ids)]
-            seconds = len(missing) * _seconds(costs.task.get(section.label)) if missing else 0.0
+            seconds, size = _cost_of(len(missing), costs.task.get(section.label))
             if missing and isinstance(series, Series):
                 to_code = {f"{section.dataset}/{image_id}" for image_id in missing} - coded
-                seconds += len(to_code) * _seconds(costs.codec.get(series.name)) if to_code else 0.0
+                coding_seconds, coding_size = _cost_of(len(to_code), costs.codec.get(series.name))
+                seconds, size = seconds + coding_seconds, size + coding_size
                 coded |= to_code
             rows.append(
                 {
@@ -114,13 +80,17 @@ def plan(bench: Bench) -> pd.DataFrame:
                     "missing": sum(not missing.isdisjoint(block.ids) for block in cells) if missing else 0,
                     "images": len(missing),
                     "seconds": seconds,
+                    "bytes": size,
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _seconds(cost: ImageCost | None) -> float:
-    return cost.seconds if cost else float("nan")
+def _cost_of(images: int, cost: ImageCost | None) -> tuple[float, float]:
+    """Seconds and bytes of so many images; NaN for some of which nothing was measured."""
+    if not images:
+        return 0.0, 0.0
+    return (images * cost.seconds, images * cost.bytes) if cost else (float("nan"), float("nan"))
 
 
 def estimate_standard_sets(bench: Bench) -> pd.DataFrame:
@@ -142,43 +112,16 @@ def estimate_standard_sets(bench: Bench) -> pd.DataFrame:
         if isinstance(series, Series):
             names.setdefault(series.label, []).append(series.name)
     passes = {label: [costs.codec.get(name) for name in series_names] for label, series_names in names.items()}
-    reconstructions = sum(map(len, names.values()))  # Number of reconstructions of each image.
     for section in bench.experiment.tasks:
-        on_originals = not bench.tasks[section.label].needs_originals
-        passes[section.label] = [costs.task.get(section.label)] * (reconstructions + on_originals)
+        passes[section.label] = [costs.task.get(section.label)] * len(bench.series_of(section.label))
     rows = []
     for part, pass_costs in passes.items():
         for standard_set in STANDARD_SETS if costs.codec or costs.task else ():
-            totals = [cost.of_set(standard_set) if cost else (float("nan"), float("nan")) for cost in pass_costs]
+            totals = [
+                cost.of_images(standard_set.images, standard_set.megapixels) if cost else (float("nan"), float("nan"))
+                for cost in pass_costs
+            ]
             seconds, size = (sum(values) for values in zip(*totals, strict=True))
             row = {"part": part, "points": len(pass_costs), "set": standard_set.name, "images": standard_set.images}
             rows.append(row | {"seconds": seconds, "bytes": size})
     return pd.DataFrame(rows, columns=["part", "points", "set", "images", "seconds", "bytes"])
-
-
-def measure(bench: Bench) -> MeasuredCosts:
-    """Measure costs from all stored rows of the experiment's codec points and tasks, also those of other images.
-
-    Args:
-        bench: the experiment with its store.
-    """
-    codec: dict[str, ImageCost] = {}
-    task: dict[str, ImageCost] = {}
-    for series in bench.series:
-        if not isinstance(series, Series):
-            continue
-        streams = bench.lookup.collection(series)
-        streams.refresh()
-        if len(streams):
-            columns = ["encode_seconds", "decode_seconds", "height", "width", "bytes"]
-            frame = streams.facts(streams.all_rows(), columns).to_pandas()
-            seconds = (frame["encode_seconds"] + frame["decode_seconds"]).median()
-            pixels = (frame["height"].astype("float64") * frame["width"]).mean()
-            codec[series.name] = ImageCost(len(frame), float(seconds), streams.stored_bytes() / len(frame), float(pixels / 1e6))
-    for section in bench.experiment.tasks:
-        predictions = bench.lookup.predictions_of(bench.tasks[section.label])
-        predictions.refresh()
-        if len(predictions):
-            seconds = predictions.facts(predictions.all_rows(), ["seconds"]).to_pandas()["seconds"].median()
-            task[section.label] = ImageCost(len(predictions), float(seconds), predictions.stored_bytes() / len(predictions))
-    return MeasuredCosts(codec, task)

@@ -3,60 +3,43 @@
 from __future__ import annotations
 
 import random
+import shlex
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
+import yaml
 
+from icmbench.harness.commands.computing import DEFAULT_OPTIONS, RunOptions, at_work, compute, units_of
+from icmbench.harness.commands.console import print_error
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import Experiment
 from icmbench.harness.config.files import read_bytes
 from icmbench.harness.config.secrets import redact, redact_values
+from icmbench.harness.config.sections import read_mapping
 from icmbench.harness.derive.deriving import derive
 from icmbench.harness.derive.environment import environment
 from icmbench.harness.derive.gathering import Gatherer
+from icmbench.harness.derive.measuring import measure
+from icmbench.harness.derive.scoring import primary_metrics, score
 from icmbench.harness.derive.tables import TableSpec
+from icmbench.harness.processes.heartbeats import remove_dead_commands
+from icmbench.harness.processes.progress import Workload
+from icmbench.harness.processes.workload import find_missing, incomplete_units, measure_workload
 from icmbench.harness.store import leases
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
-from icmbench.harness.store.keys import digest
-from icmbench.harness.store.references import LEASES, leave_reference, refuse_while_cleaned, run_address
-from icmbench.harness.work import executors
+from icmbench.harness.store.parallel import for_each
+from icmbench.harness.store.references import LEASES
+from icmbench.harness.store.tidying import compact, store_index
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.images import write_images
-from icmbench.harness.work.loop import WorkUnit
 from icmbench.harness.work.outcome import Outcome
-from icmbench.harness.work.progress import Bar
-from icmbench.harness.work.ray_executor import ray_cluster
+from icmbench.harness.work.read_only import refuse_to_compute
 from icmbench.harness.work.series import Series
-
-RUNNING = "running"  # Leases of the commands that write into a run folder.
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How an experiment is computed. None of these options changes a result.
-
-    Attributes:
-        workers: number of processes that share the work.
-        executor: "local" for processes on this machine, "ray" for a Ray cluster.
-        gpus: GPUs of each worker on a Ray cluster; may be a fraction.
-        keep: whether every reconstruction is kept as a lossless picture.
-        shard: `(i, n)` computes the i-th of n parts (from 1 on) and writes no tables; a later run without it writes them.
-        images: how many images the report shows, the most damaged first.
-    """
-
-    workers: int = 1
-    executor: Literal["local", "ray"] = "local"
-    gpus: float = 0.0
-    keep: bool = False
-    shard: tuple[int, int] | None = None
-    images: int = 12
+from icmbench.results.scores import normalise
 
 
 @dataclass
@@ -84,7 +67,13 @@ class RunResult:
     tolerated: bool = False
 
 
-def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOptions(), source: Path | None = None) -> RunResult:
+def run(
+    experiment: Experiment,
+    out: str | Path,
+    options: RunOptions = DEFAULT_OPTIONS,
+    source: Path | None = None,
+    settings: Sequence[str] = (),
+) -> RunResult:
     """Run an experiment into a folder. What the folder holds already is kept, and only what is missing is computed.
 
     Args:
@@ -92,6 +81,7 @@ def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOption
         out: the run folder or its URL.
         options: how to compute it.
         source: the experiment file, which is copied into the run folder.
+        settings: values of `--set`, by which the experiment differs from its file.
 
     Returns:
         The result. Failures of single cells are part of it.
@@ -102,32 +92,73 @@ def run(experiment: Experiment, out: str | Path, options: RunOptions = RunOption
     started = time.perf_counter()
     folder = Folder(out)
     _check_folder(folder, experiment, source)
-    bench = Bench(experiment, folder)
-    with _at_work(bench):
+    bench = Bench(options.only.part_of(experiment), folder)
+    with at_work(bench, experiment) as can_write:
         folder.remove_leftovers()
-        bench.store.folder.remove_leftovers()
-        _write_record(bench, source)
+        remove_dead_commands(folder)
+        if can_write:
+            bench.store.folder.remove_leftovers()
+        if not options.only or not folder.exists("environment.json"):
+            _write_record(bench, source, settings)
         gatherer = Gatherer(bench)
-        units = _missing_units(bench, gatherer, options)
+        missing = find_missing(bench, gatherer.missing)
+        units = units_of(bench, options)
+        if not options.keep:
+            units = incomplete_units(bench, units, missing)
+        if not can_write:
+            refuse_to_compute(bench, units, options.keep)
+            gatherer, units = Gatherer(bench), []
         if sum(lease.live for lease in leases.leases(bench.store.folder, LEASES)) > 1:
             random.shuffle(units)  # Processes that fill one store at once should not all compute the same units first.
-        for label in bench.tasks if units else ():
+        for label in bench.tasks if units and not options.models else ():  # Otherwise who holds the models makes the contexts.
             bench.load_context(label)
-        outcome = _compute(bench, units, options)
+        if units and experiment.fail_on_error is True:
+            check_headers(bench)
+        workload = measure_workload(bench, units, missing, measure(bench).seconds) if units else Workload(0, {}, {})
+        outcome = compute(bench, units, workload, options)
         computed = time.perf_counter()
+        if options.only:
+            return _score_part(bench, outcome, computed - started)
         if options.shard:
-            if units:
+            if units or not can_write:
                 write_images(bench)
             return RunResult(outcome, {"loop": computed - started})
         if units:
-            bench.hash_unknown_sources()
+            bench.source_pixels.hash_unknown()
+            for sentence in bench.source_pixels.describe_repeated():
+                print_error(sentence)
             write_images(bench)
             _tidy(bench)
             gatherer = Gatherer(bench)
+        elif not can_write:
+            write_images(bench)
+            bench.source_pixels.save()
         tables = derive(bench, gatherer, options.workers, options.images)
     seconds = {"loop": computed - started, **tables.seconds}
     shown = (tables.scores, tables.bdrate, tables.report, tables.missing, tables.table_spec)
     return RunResult(outcome, seconds, *shown, tolerated=bench.tolerant)
+
+
+def check_headers(bench: Bench) -> None:
+    """Let each dataset that can refuse images by their headers do so, before anything is coded.
+
+    Raises:
+        DatasetError: an image cannot be read, which would end a run that tolerates no failure in its middle.
+    """
+    for dataset in bench.datasets.values():
+        check = getattr(dataset, "check_headers", None)
+        if check is not None:
+            check()
+
+
+def _score_part(bench: Bench, outcome: Outcome, seconds: float) -> RunResult:
+    """The scores of a part of an experiment. Nothing is written, because the tables of a run are those of the whole."""
+    bench.source_pixels.hash_unknown()
+    table = score(bench, Gatherer(bench))
+    spec = TableSpec(bench.experiment.name, None, primary_metrics(bench))
+    return RunResult(
+        outcome, {"loop": seconds}, normalise(table.frame), missing=table.missing, table_spec=spec, tolerated=bench.tolerant
+    )
 
 
 def _check_folder(folder: Folder, experiment: Experiment, source: Path | None) -> None:
@@ -149,90 +180,35 @@ def _check_folder(folder: Folder, experiment: Experiment, source: Path | None) -
         )
 
 
-@contextmanager
-def _at_work(bench: Bench) -> Iterator[None]:
-    """Hold a lease in the run folder and one in the store, and leave a reference to the run in the store.
-
-    Raises:
-        UserError: another command works in the run folder by another version of the experiment file, or the store is being cleaned.
-    """
-    folder, store = bench.folder, bench.store.folder
-    version = digest(bench.experiment.model_dump_json())
-    facts = {"experiment": bench.experiment.name, "digest": version, "run": run_address(folder)}
-    fingerprints = [digest(series.fingerprint) for series in bench.series if isinstance(series, Series)]
-    for task in bench.tasks.values():
-        fingerprints += [digest(task.fingerprint), *([digest(task.context_fingerprint)] if task.has_context else [])]
-    with leases.hold(folder, RUNNING, facts), leases.hold(store, LEASES, {**facts, "fingerprints": sorted(fingerprints)}):
-        for lease in leases.leases(folder, RUNNING):
-            if not lease.live:
-                folder.remove(lease.name)
-            elif lease.facts.get("digest") != version:
-                raise UserError(
-                    f"{folder.root}: another command (process {lease.facts['pid']} on {lease.facts.get('host')}) works there by "
-                    "another version of the experiment file: wait until it has ended, or choose another --out"
-                )
-        refuse_while_cleaned(store)
-        leave_reference(store, folder, fingerprints)
-        yield
-
-
-def _write_record(bench: Bench, source: Path | None) -> None:
-    """Write environment.json and the copy of the experiment file."""
+def _write_record(bench: Bench, source: Path | None, settings: Sequence[str]) -> None:
+    """Write environment.json and the copy of the experiment file, with the values of `--set` in it."""
     bench.folder.write_json("environment.json", redact_values(environment(bench)))
     if source is not None:
         text = read_bytes(source, "experiment file").decode()
+        if settings:
+            words = " ".join(shlex.quote(word) for setting in settings for word in ("--set", setting))
+            content = yaml.safe_dump(read_mapping(source, "experiment file", settings), sort_keys=False, allow_unicode=True)
+            text = f"# Made from {source.name} by: {' '.join(words.split())}\n{content}"
         bench.folder.write("experiment.yaml", redact(text).encode())  # A comment may hold what the file's values must not.
-
-
-def _missing_units(bench: Bench, gatherer: Gatherer, options: RunOptions) -> list[WorkUnit]:
-    """The units of work of this run in which something is missing: of all, or of its part if several jobs share them."""
-    if options.shard is None:
-        units = executors.make_units(bench, options.workers)
-    else:
-        part, count = options.shard
-        units = executors.make_units(bench, options.workers * count)[part - 1 :: count]
-    if options.keep:
-        return units
-    missing: defaultdict[tuple[str, str], set[str]] = defaultdict(set)  # Images by dataset and name of the series.
-    for label in bench.tasks:
-        for series in bench.series_of(label):
-            missing[bench.dataset_of(label), series.name].update(gatherer.missing(label, series))
-    return [
-        unit
-        for unit in units
-        if any(not missing[unit.block.dataset, bench.series[k].name].isdisjoint(unit.block.ids) for k in unit.series)
-    ]
 
 
 def _tidy(bench: Bench) -> None:
     """Replace the small shards of complete points by large ones, and store the indices."""
     gatherer = Gatherer(bench)
-    points: list[tuple[Collection, list[str]]] = []
+    points: dict[Collection, list[list[str]]] = {}  # File names of the shards of each point, by collection.
     for label, task in bench.tasks.items():
         predictions = bench.lookup.predictions_of(task)
-        points += [(predictions, predictions.shards_of(gatherer.rows(label, series))) for series in bench.series_of(label)]
+        of_label = [predictions.shards_of(gatherer.rows(label, series)) for series in bench.series_of(label)]
+        points.setdefault(predictions, []).extend(of_label)
     for series in bench.series:
         for dataset in bench.datasets:
             if isinstance(series, Series) and bench.task_labels(dataset):
                 streams = bench.lookup.collection(series)
-                points.append((streams, streams.shards_of(gatherer.streams(dataset, series).rows)))
-    for collection, shards in points:
-        collection.compact(shards)
-    for collection in {id(collection): collection for collection, _ in points}.values():
-        collection.write_index()
-    for records in bench.source_records.values():
-        records.save()
+                points.setdefault(streams, []).append(streams.shards_of(gatherer.streams.found(dataset, series).rows))
 
+    def tidy(collection: Collection) -> None:
+        compact(collection, points[collection])
+        store_index(collection)
 
-def _compute(bench: Bench, units: list[WorkUnit], options: RunOptions) -> Outcome:
-    total = Outcome()
-    with Bar(bench.experiment.name, sum(unit.images for unit in units)) as bar:
-        if options.executor == "ray":
-            outcomes = ray_cluster(bench, units, options.keep, bar.advance, options.workers, options.gpus)
-        elif options.workers == 1 and bench.experiment.timeout is None:
-            outcomes = executors.in_process(bench, units, options.keep, bar.advance)
-        else:
-            outcomes = executors.process_pool(bench, units, options.keep, bar.advance, options.workers)
-        for outcome in outcomes:
-            total.add(outcome)
-    return total
+    list(for_each(bench.store.folder.fs, tidy, points))
+    bench.source_pixels.save()

@@ -6,40 +6,50 @@ import math
 from collections.abc import Mapping
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from icmbench.harness.config.quantities import format_duration, format_size
 from icmbench.results.columns import UNCOMPRESSED
-from icmbench.results.writers import interval_text, percent_text
+from icmbench.results.footnotes import Footnotes
+from icmbench.results.tables import signed_text
+from icmbench.results.writers import interval_text
 
 LEAST_PERCENT = 1.0  # Less than this on the originals is below chance or close to it for every task that is scored in percent.
 
 
 def show_bdrate(frame: pd.DataFrame) -> None:
-    """Print a BD table. Negative BD-rates are savings; the column `note` says why a number is undefined.
+    """Print a short BD table: one line per codec, dataset and task. Negative BD-rates are savings.
+
+    An undefined number is a dash with a letter, which a line below the table explains; the reasons in full are in the column `note`
+    of bdrate.csv and in the report.
 
     Args:
-        frame: the columns of bdrate.csv.
+        frame: the columns of bdrate.csv, of one metric per task.
     """
     title = f"BD-rate against {frame['anchor'].iloc[0]}" if len(frame) else "BD-rate"
-    table = Table(title=title)
-    for column in ("codec", "dataset", "task", "metric"):
-        table.add_column(column)
+    table = Table(title=title, box=SIMPLE_HEAD)
     has_intervals = bool(frame["low"].notna().any())
-    for column in ("BD-rate %", *(["95% interval"] if has_intervals else []), "cubic, akima", "BD-quality", "overlap"):
+    for column in ("codec", *(["dataset"] if frame["dataset"].nunique() > 1 else []), "task", "metric"):
+        table.add_column(column)
+    for column in ("BD-rate %", *(["95% interval"] if has_intervals else []), "BD-quality", "overlap"):
         table.add_column(column, justify="right")
-    table.add_column("note", overflow="fold")
-    for row in frame.to_dict("records"):
-        alternatives = ", ".join(percent_text(row[method]) for method in ("cubic", "akima")) if pd.notna(row["pchip"]) else ""
-        numbers = (
-            _format_number(row["bd_rate_percent"], "+.1f"),
-            *([interval_text(row["low"], row["high"])] if has_intervals else []),
-            alternatives,
-            _format_number(row["bd_quality"], "+.2f"),
-            _format_number(row["overlap"], ".0%"),
-        )
-        table.add_row(row["codec"], row["dataset"], row["task"], row["metric"], *numbers, str(row["note"] or ""))
+    table.add_column("")
+    footnotes = Footnotes()
+    for _, row in frame.iterrows():
+        rate, quality = row["bd_rate_percent"], row["bd_quality"]
+        cells = {
+            "BD-rate %": f"- {footnotes.undefined(row, 'BD-rate')}" if pd.isna(rate) else signed_text(rate),
+            "95% interval": interval_text(row["low"], row["high"]),
+            "BD-quality": f"- {footnotes.undefined(row, 'BD-quality')}" if pd.isna(quality) else signed_text(quality, 2),
+            "overlap": _format_number(row["overlap"], ".0%"),
+            "": footnotes.mark(row),
+        }
+        table.add_row(*(str(cells.get(str(column.header), row.get(column.header))) for column in table.columns))
     _print(table)
+    for line in footnotes.lines():
+        print(line)
 
 
 def show_scores(frame: pd.DataFrame) -> None:
@@ -91,10 +101,8 @@ def show_plan(frame: pd.DataFrame) -> None:
         counts = (str(row["missing"]), str(row["cells"]), str(row["images"]))
         table.add_row(row["codec"], point, row["dataset"], row["task"], *counts, format_duration(row["seconds"]))
     unmeasured = int(frame["seconds"].isna().sum())
-    caption = f"about {format_duration(frame['seconds'].sum())} on one worker"
-    table.caption = caption + (f"; {unmeasured} rows not measured yet" if unmeasured else "")
-    if len(frame) and unmeasured == len(frame):
-        table.caption = "time not known: nothing has been measured yet"
+    if unmeasured:
+        table.caption = f"{unmeasured} rows were never measured; --probe N measures N images of each first"
     _print(table)
 
 
@@ -125,12 +133,7 @@ def show_standard_sets(frame: pd.DataFrame) -> None:
 
 
 def _cost(seconds: float, size: float) -> str:
-    return "?" if math.isnan(seconds) or math.isnan(size) else f"{format_duration(seconds)}, {format_size(size)}"
-
-
-def format_size(size: float) -> str:
-    """A number of bytes as text, such as `12.0 MB` or `0.9 GB`."""
-    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+    return "unknown" if math.isnan(seconds) or math.isnan(size) else f"{format_duration(seconds)}, {format_size(size)}"
 
 
 def _print(table: Table) -> None:
@@ -138,16 +141,6 @@ def _print(table: Table) -> None:
     if not console.is_terminal:
         console.width = 200  # Rich would wrap a table in a file or pipe at 80 columns.
     console.print(table)
-
-
-def format_duration(seconds: float) -> str:
-    """A number of seconds as text, such as `2 h 05 min` or `3.2 s`; `?` for NaN."""
-    if math.isnan(seconds):
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _format_number(value: float | None, style: str) -> str:

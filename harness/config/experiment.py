@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +95,10 @@ class Experiment(ConfigSection):
         published: files of curves that papers report, drawn dashed; `true` stands for those that come with icmbench.
         store: path or URL of a store that many runs share, instead of the one in the run folder. The environment variable
             ICMBENCH_STORE names one for all experiments that have no such key.
+        device: where the networks of those codecs, tasks and models run that take an option `device` and are given none: auto,
+            cpu, cuda, cuda:N or mps. By default each one's own default, which for most is the CPU.
         folder: the folder of the experiment file. Relative paths start here.
+        only_points: the rate points that `--only` selects, as the file or the codec names them; empty for all.
     """
 
     name: str
@@ -112,7 +116,14 @@ class Experiment(ConfigSection):
     envelope: Literal["error", "pareto", "isotonic"] = "pareto"
     published: list[Literal[True] | Path] = Field(default_factory=list)
     store: str | None = None
+    device: str | None = Field(None, pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")
     folder: Path = Field(Path(), exclude=True)
+    only_points: tuple[str, ...] = Field((), exclude=True)
+
+    @field_validator("only_points")
+    @classmethod
+    def _refuse_in_file(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        raise ValueError("points are selected on the command line, by `--only point=POINT`")
 
     @field_validator("fail_on_error")
     @classmethod
@@ -151,10 +162,14 @@ class Experiment(ConfigSection):
         return self
 
 
-def load_experiment(path: Path) -> Experiment:
+def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
     """Read and validate an experiment file.
+
+    Args:
+        path: the file.
+        settings: values of `--set`, which stand above those of the file; see `icmbench.harness.config.settings.override`.
 
     Raises:
         UserError: the file cannot be read, or a key or value in it is wrong.
     """
-    return load_section(Experiment, path, "experiment file")
+    return load_section(Experiment, path, "experiment file", settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from icmbench.harness.config.errors import UserError, unknown_message
 from icmbench.harness.config.files import read_bytes
 from icmbench.harness.config.secrets import REMEDY, find_credential
+from icmbench.harness.config.settings import override
 
 MAX_VALUES = 100_000  # Bound on the values of one file after its aliases are written out: a small file can expand without end.
 
@@ -42,14 +44,23 @@ def first_error(error: ValidationError, prefix: str) -> str:
     return f"{'.'.join([prefix, *map(str, details['loc'])])}: {message}"
 
 
+_MERGE = object()  # Stands for the key `<<`, which takes over another mapping.
+
+
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses duplicate keys; plain YAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
-        duplicate = next((key for key in keys if keys.count(key) > 1), None)
-        if duplicate is not None:
-            raise yaml.MarkedYAMLError(problem=f"the key {duplicate!r} is given twice", problem_mark=node.start_mark)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            # Keys are compared by their values: `1` and `0x1` are one key, and so are `yes` and `true`.
+            value = _MERGE if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key)
+            line = key.start_mark.line + 1
+            if value in lines:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice, on lines {lines[value]} and {line}")
+            lines[value] = line
         return super().construct_mapping(node, deep)
 
 
@@ -82,16 +93,35 @@ def _refuse_half_characters(value: Any, key: str) -> None:
 _Root = TypeVar("_Root", bound=ConfigSection)
 
 
-def load_section(section: type[_Root], path: Path, description: str) -> _Root:
+def load_section(section: type[_Root], path: Path, description: str, settings: Sequence[str] = ()) -> _Root:
     """Read and validate a YAML file.
 
     Args:
         section: the model of the whole file. It has a field `folder`, which is set to the file's folder.
         path: the file.
         description: what error messages call the file, such as `recipe file`.
+        settings: values of `--set`, which stand above those of the file.
 
     Raises:
         UserError: the file cannot be read, is no valid YAML, or does not fit the model.
+    """
+    data = read_mapping(path, description, settings)
+    try:
+        return section.model_validate({**data, "folder": path.parent.absolute()})
+    except ValidationError as error:
+        raise UserError(first_error(error, str(path))) from None
+
+
+def read_mapping(path: Path, description: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of a YAML file, with the values of `--set` in it, before it is compared with a model.
+
+    Args:
+        path: the file.
+        description: what error messages call the file.
+        settings: values of `--set`.
+
+    Raises:
+        UserError: the file cannot be read, is no valid YAML, is no mapping, or holds a credential.
     """
     try:
         text = read_bytes(path, description).decode("utf-8")
@@ -106,13 +136,11 @@ def load_section(section: type[_Root], path: Path, description: str) -> _Root:
         raise UserError(f"{path}: its aliases expand to more than {MAX_VALUES} values; write the file out")
     if not isinstance(data, dict):
         raise UserError(f"{path}: the {description} is a mapping; icmbench's README shows one")
+    data = override(data, settings)
     _refuse_half_characters(data, str(path))
     place = find_credential(data)
     if place is not None:
         raise UserError(f"{path}: {place}: holds what looks like a credential, which would be published with the results; {REMEDY}")
     if "folder" in data:
         raise UserError(f"{path}: unknown key 'folder'; paths start at the file's folder by themselves")
-    try:
-        return section.model_validate({**data, "folder": path.parent.absolute()})
-    except ValidationError as error:
-        raise UserError(first_error(error, str(path))) from None
+    return data

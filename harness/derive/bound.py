@@ -2,7 +2,7 @@
 
     experiment, code, stored rows, labels  --digest-->  inputs
     scores.csv, replicates/, pictures.json, ...  --SHA-256-->  files
-    all of this  --digest-->  whole
+    all of this  --digest-->  sha256
 
 The file is written last. A reader compares each file with it, so that a table which was cut, edited or exchanged for an older one
 is refused instead of being reported as a whole. Its own digest tells that no line of it was lost: the table that is named there
@@ -20,11 +20,10 @@ import numpy as np
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.folder import Folder
-from icmbench.harness.store.keys import digest
+from icmbench.harness.store.guarded_json import guarded_bytes, parse_guarded
+from icmbench.harness.store.parallel import for_each
 
 NAME = "derived.json"
-CONTENT = ("inputs", "missing", "report", "files")
-WHOLE = "whole"
 
 
 class Derived:
@@ -40,8 +39,9 @@ class Derived:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        content = folder.read_json(NAME)
-        if content.get(WHOLE) != _own_digest(content):
+        try:
+            content = parse_guarded(folder.full_path(NAME), folder.read(NAME))
+        except (OSError, ValueError):
             content = {}
         self.inputs: str = content.get("inputs", "")
         self.missing: list[str] = content.get("missing", [])
@@ -78,7 +78,7 @@ class Derived:
             renewed: files that this run has written anew, which decide nothing beside the inputs.
         """
         files = {name: value for name, value in self._files.items() if name not in renewed}
-        return bool(files) and self.inputs == inputs and all(self._sha256(name) == value for name, value in files.items())
+        return bool(files) and self.inputs == inputs and self._hashes(files) == files
 
     def write(self, inputs: str, names: Iterable[str], missing: Sequence[str], report: str) -> None:
         """Record what was made, after everything else is written.
@@ -90,18 +90,22 @@ class Derived:
             report: the report's page, below the run folder.
         """
         self.inputs, self.missing, self.report = inputs, list(missing), report
-        hashes = {name: self._sha256(name) for name in names}
-        self._files = {name: value for name, value in hashes.items() if value}
+        self._files = {name: value for name, value in self._hashes(names).items() if value}
         self._save()
 
     def update(self, names: Iterable[str]) -> None:
         """Record files that were made anew from the others."""
-        self._files |= {name: self._sha256(name) for name in names}
+        self._files |= self._hashes(names)
         self._save()
 
     def _save(self) -> None:
         content = {"inputs": self.inputs, "missing": self.missing, "report": self.report, "files": self._files}
-        self._folder.write_json(NAME, {**content, WHOLE: _own_digest(content)})
+        self._folder.write(NAME, guarded_bytes(content))
+
+    def _hashes(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of files by name; empty for those that cannot be read."""
+        names = list(names)
+        return dict(zip(names, for_each(self._folder.fs, self._sha256, names), strict=True))
 
     def _sha256(self, name: str) -> str:
         """SHA-256 of a file; empty if it cannot be read."""
@@ -109,10 +113,6 @@ class Derived:
             return hashlib.sha256(self._folder.read(name)).hexdigest()
         except (OSError, UserError):
             return ""
-
-
-def _own_digest(content: Mapping[str, Any]) -> str:
-    return digest([content.get(name) for name in CONTENT])
 
 
 def check_beside(path: Path) -> None:

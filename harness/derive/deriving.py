@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from icmbench.harness.derive.tables import (
 )
 from icmbench.harness.store.keys import digest
 from icmbench.harness.store.pack_export import IMAGES
+from icmbench.harness.store.parquet_files import write_parts
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.series import Series
 from icmbench.results.bootstrap import with_intervals
@@ -107,14 +108,17 @@ def derive(bench: Bench, gatherer: Gatherer, workers: int, image_count: int) -> 
 
 def _write_streams(gatherer: Gatherer) -> None:
     """Write streams.parquet: size and pixels of every stream of the run by image, for comparisons with other runs."""
-    frames = []
+    write_parts(gatherer.bench.folder, STREAMS, STREAM_REFERENCES, _stream_references(gatherer))
+
+
+def _stream_references(gatherer: Gatherer) -> Iterator[pa.Table]:
+    """The rows of streams.parquet, series by series."""
     for series in gatherer.bench.series:
         for dataset in gatherer.bench.datasets:
             if isinstance(series, Series) and gatherer.bench.task_labels(dataset):
-                frame = gatherer.stream_frame(dataset, series)[["bytes", "height", "width", "sha256"]].reset_index()
+                frame = gatherer.streams.frame(dataset, series)[["bytes", "height", "width", "sha256"]].reset_index()
                 facts = {"codec": series.label, "point": series.point_name, "dataset": dataset}
-                frames.append(pa.Table.from_pandas(frame.assign(**facts), STREAM_REFERENCES, preserve_index=False))
-    gatherer.bench.folder.write_table(STREAMS, pa.concat_tables([STREAM_REFERENCES.empty_table(), *frames]))
+                yield pa.Table.from_pandas(frame.assign(**facts), STREAM_REFERENCES, preserve_index=False)
 
 
 def _table_spec(bench: Bench, scores: pd.DataFrame) -> TableSpec:

@@ -1,4 +1,7 @@
-"""What the store holds of one task on one series, over all images of its dataset: predictions, streams, and what is missing."""
+"""What the store holds of one task on one series, over all images of its dataset: predictions, streams, and what is missing.
+
+Of the millions of predictions of a paper's run only row numbers are kept, 8 bytes each; those of one series are read at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from icmbench.harness.store.collection import Rows
+from icmbench.harness.derive.run_streams import RunStreams
+from icmbench.harness.store.keys import joined_keys
+from icmbench.harness.store.row_index import Rows
 from icmbench.harness.store.rows import from_table
 from icmbench.harness.store.store import PREDICTION
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.blocks import Sources, cell_name
-from icmbench.harness.work.lookup import Streams
 from icmbench.harness.work.series import AnySeries, Series
 from icmbench.tasks.base import Prediction
 
@@ -27,7 +31,7 @@ class SeriesPredictions:
         ids: the images, in the order of the task's ids.
         predictions: one per image.
         seconds: mean seconds that the task took per image; NaN if they were measured on several machines.
-        streams: facts about the streams, one row per image, indexed by id; None for the originals.
+        streams: facts about the streams, one row per image, indexed by id, and the bits of their `header`; None for the originals.
         images: a digest of the source pixels of the images, whatever their order.
         key: a digest of everything that was read: the images, the keys of their predictions, and the facts of their streams.
     """
@@ -45,37 +49,25 @@ class Gatherer:
 
     Args:
         bench: the experiment and its store.
+
+    Attributes:
+        streams: the streams of its series.
     """
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self.streams = RunStreams(bench, self.sources)
         self._sources: dict[str, Sources] = {}
-        self._streams: dict[tuple[str, str], Streams] = {}
         self._rows: dict[tuple[str, str], Rows] = {}
-        self._digests: dict[tuple[str, str], bytes] = {}
-        bench.refresh_sources()
-        for dataset in bench.datasets:
-            if bench.task_labels(dataset):
-                bench.refresh(dataset, bench.series)
+        self._images: dict[tuple[str, tuple[str, ...]], str] = {}
+        bench.source_pixels.refresh()
+        bench.lookup.refresh(bench.series, bench.tasks)
 
     def sources(self, dataset: str) -> Sources:
         """Recorded facts about the source pixels of a dataset."""
         if dataset not in self._sources:
-            self._sources[dataset] = self.bench.recorded_sources(dataset, self.bench.datasets[dataset].ids)
+            self._sources[dataset] = self.bench.source_pixels.recorded(dataset, self.bench.datasets[dataset].ids)
         return self._sources[dataset]
-
-    def streams(self, dataset: str, series: AnySeries) -> Streams:
-        """Streams of a series for those images of a dataset that a task scores."""
-        key = (dataset, series.name)
-        if key not in self._streams:
-            tasks = list(self.bench.scoring_tasks(dataset, series).values())
-            ids = [i for i in self.bench.datasets[dataset].ids if any(i in scored for _, scored in tasks)]
-            self._streams[key] = self.bench.lookup.streams(series, ids, self.sources(dataset), tasks)
-        return self._streams[key]
-
-    def stream_frame(self, dataset: str, series: Series) -> pd.DataFrame:
-        """Facts about the streams that exist, indexed by image id."""
-        return self.bench.lookup.frame(series, self.streams(dataset, series))
 
     def rows(self, label: str, series: AnySeries) -> Rows:
         """Row numbers of a task's predictions, one per image of the task; -1 where there is none."""
@@ -87,18 +79,20 @@ class Gatherer:
 
     def pixels(self, label: str, series: AnySeries) -> list[str | None]:
         """SHA-256 of the pixels that a task sees, one per image of the task; None where there are none."""
-        streams = self.streams(self.bench.dataset_of(label), series)
-        pixels_of = dict(zip(streams.ids, streams.pixels, strict=True))
+        dataset = self.bench.dataset_of(label)
+        pixels_of = dict(zip(self.streams.found(dataset, series).ids, self.streams.pixels(dataset, series), strict=True))
         return [pixels_of[image_id] for image_id in self.bench.tasks[label].ids]
 
     def failed(self, label: str, series: AnySeries) -> frozenset[str]:
         """Images of a task that could not be read, coded or predicted before, and that the experiment tolerates."""
         task, dataset = self.bench.tasks[label], self.bench.dataset_of(label)
-        absent = [k for k, row in enumerate(self.rows(label, series)) if row < 0]
+        absent = np.flatnonzero(self.rows(label, series) < 0).tolist()
+        if not absent:
+            return frozenset()
         pixels = self.pixels(label, series)
         ids = [task.ids[k] for k in absent]
         failed = self.bench.lookup.failed_to_predict(task, ids, [pixels[k] for k in absent], self.sources(dataset))
-        return failed | (self.streams(dataset, series).failed & {*ids})
+        return failed | (self.streams.found(dataset, series).failed & {*ids})
 
     def missing(self, label: str, series: AnySeries) -> list[str]:
         """Images of a task that were neither predicted nor failed, in the order of the task's ids."""
@@ -123,14 +117,16 @@ class Gatherer:
             failed: ids of images to leave out.
         """
         task, dataset = self.bench.tasks[label], self.bench.dataset_of(label)
-        ids = [image_id for image_id in task.ids if image_id not in failed]
-        rows = np.array([r for i, r in zip(task.ids, self.rows(label, series), strict=True) if i not in failed], np.int64)
-        collection = self.bench.lookup.predictions_of(task)
-        table = collection.read(rows)
+        chosen = [k for k, image_id in enumerate(task.ids) if image_id not in failed]
+        ids = [task.ids[k] for k in chosen]
+        table = self.bench.lookup.predictions_of(task).read(self.rows(label, series)[chosen])
         hidden = {"key", "written", *dict(PREDICTION)}
         names = [name for name in table.column_names if name not in hidden]
         predictions: list[Prediction] = [*from_table(table, names)] if names else [{} for _ in ids]
-        frame = self.stream_frame(dataset, series).loc[ids] if isinstance(series, Series) else None
+        frame = None
+        if isinstance(series, Series):
+            frame = self.streams.frame(dataset, series)
+            frame = frame.assign(header=self.streams.parts(dataset, series).header).loc[ids]
         seconds = one_machine_mean(table.select(["seconds", "machine"]).to_pandas(), "seconds")
         images = self.images(dataset, ids)
         return SeriesPredictions(ids, predictions, seconds, frame, images, self.key(label, series, failed))
@@ -146,26 +142,21 @@ class Gatherer:
         present = rows[rows >= 0]
         facts = self.bench.lookup.predictions_of(task).facts(present, ["key", "written"])
         value = hashlib.sha256((rows >= 0).tobytes())
-        value.update("".join(str(self.sources(dataset).sha256.get(task.ids[k])) for k in chosen).encode())
-        value.update(b"".join(facts.column("key").to_pylist()))
+        sha256 = self.sources(dataset).sha256
+        value.update("".join([str(sha256.get(task.ids[k])) for k in chosen]).encode())
+        value.update(joined_keys(facts.column("key")))
         value.update(facts.column("written").to_numpy().tobytes())
         if isinstance(series, Series):
-            value.update(self._streams_digest(dataset, series))
+            value.update(self.streams.digest(dataset, series))
         return value.hexdigest()[:32]
-
-    def _streams_digest(self, dataset: str, series: Series) -> bytes:
-        key = (dataset, series.name)
-        if key not in self._digests:
-            frame = self.stream_frame(dataset, series)
-            value = hashlib.sha256(frame[["bytes", "height", "width"]].to_numpy("i8").tobytes())
-            value.update("".join([*frame.index, *frame["sha256"]]).encode())
-            self._digests[key] = value.digest()
-        return self._digests[key]
 
     def images(self, dataset: str, ids: Sequence[str]) -> str:
         """A digest of the source pixels of images, whatever their order and names."""
-        sha256 = self.sources(dataset).sha256
-        return hashlib.sha256("".join(sorted(sha256[i] for i in ids)).encode()).hexdigest()[:16]
+        key = (dataset, tuple(ids))
+        if key not in self._images:
+            sha256 = self.sources(dataset).sha256
+            self._images[key] = hashlib.sha256("".join(sorted(sha256[i] for i in ids)).encode()).hexdigest()[:16]
+        return self._images[key]
 
 
 def one_machine_mean(frame: pd.DataFrame, column: str) -> float:

@@ -22,8 +22,8 @@ class MergedImages:
         dataset: its name.
         ids: the images, in the order in which runs scored them.
         sha256: hashes of their source pixels; images that no run read are left out.
-        limit: as of `Dataset`; the number of images if they are the intersection of different sets.
-        preprocessing: as of `Dataset`.
+        limit: `limit` of the dataset; the number of images if they are the intersection of different sets.
+        preprocessing: `preprocessing` of the dataset.
         source: position of the run whose section of the experiment names the dataset on this machine; None if none of them does.
         why: why none does.
         counts: how many images each run has, by its address, where the sets differ.

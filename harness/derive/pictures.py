@@ -100,7 +100,7 @@ def _task_entries(
     worst = damage.mean(axis=1).dropna().sort_values(ascending=False, kind="stable").index[:count]
     entries = []
     for image_id in worst:
-        original = bench.read(dataset, image_id)
+        original = bench.source_pixels.read(dataset, image_id)
         before = originals.predictions[index[image_id]]
         reconstructions = []
         for series, gathered in coded:
@@ -152,7 +152,7 @@ def _choose_series(gatherer: Gatherer, dataset: str, scores: pd.DataFrame, left_
 
 
 def _keeps_pictures(gatherer: Gatherer, dataset: str, series: Series) -> bool:
-    first = next((pixels for pixels in gatherer.streams(dataset, series).pixels if pixels), None)
+    first = next((pixels for pixels in gatherer.streams.pixels(dataset, series) if pixels), None)
     return first is not None and gatherer.bench.store.has_picture(first)
 
 
@@ -170,9 +170,9 @@ def _scored_pixels(gatherer: Gatherer, dataset: str, image_id: str, series: Seri
 
 def _load_or_decode(gatherer: Gatherer, dataset: str, image_id: str, series: Series) -> Image | None:
     """The kept reconstruction, or the stored stream decoded again; None if neither has the recorded pixels."""
-    bench, streams = gatherer.bench, gatherer.streams(dataset, series)
+    bench, streams = gatherer.bench, gatherer.streams.found(dataset, series)
     k = streams.ids.index(image_id)
-    sha256 = streams.pixels[k]
+    sha256 = gatherer.streams.pixels(dataset, series)[k]
     assert sha256 is not None
     kept = bench.store.load_picture(sha256)
     if kept is not None:

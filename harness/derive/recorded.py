@@ -23,6 +23,7 @@ from icmbench.harness.config.sections import first_error
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.inventory import describe_all, parse_fingerprint, take_inventory
 from icmbench.harness.store.pack_export import IMAGES, RecordedSeries
+from icmbench.harness.store.parquet_files import read_table
 from icmbench.harness.store.references import ENVIRONMENT, store_of_run
 
 
@@ -103,7 +104,7 @@ def read_run(address: str, base: Path | None = None) -> RecordedRun:
         raise UserError(f"{where}: it does not describe a run ({cause}): run the experiment again") from None
     images: dict[str, dict[str, str | None]] = {name: {} for name in experiment.datasets}
     try:
-        table = folder.read_table(IMAGES, ["dataset", "id", "source"])
+        table = read_table(folder, IMAGES, ["dataset", "id", "source"])
     except FileNotFoundError:
         raise UserError(f"{address} has no {IMAGES}, which says what images it is about: run the experiment again") from None
     for dataset, image_id, source in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True):

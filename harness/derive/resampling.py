@@ -26,8 +26,9 @@ from icmbench.harness.derive.scoring import realisation, targets_of
 from icmbench.harness.store.folder import Folder, safe_name
 from icmbench.harness.store.formats import FormatError
 from icmbench.harness.store.keys import digest
+from icmbench.harness.store.parquet_files import read_table, write_table
+from icmbench.harness.work.bar import Bar
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.progress import Bar
 from icmbench.harness.work.series import AnySeries
 from icmbench.results.bootstrap import INDEX, Point, draw_replicates
 from icmbench.tasks.base import Statistics
@@ -126,7 +127,7 @@ class Resampling:
                 frame = pd.concat(frames, ignore_index=True)
                 if not frame.equals(self.stored.get(label)):
                     table = pa.Table.from_pandas(frame.assign(task=label), preserve_index=False)
-                    self.bench.folder.write_table(replicates_file(label), table)
+                    write_table(self.bench.folder, replicates_file(label), table)
                 replicates[label] = frame.drop(columns="key")
         return replicates
 
@@ -156,7 +157,7 @@ def load_replicates(folder: Folder, names: Iterable[str] | None = None) -> dict[
         if not (name.startswith(f"{FOLDER}/") and name.endswith(".parquet")):
             continue
         try:
-            frame = folder.read_table(name).to_pandas()
+            frame = read_table(folder, name).to_pandas()
         except FormatError:
             raise
         except (UserError, FileNotFoundError):

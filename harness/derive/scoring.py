@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +164,7 @@ def realisation(gatherer: Gatherer, label: str, series: AnySeries) -> str:
     """
     marks = [] if series.seed is None else [f"seed={series.seed}"]
     if not series.deterministic:
-        marks.append(digest([str(pixels) for pixels in gatherer.streams(gatherer.bench.dataset_of(label), series).pixels])[:8])
+        marks.append(digest([str(pixels) for pixels in gatherer.streams.pixels(gatherer.bench.dataset_of(label), series)])[:8])
     return never_a_number(" ".join(marks))
 
 
@@ -192,10 +192,11 @@ def bit_split(gatherer: Gatherer) -> pd.DataFrame:
     for series in bench.series:
         if not isinstance(series, Series):
             continue
-        frames = [gatherer.stream_frame(dataset, series) for dataset in bench.datasets if bench.task_labels(dataset)]
-        texts = [text for frame in frames for text in frame["parts"].dropna()]
-        mean_bits = pd.DataFrame([json.loads(text) for text in texts]).fillna(0).mean()
-        records += [(series.label, series.point, str(part), bits) for part, bits in mean_bits.items()]
+        parts = [gatherer.streams.parts(dataset, series) for dataset in bench.datasets if bench.task_labels(dataset)]
+        bits, count = Counter[str](), sum(of_dataset.itemised for of_dataset in parts)
+        for of_dataset in parts:
+            bits.update(of_dataset.bits)
+        records += [(series.label, series.point, part, total / count) for part, total in bits.items()]
     frame = pd.DataFrame(records, columns=["codec", "point", "part", "bits"])
     return frame.groupby(["codec", "point", "part"], sort=False, as_index=False)["bits"].mean()
 
@@ -208,8 +209,7 @@ def _rates(streams: pd.DataFrame | None) -> dict[str, Any]:
     bits = 8 * streams["bytes"]
     payload = None
     if streams["parts"].notna().all():
-        headers = streams["parts"].map(lambda parts: json.loads(parts).get("header", 0))
-        payload = float((bits - headers).sum() / pixels.sum())
+        payload = float((bits - streams["header"]).sum() / pixels.sum())
     return {
         "bpp": float(bits.sum() / pixels.sum()),
         "payload_bpp": payload,

@@ -70,7 +70,7 @@ class MergedSeries(Series):
         return self._find_facts(self)
 
     def facts(self, image_id: str) -> str:
-        """As of `Series`, but as it was when the streams were made; "unknown", under which there is no stream, if that is lost."""
+        """What `Series.facts` returned when the streams were made; "unknown", under which there is no stream, if that is lost."""
         return "" if self._facts_of_image is None else self._facts_of_image.get(image_id, "unknown")
 
     def facts_here(self, image_id: str) -> str:
@@ -83,7 +83,7 @@ class RecordedModel:
 
     Args:
         name: the model.
-        fingerprint: as a run recorded it.
+        fingerprint: what a run recorded as its fingerprint.
         model: the model as it is here, whose options and class names serve in scoring; None if it cannot be made.
         why: why it is not used itself.
     """
@@ -140,7 +140,7 @@ class RecordedDataset:
         name: the dataset's key in the experiment.
         ids: the images.
         limit: their number if they are not the whole dataset.
-        preprocessing: as recorded.
+        preprocessing: what the runs recorded of their preprocessing.
         dataset: the dataset, which may hold more images; None if it cannot be made here.
         why: why it cannot.
     """
@@ -159,20 +159,20 @@ class RecordedDataset:
         return self._dataset
 
     def path(self, image_id: str) -> Path:
-        """As of `Dataset`. Raises DatasetError if the dataset is not here."""
+        """Path of an image on this machine. Raises DatasetError if the dataset is not here."""
         return self._here.path(image_id)
 
     def read(self, image_id: str) -> Image:
-        """As of `Dataset`. Raises DatasetError if the dataset is not here."""
+        """Source pixels of an image, uint8 (height, width, 3). Raises DatasetError if the dataset is not here."""
         return self._here.read(image_id)
 
     def annotated(self, kind: str) -> list[str]:
-        """As of `Dataset`. Raises DatasetError if the dataset is not here."""
+        """Those of the images that have annotations of a kind. Raises DatasetError if the dataset is not here."""
         annotated = frozenset(self._here.annotated(kind))
         return [image_id for image_id in self.ids if image_id in annotated]
 
     def targets(self, kind: str, ids: Sequence[str]) -> list[Target]:
-        """As of `Dataset`. Raises DatasetError if the dataset is not here."""
+        """What the dataset here has as targets of images. Raises DatasetError if the dataset is not here."""
         return self._here.targets(kind, ids)
 
     def __getattr__(self, attribute: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.sections import first_error
+from icmbench.harness.config.selection import Selection
 from icmbench.harness.derive.bound import Derived
 from icmbench.harness.derive.resampling import load_replicates
-from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.folder import Folder, safe_name
 from icmbench.harness.store.formats import parse_object
+from icmbench.harness.store.keys import digest
 from icmbench.results.analysis_files import COLUMNS, read_analysis
 from icmbench.results.bd import Envelope, Method
 from icmbench.results.bundle import write_bundle
+from icmbench.results.columns import UNCOMPRESSED
 from icmbench.results.json_files import parse_json
 from icmbench.results.pictures import check_entries
 from icmbench.results.plain_files import read_plain_file
@@ -134,6 +137,35 @@ def rewrite_report(folder: Path, inputs: ReportInputs) -> tuple[pd.DataFrame, Pa
         name = page.relative_to(scratch)
     Derived(run_folder).update(["bdrate.csv", name.as_posix()])
     return bdrate, folder / name
+
+
+def write_part(folder: Path, inputs: ReportInputs, only: Selection) -> tuple[pd.DataFrame, Path]:
+    """Write the BD table and the report of a part of a run below parts/, and leave those of the whole as they are.
+
+    The originals stay in, for they are the ceiling of every curve, and so does the anchor, because the table compares with it.
+
+    Args:
+        folder: the run folder.
+        inputs: as `read_report_inputs` returns them.
+        only: the part.
+
+    Returns:
+        The BD frame, and the path of the report's page.
+
+    Raises:
+        UserError: the run has no such codec, task, dataset or point.
+    """
+    only.check_table(inputs.scores)
+    always = [UNCOMPRESSED, *([inputs.table_spec.anchor] if inputs.table_spec.anchor else [])]
+    scores = only.rows_of(inputs.scores, always)
+    tasks = {*scores["task"]}
+    replicates = {label: only.rows_of(frame, always) for label, frame in inputs.replicates.items() if label in tasks}
+    part = replace(inputs, scores=scores, replicates=replicates, codec_analyses={}, pictures={})
+    run_folder = Folder(Folder(folder).below(f"parts/{safe_name(str(only), 60)}-{digest(str(only))[:8]}"))
+    with run_folder.scratch_folder() as scratch:
+        bdrate, page = write_bd_table_and_report(scratch, part)
+        name = page.relative_to(scratch)
+    return bdrate, Path(run_folder.full_path(name.as_posix()))
 
 
 def bundle(folder: Path, inputs: ReportInputs, bdrate: pd.DataFrame) -> Path:

@@ -7,6 +7,7 @@ in an object store.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -14,15 +15,20 @@ from typing import Any
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.plugins import explain_missing_package
+from icmbench.harness.processes.executors import UnitOutcome
+from icmbench.harness.processes.heartbeats import worker_beating
+from icmbench.harness.processes.model_client import move_tasks
+from icmbench.harness.processes.pool import THREAD_COUNT_VARIABLES, Staff
+from icmbench.harness.processes.ray_models import RETRIES, RayModelHost, RayModels
+from icmbench.harness.processes.retries import RetryPolicy, failed_unit
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.executors import THREAD_COUNT_VARIABLES
-from icmbench.harness.work.loop import Progress, WorkUnit, compute_units
+from icmbench.harness.work.loop import WorkUnit, compute_units
 from icmbench.harness.work.outcome import Outcome
-from icmbench.harness.work.retries import RetryPolicy, failed_unit
 
 # Workers that a unit of one series may lose before it is reported as failed. It is one more than in a local pool, because whole
 # nodes of a cluster may be lost too.
 MAX_LOSSES = 3
+START_SECONDS = 1800.0  # Time until the models must be loaded: a cluster may have to start nodes first.
 MAX_FAILED_STARTS_EACH = 3  # Failed starts per worker tolerated before any worker has come up.
 
 
@@ -31,25 +37,31 @@ class RayWorker:
 
     Args:
         bench: the experiment's codecs, tasks and store.
+        command: under this name the actor says what it does; see `icmbench.harness.processes.heartbeats`.
+        models: actors that hold the models; None if this one holds them itself.
     """
 
     extra = "ray"
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, command: str, models: RayModels | None = None) -> None:
         self.bench = bench
+        if models is not None:
+            models.connect(bench)
+        self._beating = worker_beating(bench.folder, command, bench.activity)
+        self._beating.__enter__()  # It ends with the actor, whose process is killed.
 
     def ready(self) -> None:
         """Return once the actor has been placed and runs."""
 
     def run(self, unit: WorkUnit, keep: bool) -> Outcome:
         """Compute one unit; `keep` stores every reconstruction as a lossless picture."""
-        [outcome] = compute_units(self.bench, [unit], keep, lambda images: None)
+        [outcome] = compute_units(self.bench, [unit], keep)
         return outcome
 
 
 def ray_cluster(
-    bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: Progress, workers: int, gpus: float
-) -> Iterator[Outcome]:
+    bench: Bench, units: Sequence[WorkUnit], keep: bool, command: str, staff: Staff, gpus: float
+) -> Iterator[UnitOutcome]:
     """Compute units on actors of a Ray cluster, each of which has one unit at a time.
 
     Units wait here until an actor runs and is idle. An actor whose process or node is lost is replaced as soon as the cluster has
@@ -59,12 +71,12 @@ def ray_cluster(
         bench: the experiment's codecs, tasks and store.
         units: what to compute.
         keep: whether to store every reconstruction as a lossless picture.
-        progress: called when a unit is done.
-        workers: number of actors; no more are started than there are units.
-        gpus: GPUs of each actor; a fraction lets actors share one.
+        command: under this name the actors say what they do; see `icmbench.harness.processes.heartbeats`.
+        staff: how many actors; no more workers are started than there are units.
+        gpus: GPUs of each actor that holds models; a fraction lets actors share one.
 
     Yields:
-        The outcome of each unit, in the order in which they end.
+        Each unit with its outcome, in the order in which they end.
 
     Raises:
         UserError: ray is not installed, the cluster has no room for so many workers, or workers cannot start on it.
@@ -73,12 +85,42 @@ def ray_cluster(
         import ray
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, configure_logging=False)
-    workers = min(workers, len(units))
-    cores = cores_each([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, gpus)
-    environment = {"env_vars": dict.fromkeys(THREAD_COUNT_VARIABLES, str(cores))}
-    actor_class = ray.remote(RayWorker).options(num_cpus=cores, num_gpus=gpus, runtime_env=environment)
+    workers = min(staff.workers, len(units))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     policy = RetryPolicy(bench.experiment.timeout, MAX_LOSSES, MAX_FAILED_STARTS_EACH * workers)
-    yield from _RayPool(ray, actor_class, bench, keep, policy).compute(units, workers, progress)
+    if staff.models:
+        check_room(nodes, workers, staff.models, gpus)
+        models = _start_models(ray, bench, command, staff.models, gpus)
+        actor_class = ray.remote(RayWorker).options(num_cpus=1, runtime_env=_threads(1))
+        patience = 1 + math.ceil(workers / staff.models)
+    else:
+        models, patience = None, 1
+        cores = cores_each(nodes, workers, gpus)
+        actor_class = ray.remote(RayWorker).options(num_cpus=cores, num_gpus=gpus, runtime_env=_threads(cores))
+    try:
+        yield from _RayPool(ray, actor_class, (bench, command, models), keep, policy, patience).compute(units, workers)
+    finally:
+        for actor in models.actors if models else ():
+            ray.kill(actor)
+
+
+def _threads(cores: int) -> dict[str, Any]:
+    """The environment of actors of so many cores."""
+    return {"env_vars": dict.fromkeys(THREAD_COUNT_VARIABLES, str(cores))}
+
+
+def _start_models(ray: Any, bench: Bench, command: str, count: int, gpus: float) -> RayModels:
+    """Start actors that hold the models, and wait until they are built. Raises UserError if they cannot be."""
+    options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": RETRIES, "runtime_env": _threads(1)}
+    actors = [ray.remote(RayModelHost).options(**options).remote(bench, command) for _ in range(count)]
+    try:
+        ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        for actor in actors:
+            ray.kill(actor)
+        raise UserError(f"the models cannot be loaded on the Ray cluster: {' '.join(str(error).split())[:500]}") from None
+    timeout = bench.experiment.timeout
+    return RayModels(actors, move_tasks(bench), math.inf if timeout is None else timeout)
 
 
 class _RayPool:
@@ -87,14 +129,23 @@ class _RayPool:
     `calls` holds the running calls by Ray reference: the actor, its unit (None while the actor starts), and the time of the call.
     """
 
-    def __init__(self, ray: Any, actor_class: Any, bench: Bench, keep: bool, policy: RetryPolicy) -> None:
-        self.ray, self.actor_class, self.bench, self.keep, self.policy = ray, actor_class, bench, keep, policy
+    def __init__(
+        self,
+        ray: Any,
+        actor_class: Any,
+        arguments: tuple[Bench, str, RayModels | None],
+        keep: bool,
+        policy: RetryPolicy,
+        patience: float,
+    ) -> None:
+        self.ray, self.actor_class, self.arguments, self.keep, self.policy = ray, actor_class, arguments, keep, policy
+        self.bench, self.patience = arguments[0], patience
         self.calls: dict[Any, tuple[Any, WorkUnit | None, float]] = {}
         self.idle: list[Any] = []
         self.waiting: list[WorkUnit] = []
 
-    def compute(self, units: Sequence[WorkUnit], workers: int, progress: Progress) -> Iterator[Outcome]:
-        """Start the actors, and yield the outcome of each unit as it ends."""
+    def compute(self, units: Sequence[WorkUnit], workers: int) -> Iterator[UnitOutcome]:
+        """Start the actors, and yield each unit with its outcome as it ends."""
         self.waiting = list(reversed(units))
         for _ in range(workers):
             self._start_actor()
@@ -104,10 +155,7 @@ class _RayPool:
                     actor, unit = self.idle.pop(), self.waiting.pop()
                     self.calls[actor.run.remote(unit, self.keep)] = (actor, unit, time.monotonic())
                 done, _ = self.ray.wait(list(self.calls), timeout=None if self.bench.experiment.timeout is None else 1.0)
-                ended = [*self._collect(done), *self._end_overdue()]
-                for unit, outcome in ended:
-                    progress(unit.images)
-                    yield outcome
+                yield from [*self._collect(done), *self._end_overdue()]
         finally:
             for actor in [*self.idle, *(actor for actor, _, _ in self.calls.values())]:
                 self.ray.kill(actor)
@@ -116,7 +164,7 @@ class _RayPool:
         return any(unit is not None for _, unit, _ in self.calls.values())
 
     def _start_actor(self) -> None:
-        actor = self.actor_class.remote(self.bench)
+        actor = self.actor_class.remote(*self.arguments)
         self.calls[actor.ready.remote()] = (actor, None, time.monotonic())
 
     def _collect(self, references: Sequence[Any]) -> Iterator[tuple[WorkUnit, Outcome]]:
@@ -143,7 +191,7 @@ class _RayPool:
     def _end_overdue(self) -> Iterator[tuple[WorkUnit, Outcome]]:
         """Outcomes of units that exceeded their time limit; their actors are replaced."""
         for reference, (actor, unit, started) in list(self.calls.items()):
-            if unit is not None and time.monotonic() - started > self.policy.time_limit(unit):
+            if unit is not None and time.monotonic() - started > self.policy.time_limit(unit) * self.patience:
                 del self.calls[reference]
                 self.ray.kill(actor)
                 self._start_actor()
@@ -154,6 +202,24 @@ class _RayPool:
         """Queue what runs instead of a lost unit; whether there is anything."""
         self.waiting += replacements
         return bool(replacements)
+
+
+def check_room(nodes: Sequence[dict[str, float]], coders: int, models: int, gpus: float) -> None:
+    """Refuse coders and models, each of one core, that do not fit on the cluster together.
+
+    Args:
+        nodes: resources of each node, with `CPU` and `GPU` as counts.
+        coders: number of actors that encode and decode.
+        models: number of actors that hold models.
+        gpus: GPUs of each of the latter.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    cores_each(nodes, models, gpus)
+    total = int(sum(node.get("CPU", 0) for node in nodes))
+    if total < coders + models:
+        raise UserError(f"--coders {coders} --models {models}: the Ray cluster has {total} cores; ask for fewer or add nodes")
 
 
 def cores_each(nodes: Sequence[dict[str, float]], workers: int, gpus: float) -> int:

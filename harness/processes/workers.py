@@ -6,26 +6,25 @@ that a change of the system time ends no worker.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 
-import psutil
-
+from icmbench.harness.processes.families import end_with_parent, kill_family, new_family
+from icmbench.harness.processes.heartbeats import worker_beating
+from icmbench.harness.processes.model_address import READY_MESSAGE
+from icmbench.harness.processes.model_client import ModelsAddress
+from icmbench.harness.processes.output import stdout_to_stderr
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.loop import WorkUnit, compute_units
 from icmbench.harness.work.outcome import Outcome
 
-READY_MESSAGE = "ready"  # The first message of a worker; all later ones are outcomes.
 START_SECONDS = 600.0  # Seconds a worker gets to start: imports from a slow disk may take minutes.
 GRACE_SECONDS = 5.0  # Seconds to wait for the exit of a worker that is ending or was killed.
 OUT_OF_MEMORY_EXIT = 137  # Exit code of a worker that ran out of memory; shells report it of processes killed by the kernel.
@@ -53,18 +52,22 @@ class Worker:
     Args:
         bench: sent to the process.
         keep: whether to store every reconstruction as a lossless picture.
+        command: under this name the process says what it does; see `icmbench.harness.processes.heartbeats`.
+        models: makes the way to the processes that hold the models, in the worker; None if it holds them itself.
 
     Attributes:
+        process: the process.
         ready: whether the process has started.
         unit: the unit that it is computing; None while it starts or waits for one.
         deadline: when it will be overdue, on the monotonic clock.
     """
 
-    def __init__(self, bench: Bench, keep: bool) -> None:
+    def __init__(self, bench: Bench, keep: bool, command: str, models: ModelsAddress | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, worker_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(worker_end, bench, keep))
-        self.process.start()
+        self.process = context.Process(target=_serve, args=(worker_end, bench, keep, command, models))
+        with new_family() as self._mark:
+            self.process.start()
         worker_end.close()  # Otherwise the pipe would have no EOF when the worker ends.
         self.ready = False
         self.unit: WorkUnit | None = None
@@ -109,9 +112,11 @@ class Worker:
     def stop(self) -> None:
         """Kill the process and everything that it started, such as an encoder that hangs."""
         if self.process.is_alive():  # A dead process's id may belong to another process by now.
-            _kill_children(self.process.pid)
+            kill_family(self._mark, self.process.pid)
             self.process.kill()
             self.process.join(GRACE_SECONDS)
+        else:
+            kill_family(self._mark)
         self.pipe.close()
 
 
@@ -124,48 +129,20 @@ def wait(workers: Sequence[Worker]) -> None:
     wait_for([worker.pipe for worker in workers], min(1.0, max(0.0, seconds) + 0.01))
 
 
-@contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Send to standard error what plug-ins and their C libraries print, so that it does not mix with the command's own output."""
-    saved = None
-    with suppress(OSError, ValueError):  # One of the two may be closed.
-        sys.stdout.flush()
-        saved = os.dup(1)
-        os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # Text in the buffers of the C library would otherwise appear on standard output later.
-        if saved is not None:
-            os.dup2(saved, 1)
-            os.close(saved)
-
-
-def _serve(pipe: Connection, bench: Bench, keep: bool) -> None:
+def _serve(pipe: Connection, bench: Bench, keep: bool, command: str, models: ModelsAddress | None) -> None:
     """The main function of a worker process: computes units until the parent closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Only the parent handles Ctrl-C.
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    with suppress(EOFError, ConnectionError), stdout_to_stderr():
+    end_with_parent()
+    with suppress(EOFError, ConnectionError), worker_beating(bench.folder, command, bench.activity), stdout_to_stderr():
         pipe.send(READY_MESSAGE)
+        local_models = None
         while True:
             unit = pipe.recv()
-            [outcome] = compute_units(bench, [unit], keep, lambda images: None)
+            if models is not None and local_models is None:
+                local_models = models.connect(bench)
+            [outcome] = compute_units(bench, [unit], keep)
+            if local_models is not None:
+                local_models.forget_originals()
             if outcome.out_of_memory:  # Whatever took the memory may hold it; the unit is tried again in a new process.
                 os._exit(OUT_OF_MEMORY_EXIT)
             pipe.send(outcome)
-
-
-def _exit_with_parent(parent: int) -> None:
-    """End this worker once its parent has been killed, so that it does not compute beside the next run."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    _kill_children(os.getpid())
-    os._exit(1)
-
-
-def _kill_children(pid: int | None) -> None:
-    with suppress(psutil.Error):
-        for child in psutil.Process(pid).children(recursive=True):
-            with suppress(psutil.Error):
-                child.kill()

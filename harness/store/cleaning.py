@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import time
 from collections.abc import Collection as Container
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.collection import Collection
-from icmbench.harness.store.folder import Folder, is_alive
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.inventory import CollectionFacts, Inventory, StoredFile, describe_all, labels_of, take_inventory
 from icmbench.harness.store.keys import digest
 from icmbench.harness.store.leases import EXPIRY_SECONDS, Lease, hold, leases
@@ -30,10 +29,12 @@ from icmbench.harness.store.references import (
     is_same_place,
     parse_reference,
     run_address,
+    run_identity,
     store_of_run,
     why_unused,
 )
 from icmbench.harness.store.store import STREAM, STREAM_FACTS
+from icmbench.harness.store.whole_files import is_alive, process_space
 
 YOUNG_SECONDS = 24 * 3600.0  # A run may be about to use what is younger, although it has not said so.
 _TEMPORARY = re.compile(r".+\.tmp-(?P<host>.+)-(?P<pid>\d+)-\d+")
@@ -50,6 +51,7 @@ class Holder:
         since: when it was last heard of, in seconds since 1970.
         fingerprints: digests of the fingerprints that it refers to.
         files: its lease or reference.
+        successor: address to which its run folder was moved and where it was run again, so that all that it needs is needed there.
         bytes: size of what only such holders keep from being removed.
     """
 
@@ -59,6 +61,7 @@ class Holder:
     since: float
     fingerprints: frozenset[str]
     files: list[str]
+    successor: str = ""
     bytes: int = 0
 
 
@@ -69,7 +72,7 @@ class Cleaning:
     Attributes:
         remove: reasons by file, in the order of removal.
         spared: why something that no run needs is kept.
-        holders: expired leases, and references of runs that are gone, sorted by owner.
+        holders: expired leases, and references of runs that are gone and not known to be elsewhere, sorted by owner.
     """
 
     remove: dict[StoredFile, str] = field(default_factory=dict)
@@ -120,7 +123,8 @@ def _plan(folder: Folder, runs: Sequence[str]) -> Cleaning:
     named = _named(folder, runs, holders)
     holders = [holder for holder in holders if holder not in named]
     asked_for = frozenset[str]().union(*(holder.fingerprints for holder in holders))
-    plan = Cleaning(holders=sorted(holders, key=lambda holder: (holder.owner, holder.run)))
+    listed = [holder for holder in holders if not holder.successor]
+    plan = Cleaning(holders=sorted(listed, key=lambda holder: (holder.owner, holder.run)))
     oldest = time.time() - YOUNG_SECONDS
     removed: set[str] = set()
     for each in facts:
@@ -161,7 +165,7 @@ def _plan_others(inventory: Inventory, kept: Container[str], oldest: float, remo
         plan.spared.append(f"{len(inventory.pictures)} pictures: {why}")
     for file in inventory.leftovers:
         match = _TEMPORARY.fullmatch(file.name)
-        is_dead = match is not None and match["host"] == socket.gethostname() and not is_alive(int(match["pid"]))
+        is_dead = match is not None and match["host"] == process_space() and not is_alive(int(match["pid"]))
         if not _is_young(file, oldest) or (is_dead and not _is_young(file, time.time() - EXPIRY_SECONDS)):
             plan.remove[file] = "half-written files"
 
@@ -212,14 +216,15 @@ def holders_of(folder: Folder, inventory: Inventory, facts: Sequence[CollectionF
         state = "at work" if lease_is_live(lease) else "expired lease"
         for each in _fingerprints(lease):
             held.setdefault(each, []).append(f"{lease.facts.get('owner')}: {lease.facts.get('run')} ({state})")
+    inner = _inner_run(folder, facts)
     for file in inventory.references:
         with contextlib.suppress(ValueError, OSError):
             reference = parse_reference(file.name, folder.read(file.name))
+            run = inner.address if inner.left(reference) else reference.run
             for each in reference.fingerprints:
-                held.setdefault(each, []).append(f"{reference.owner}: {reference.run}")
-    inner, address = _needed_by_inner_run(folder, facts)
-    for each in inner:
-        held.setdefault(each, []).append(address)
+                held.setdefault(each, []).append(f"{reference.owner}: {run}")
+    for each in inner.fingerprints:
+        held.setdefault(each, []).append(inner.address)
     return held
 
 
@@ -227,9 +232,9 @@ def _holders(
     folder: Folder, inventory: Inventory, facts: Sequence[CollectionFacts]
 ) -> tuple[frozenset[str], list[Holder], list[str]]:
     """Digests that are needed for certain, runs of which it cannot be seen whether they need something, and leases to forget."""
-    needed, address = _needed_by_inner_run(folder, facts)
-    references = _read_references(folder, inventory)
-    if address and address not in {reference.run for reference in references}:
+    inner = _inner_run(folder, facts)
+    needed, references = inner.fingerprints, _read_references(folder, inventory)
+    if inner.address and not any(inner.left(reference) for reference in references):
         needed |= {file.digest for file in inventory.contexts}  # environment.json does not name them.
     holders, superseded = [], [lease.name for lease in leases(folder, CLEANING) if not lease_is_live(lease)]
     for lease in _read_leases(folder, inventory):
@@ -241,12 +246,21 @@ def _holders(
         else:
             who = f"{lease.facts.get('owner')} on {lease.facts.get('host')}"
             holders.append(Holder(run, who, "its lease has expired", float(lease.facts["beat"]), own, [lease.name]))
+    why = {each.name: why_unused(each, folder) for each in references}
+    latest = max((each for each in references if inner.left(each)), key=lambda each: each.time, default=None)
+    if latest is not None:
+        why[latest.name] = ""
+    in_use = [each for each in references if not why[each.name]]
     for reference in references:
-        if why := why_unused(reference, folder):
-            who = f"{reference.owner} on {reference.host}" if reference.host else reference.owner
-            holders.append(Holder(reference.run, who, why, reference.time, reference.fingerprints, [reference.name]))
-        else:
+        if reference in in_use:
             needed |= reference.fingerprints
+            continue
+        who = f"{reference.owner} on {reference.host}" if reference.host else reference.owner
+        successors = [each.run for each in in_use if reference.identity and each.identity == reference.identity
+                      and reference.fingerprints <= each.fingerprints]  # fmt: skip
+        holder = Holder(reference.run, who, why[reference.name], reference.time, reference.fingerprints, [reference.name])
+        holder.successor = next(iter(successors), "")
+        holders.append(holder)
     return needed, holders, superseded
 
 
@@ -282,13 +296,33 @@ def _fingerprints(lease: Lease) -> frozenset[str]:
     return frozenset(each for each in listed if is_digest(each)) if isinstance(listed, list) else frozenset()
 
 
-def _needed_by_inner_run(folder: Folder, facts: Sequence[CollectionFacts]) -> tuple[frozenset[str], str]:
-    """What the run folder around a store refers to by its environment.json, and the run's address; nothing if there is none."""
+@dataclass(frozen=True)
+class _InnerRun:
+    """The run in whose folder a store lies.
+
+    Attributes:
+        address: its run folder; empty if there is none.
+        identity: the identity of that.
+        fingerprints: digests of the fingerprints that its environment.json names.
+    """
+
+    address: str = ""
+    identity: str = ""
+    fingerprints: frozenset[str] = frozenset()
+
+    def left(self, reference: Reference) -> bool:
+        """Whether a reference is that of this run, perhaps from where its folder lay before."""
+        is_same = bool(self.identity) and reference.identity == self.identity
+        return bool(self.address) and (is_same or reference.run == self.address)
+
+
+def _inner_run(folder: Folder, facts: Sequence[CollectionFacts]) -> _InnerRun:
+    """The run folder around a store, if it names that store."""
     parent = Folder(folder.root.rstrip("/").rpartition("/")[0] or folder.path.rpartition("/")[0] or "/")
     record = parent.read_json(ENVIRONMENT) if parent.exists(ENVIRONMENT) else {}
     if not record or not is_same_place(store_of_run(parent, record), folder):
-        return frozenset(), ""
-    return frozenset(labels_of(parent, facts)), run_address(parent)
+        return _InnerRun()
+    return _InnerRun(run_address(parent), run_identity(parent), frozenset(labels_of(parent, facts)))
 
 
 def _address(text: str) -> str:

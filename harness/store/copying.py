@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.claims import claimed_pixels
-from icmbench.harness.store.collection import Collection, content_name, to_parquet
+from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.inventory import (
     CollectionFacts,
@@ -25,8 +25,11 @@ from icmbench.harness.store.inventory import (
     take_inventory,
 )
 from icmbench.harness.store.leases import hold
+from icmbench.harness.store.parquet_files import to_parquet
 from icmbench.harness.store.references import ENVIRONMENT, LEASES, exists, is_same_place, refuse_while_cleaned
+from icmbench.harness.store.shards import content_name
 from icmbench.harness.store.store import PREDICTION_FACTS, STREAM_FACTS, Store, parse_context
+from icmbench.harness.store.tidying import store_index
 from icmbench.harness.store.verifying import Damaged, read_shard
 
 
@@ -182,7 +185,7 @@ class _Transfer:
             self._copied.rows += table.num_rows
         if collection is not None:
             collection.refresh()
-            collection.write_index()  # Made anew, so that the next run need not read all shards.
+            store_index(collection)  # Made anew, so that the next run need not read all shards.
         self._copy_claims()
         if pictures:
             in_parallel(self._copy_picture, sorted(self._pixels & self._kept.keys()))

@@ -1,38 +1,27 @@
 """A folder of files that are either whole or absent, on any file system that fsspec can use: a run folder, or a store.
 
-write to a temporary name -> fsync -> rename          (a local or shared disk)
-one conditional put                                     (an object store)
+On a disk a file is renamed when it is complete (`whole_files.py`), and an object store takes each in one conditional put.
 """
 
 from __future__ import annotations
 
-import errno
-import io
-import itertools
 import json
-import os
 import re
-import socket
 import stat
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.secrets import holds_credential, redact
-from icmbench.harness.store.formats import FORMAT, KEY, check_metadata, parse_object
-
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-\d+$")
-_counter = itertools.count()
-STALE_LOCK_SECONDS = 30.0  # A rename takes milliseconds, so the owner of an older lock has died.
+from icmbench.harness.store.formats import FORMAT, KEY, parse_object
+from icmbench.harness.store.parallel import for_each
+from icmbench.harness.store.whole_files import remove_leftovers, write_whole, writing
 
 
 class Folder:
@@ -54,14 +43,7 @@ class Folder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        if "://" in self.root and holds_credential(self.root):
-            variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3, FSSPEC_<PROTOCOL>_PASSWORD for others"
-            raise UserError(f"{redact(self.root)}: leave its credentials out and put them into environment variables ({variables})")
-        try:
-            self.fs, path = fsspec.url_to_fs(self.root)
-        except (ImportError, ValueError) as error:
-            remedy = "; python -m pip install 'icmbench[s3]'" if self.root.startswith("s3:") else ""
-            raise UserError(f"{self.root}: no file system for it here ({error}){remedy}") from error
+        self.fs, path = _file_system(self.root)
         self.path = path.rstrip("/")
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
@@ -104,6 +86,12 @@ class Folder:
         with writing(self.full_path(name)), explain_connection_errors(self), suppress(FileNotFoundError):
             self.fs.rm_file(self.full_path(name))
 
+    def remove_empty(self, name: str) -> None:
+        """Remove a folder that holds nothing, where the file system has folders."""
+        if isinstance(self.fs, LocalFileSystem):
+            with suppress(OSError):  # It is absent, or another process has just written into it.
+                Path(self.full_path(name)).rmdir()
+
     def write(self, name: str, data: bytes, replace: bool = True) -> bool:
         """Write a file that appears under its name only when it is complete.
 
@@ -123,7 +111,7 @@ class Folder:
             if not isinstance(self.fs, LocalFileSystem):
                 with explain_connection_errors(self):
                     return _put(self.fs, target, data, replace)
-            return _write_local(Path(target), data, replace)
+            return write_whole(Path(target), data, replace)
 
     def read(self, name: str) -> bytes:
         """Content of a file.
@@ -143,37 +131,6 @@ class Folder:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error}): check the run folder") from error
         return data if isinstance(data, bytes) else bytes(data)
-
-    def write_table(self, name: str, table: pa.Table, replace: bool = True) -> bool:
-        """Write a Parquet file with checksums and the format number; see `write`."""
-        metadata = {**(table.schema.metadata or {}), KEY: str(FORMAT)}
-        buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
-        return self.write(name, buffer.getvalue(), replace)
-
-    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read a Parquet file.
-
-        Args:
-            name: the file.
-            columns: the columns to read; all by default.
-
-        Raises:
-            FormatError: a newer icmbench wrote the file.
-            UserError: the file is damaged.
-            FileNotFoundError: there is no such file.
-        """
-        data = self.read(name)
-        try:
-            file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-            check_metadata(self.full_path(name), file.schema_arrow.metadata)
-            lacking = [column for column in columns or () if column not in file.schema_arrow.names]
-            if lacking:
-                raise ValueError(f"it has no column {lacking[0]!r}")
-            return file.read(columns=list(columns) if columns is not None else None)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            cause = " ".join(str(error).split())
-            raise UserError(f"{self.full_path(name)} is damaged ({cause}): delete it and run the same command again") from error
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object with the format number; what JSON cannot hold is written as text."""
@@ -197,9 +154,8 @@ class Folder:
         """A temporary folder on a local disk for code that writes files by path; in the end they appear here, each one whole."""
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
-            for file in sorted(Path(scratch).rglob("*")):
-                if file.is_file():
-                    self.write(file.relative_to(scratch).as_posix(), file.read_bytes())
+            files = sorted(filter(Path.is_file, Path(scratch).rglob("*")))
+            list(for_each(self.fs, lambda file: self.write(file.relative_to(scratch).as_posix(), file.read_bytes()), files))
 
     @contextmanager
     def copy_of(self, names: Sequence[str]) -> Iterator[Path]:
@@ -208,20 +164,28 @@ class Folder:
             yield Path(self.path)
             return
         with tempfile.TemporaryDirectory() as folder:
-            for name in names:
+            for name, data in zip(names, for_each(self.fs, self.read, names), strict=True):
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / name).write_bytes(self.read(name))
+                (Path(folder) / name).write_bytes(data)
             yield Path(folder)
 
     def remove_leftovers(self) -> None:
         """Remove half-written files of writers on this machine that are no longer alive."""
-        if not isinstance(self.fs, LocalFileSystem):
-            return
-        for folder, _, files in os.walk(self.path):
-            for file in files:
-                match = _TEMPORARY.search(file)
-                if match and match["host"] == socket.gethostname() and not is_alive(int(match["pid"])):
-                    Path(folder, file).unlink(missing_ok=True)
+        if isinstance(self.fs, LocalFileSystem):
+            remove_leftovers(self.path)
+
+
+def _file_system(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """File system of an address, and the folder as it names it."""
+    if "://" in root and holds_credential(root):
+        variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3, FSSPEC_<PROTOCOL>_PASSWORD for others"
+        raise UserError(f"{redact(root)}: leave its credentials out and put them into environment variables ({variables})")
+    try:
+        file_system, path = fsspec.url_to_fs(root)
+    except (ImportError, ValueError) as error:
+        remedy = "; python -m pip install 'icmbench[s3]'" if root.startswith("s3:") else ""
+        raise UserError(f"{root}: no file system for it here ({error}){remedy}") from error
+    return file_system, path
 
 
 @contextmanager
@@ -240,119 +204,11 @@ def explain_connection_errors(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def writing(target: str | Path) -> Iterator[None]:
-    """Turn an error of the file system while a file is written into one sentence with the remedy.
-
-    Args:
-        target: the file or folder that is written, named in the sentence.
-
-    Raises:
-        UserError: instead of OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = {
-            errno.ENOSPC: "free some disk space and run the same command again",
-            errno.EROFS: "choose a folder that can be written",
-            errno.EACCES: "choose a folder that can be written",
-        }.get(error.errno or 0, "what was written before is kept; run the same command again")
-        raise UserError(f"cannot write {target} ({error.strerror or error}): {remedy}") from error
-
-
 def _put(fs: fsspec.AbstractFileSystem, target: str, data: bytes, replace: bool) -> bool:
     try:
         fs.pipe_file(target, data, mode="overwrite" if replace else "create")
     except FileExistsError:
         return False
-    return True
-
-
-def _write_local(target: Path, data: bytes, replace: bool) -> bool:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with whole_file(target, replace) as file:
-            file.write(data)
-    except FileExistsError:
-        return False
-    return True
-
-
-@contextmanager
-def whole_file(target: Path, replace: bool = True) -> Iterator[IO[bytes]]:
-    """A binary file to write. It appears under its name once everything is on the disk, and not at all if an error interrupts.
-
-    Args:
-        target: path of the file; its folder exists.
-        replace: whether an existing file is replaced.
-
-    Raises:
-        FileExistsError: `replace` is False and the file exists.
-    """
-    temporary = target.with_name(f"{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{next(_counter)}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(target)
-        else:
-            _rename_if_absent(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _rename_if_absent(temporary: Path, target: Path) -> None:
-    """Give a file its name unless that name is taken.
-
-    Raises:
-        FileExistsError: there is a file of that name.
-    """
-    try:
-        os.link(temporary, target)  # Fails if the target exists; a rename would silently replace it.
-    except FileExistsError:
-        raise
-    except OSError:  # A disk without hard links, such as exFAT and some network disks.
-        with _locked(target):
-            if target.exists():
-                raise FileExistsError(target) from None
-            temporary.replace(target)
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold a lock file beside `target`. One whose owner died is taken over after `STALE_LOCK_SECONDS`."""
-    lock = target.with_name(f"{target.name}.lock")
-    while True:
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            break
-        except FileExistsError:
-            with suppress(FileNotFoundError):
-                if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
-                    lock.unlink()
-            time.sleep(0.01)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
     return True
 
 

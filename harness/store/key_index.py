@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from icmbench.harness.store.keys import joined_keys
+
 MERGE_ROWS = 20_000  # Rows that may wait in a dictionary before they are sorted in among the others.
 
 
@@ -31,13 +33,13 @@ class KeyIndex:
         """
         if not table.num_rows:
             return
-        keys = table.column("key").to_pylist()
-        self._waiting.append((np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2), table.column("written").to_numpy()))
-        self._count += len(keys)
-        if len(self._recent) + len(keys) > MERGE_ROWS:
+        halves = np.frombuffer(joined_keys(table.column("key")), ">u8").reshape(-1, 2)
+        self._waiting.append((halves, table.column("written").to_numpy()))
+        self._count += len(halves)
+        if len(self._recent) + len(halves) > MERGE_ROWS:
             self.sort()
             return
-        for number, key in enumerate(keys, self._count - len(keys)):
+        for number, key in enumerate(table.column("key").to_pylist(), self._count - len(halves)):
             self._recent.setdefault(key, number)
 
     def find(self, keys: Sequence[bytes]) -> npt.NDArray[np.int64]:

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icmbench.tasks.base import Image
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KEY_BYTES = 16
 
@@ -38,4 +42,22 @@ def digest(facts: Any) -> str:
 
 def row_key(*parts: Any) -> bytes:
     """The key of a row, `KEY_BYTES` long: the beginning of the SHA-256 of texts, numbers or None, in this order."""
-    return hashlib.sha256("\0".join(map(repr, parts)).encode()).digest()[:KEY_BYTES]
+    return row_keys(*([part] for part in parts))[0]
+
+
+def row_keys(*columns: Sequence[Any]) -> list[bytes]:
+    """The keys of many rows, of which a run of a paper's size has millions.
+
+    Args:
+        columns: the parts of `row_key`, one of each for every row.
+    """
+    text = "\0".join(["%r"] * len(columns))
+    return [hashlib.sha256((text % parts).encode()).digest()[:KEY_BYTES] for parts in zip(*columns, strict=True)]
+
+
+def joined_keys(column: pa.ChunkedArray) -> bytes:
+    """All keys of a column of a table, one after the other."""
+    if not len(column):
+        return b""
+    array, size = column.combine_chunks(), column.type.byte_width
+    return bytes(array.buffers()[1][array.offset * size : (array.offset + len(array)) * size])

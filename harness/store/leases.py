@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.whole_files import process_space
 
 BEAT_SECONDS = 60.0  # How often a lease is renewed.
 EXPIRY_SECONDS = 600.0  # A lease that was not renewed for so long has expired: its process has died or lost its network.
@@ -41,8 +41,8 @@ class Lease:
     @property
     def live(self) -> bool:
         """Whether its holder is at work: a process of this machine that exists, or one elsewhere that renewed it lately."""
-        if self.facts.get("host") == _host():
-            return _start_of(int(self.facts["pid"])) == self.facts.get("started")
+        if self.facts.get("host") == process_space():
+            return start_of_process(int(self.facts["pid"])) == self.facts.get("started")
         return time.time() - float(self.facts["beat"]) < EXPIRY_SECONDS
 
 
@@ -59,7 +59,7 @@ def hold(folder: Folder, place: str, facts: Mapping[str, Any]) -> Iterator[str]:
         The lease's name.
     """
     name = f"{place}/{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
-    identity = {"owner": user_name(), "host": _host(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+    identity = {"owner": user_name(), "host": process_space(), "pid": os.getpid(), "started": start_of_process(os.getpid())}
     stopped = threading.Event()
 
     def write() -> None:
@@ -102,15 +102,7 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def _host() -> str:
-    """This machine's name and, on Linux, the number of its space of process ids, which containers of one name do not share."""
-    try:
-        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _start_of(pid: int) -> float | None:
+def start_of_process(pid: int) -> float | None:
     """When a process of this machine started, in seconds since 1970; None if there is no such process. Ids are used again."""
     try:
         return float(psutil.Process(pid).create_time())

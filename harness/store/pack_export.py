@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.sections import first_error
-from icmbench.harness.store.folder import Folder, whole_file, writing
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.formats import parse_object
 from icmbench.harness.store.pack import MANIFEST, Manifest, PackedPoint
+from icmbench.harness.store.parquet_files import read_table
 from icmbench.harness.store.references import store_of_run
 from icmbench.harness.store.store import Store
+from icmbench.harness.store.whole_files import whole_file, writing
 
 IMAGES = "images.parquet"  # In a run folder: every image with its dataset and the hash of its source pixels.
 ROWS_AT_ONCE = 256
@@ -74,7 +76,7 @@ def export(run: str, label: str, out: Path) -> Manifest:
     folder = Folder(run)
     try:
         environment = RunRecord.model_validate(parse_object(folder.full_path("environment.json"), folder.read("environment.json")))
-        images = folder.read_table(IMAGES, ["id", "source"]).to_pydict()
+        images = read_table(folder, IMAGES, ["id", "source"]).to_pydict()
     except ValidationError as error:
         raise UserError(first_error(error, folder.full_path("environment.json"))) from None
     except (OSError, ValueError) as error:

@@ -3,16 +3,17 @@
     references/<digest of host and run folder>.json    the run folder's address, its owner, and the fingerprints that it refers to
 
 A lease ends with its run, but tables can only be made anew from rows that are still there. A reference stays; it counts as long as
-its run folder exists and names this store. The file holds a digest of itself, so that a damaged one is never taken for a short one.
+its run folder exists and names this store. A run folder has an identity of its own, by which it is recognised after it was moved.
+The file holds a digest of itself, so that a damaged one is never taken for a short one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.folder import Folder
-from icmbench.harness.store.formats import FORMAT, KEY, FormatError, parse_object
+from icmbench.harness.store.formats import FormatError
+from icmbench.harness.store.guarded_json import guarded_bytes, parse_guarded
 from icmbench.harness.store.keys import digest
 from icmbench.harness.store.leases import leases, user_name
 
@@ -31,6 +33,7 @@ REFERENCES = "references"
 LEASES = "leases"  # Leases of the processes that use a store.
 CLEANING = "cleaning"  # Leases of `icmbench store clean` while it removes files.
 ENVIRONMENT = "environment.json"
+IDENTITY = "identity.json"  # In a run folder: what it is recognised by after it was moved.
 INNER_STORE = "store"  # Name of the store in a run folder that names no other.
 _REMOTE = ("s3", "s3a", "gs", "gcs", "abfs", "az")  # Protocols under which the run folder of a reference is looked for.
 
@@ -46,6 +49,7 @@ class Reference:
         host: on which machine.
         time: when, in seconds since 1970.
         fingerprints: digests of the fingerprints of its codecs, tasks and contexts.
+        identity: the identity of the run folder; empty if it was not recorded.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Reference:
     host: str
     time: float
     fingerprints: frozenset[str]
+    identity: str = ""
 
 
 def run_address(folder: Folder) -> str:
@@ -61,7 +66,15 @@ def run_address(folder: Folder) -> str:
     return str(Path(folder.path).absolute()) if isinstance(folder.fs, LocalFileSystem) else folder.root.rstrip("/")
 
 
-def leave_reference(store: Folder, run: Folder, fingerprints: Iterable[str]) -> None:
+def run_identity(run: Folder) -> str:
+    """The identity of a run folder, which goes with it wherever it is moved; empty if it has none that can be read."""
+    try:
+        return str(parse_guarded(IDENTITY, run.read(IDENTITY)).get("id", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def leave_reference(store: Folder, run: Folder, fingerprints: Iterable[str], is_part: bool = False) -> None:
     """Note in a store that a run refers to what it holds. What the same run folder referred to before no longer counts.
 
     It is called once the run holds its lease and before it computes anything, so that a run that is killed is remembered too.
@@ -70,13 +83,22 @@ def leave_reference(store: Folder, run: Folder, fingerprints: Iterable[str]) -> 
         store: the store.
         run: the run folder.
         fingerprints: digests of the fingerprints of the run's codec points, tasks and contexts.
+        is_part: whether only a part of the run's experiment is computed, so that what it referred to before still counts.
 
     Raises:
+        WriteRefusedError: the store can only be read.
         UserError: the store cannot be written.
     """
     address, host = run_address(run), socket.gethostname() if isinstance(run.fs, LocalFileSystem) else ""
-    facts = {"run": address, "owner": user_name(), "host": host, "time": time.time(), "fingerprints": sorted({*fingerprints})}
-    store.write(f"{REFERENCES}/{digest([host, address])}.json", _reference_bytes(facts))
+    name, needed = f"{REFERENCES}/{digest([host, address])}.json", {*fingerprints}
+    if is_part and store.exists(name):
+        try:
+            needed |= parse_reference(name, store.read(name)).fingerprints
+        except (FileNotFoundError, ValueError):
+            return  # As long as this file is damaged, `icmbench store clean` removes nothing.
+    run.write(IDENTITY, guarded_bytes({"id": uuid.uuid4().hex}), replace=False)
+    facts = {"run": address, "owner": user_name(), "host": host, "identity": run_identity(run), "time": time.time()}
+    store.write(name, guarded_bytes({**facts, "fingerprints": sorted(needed)}))
 
 
 def parse_reference(name: str, data: bytes) -> Reference:
@@ -90,22 +112,16 @@ def parse_reference(name: str, data: bytes) -> Reference:
         ValueError: the content is not what was written under this name.
         FormatError: another version of icmbench wrote it.
     """
-    facts = parse_object(name, data)
-    facts = {key: value for key, value in facts.items() if key not in (KEY, "sha256")}
+    facts = parse_guarded(name, data)
     texts = [facts.get(key) for key in ("run", "owner", "host")]
     fingerprints = facts.get("fingerprints")
-    if _reference_bytes(facts) != data or not all(isinstance(text, str) for text in texts) or not isinstance(fingerprints, list):
+    if not all(isinstance(text, str) for text in texts) or not isinstance(fingerprints, list):
         raise ValueError("its content is not what was written")
     run, owner, host = (str(text) for text in texts)
     if name != f"{REFERENCES}/{digest([host, run])}.json":
         raise ValueError("its content is that of another reference")
-    return Reference(name, run, owner, host, float(facts["time"]), frozenset(map(str, fingerprints)))
-
-
-def _reference_bytes(facts: Mapping[str, Any]) -> bytes:
-    content = {**facts, KEY: FORMAT}
-    content["sha256"] = digest(content)
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+    when, identity = float(facts["time"]), str(facts.get("identity", ""))
+    return Reference(name, run, owner, host, when, frozenset(map(str, fingerprints)), identity)
 
 
 def refuse_while_cleaned(store: Folder) -> None:

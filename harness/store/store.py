@@ -131,6 +131,10 @@ class Store:
 
     # Contexts of tasks.
 
+    def has_context(self, fingerprint: str) -> bool:
+        """Whether the context of a task is stored; it may be damaged."""
+        return self.folder.exists(_context_name(fingerprint))
+
     def context(self, fingerprint: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, npt.NDArray[Any]]:
         """The stored context of a task, or a new one, which is stored first.
 
@@ -141,7 +145,7 @@ class Store:
         Raises:
             UserError: the stored file is damaged.
         """
-        name = f"contexts/{digest(fingerprint)}.npz"
+        name = _context_name(fingerprint)
         if not self.folder.exists(name):
             # If another process was first, its context stands.
             self.folder.write(name, context_bytes(fingerprint, compute()), replace=False)
@@ -186,6 +190,10 @@ def parse_context(data: bytes) -> tuple[str, dict[str, npt.NDArray[Any]]]:
     end = 36 + int.from_bytes(data[32:36], "little")
     with np.load(io.BytesIO(data[end:]), allow_pickle=False) as arrays:
         return data[36:end].decode(), {key: arrays[key] for key in arrays.files}
+
+
+def _context_name(fingerprint: str) -> str:
+    return f"contexts/{digest(fingerprint)}.npz"
 
 
 def _picture_name(sha256: str) -> str:

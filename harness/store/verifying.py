@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.claims import claimed_pixels
-from icmbench.harness.store.collection import INDEX_NAME, KEY_COLUMNS, SHARD_NAME, content_name
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.formats import FormatError, check_metadata
 from icmbench.harness.store.inventory import CollectionFiles, Inventory, StoredFile, in_parallel, take_inventory
 from icmbench.harness.store.keys import digest, row_key
 from icmbench.harness.store.leases import leases
 from icmbench.harness.store.references import LEASES, parse_reference
+from icmbench.harness.store.shards import INDEX_NAME, KEY_COLUMNS, SHARD_NAME, content_name
 from icmbench.harness.store.store import PREDICTION, PREDICTION_FACTS, STREAM, STREAM_FACTS, Store, parse_context
 
 COMPUTED_AGAIN = "delete it, as `icmbench store verify --repair` does, and run the experiments again that need it"

@@ -8,6 +8,7 @@ from typing import Any
 
 from icmbench.codecs.base import Codec
 from icmbench.harness.config import plugins
+from icmbench.harness.config.devices import OPTION, resolve_device
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import CodecSection, Experiment
 from icmbench.harness.config.options import bind
@@ -81,6 +82,8 @@ class Builder:
         built: list[AnySeries] = [Originals()]
         for index, section in enumerate(self.experiment.codecs):
             built += self._series_of_codec(section, f"codecs.{index}", packs.get(section.label))
+        if self.experiment.only_points and len(built) == 1:
+            raise UserError(f"--only point={self.experiment.only_points[0]}: none of the selected codecs has such a point")
         return built
 
     def _series_of_codec(self, section: CodecSection, where: str, pack: Pack | None) -> list[Series]:
@@ -89,6 +92,9 @@ class Builder:
         points = section.points if section.points is not None else packed or getattr(plugin, "default_points", None)
         if not points:
             raise UserError(f"{where}.points: {section.name!r} has no default rate points; list some")
+        only = self.experiment.only_points
+        written = [point for point in points if str(point) in only]
+        points = written or points  # Names that only the codec knows, such as `quality=20`, are compared once it is built.
         if section.seeds and "seed" not in inspect.signature(plugin).parameters:
             raise UserError(f"{where}.seeds: codec {section.name!r} takes no seed; remove the key")
         seeds: list[int | None] = [*section.seeds] if section.seeds else [None]
@@ -96,6 +102,8 @@ class Builder:
         for point in points:
             for seed in seeds:
                 codec = self._build_codec(section, where, point, seed, pack)
+                if only and not written and codec.point.label not in only:
+                    continue
                 series.append(Series(section.label, codec.point.label, seed, codec, point))
         names: dict[str, Series] = {}
         fingerprints: dict[str, Series] = {}
@@ -144,6 +152,8 @@ class Builder:
             raise UserError(f"{where}: {name!r} needs a `model`; `icmbench list models` names them")
         if supplied.get("reference") == "original" and "reference" not in accepted:
             raise UserError(f"{where}: {name!r} compares with the source by itself; remove `reference`")
+        if OPTION in accepted and (device := bound.get(OPTION, self.experiment.device)) is not None:
+            bound[OPTION] = resolve_device(device, f"{where}.{OPTION}" if OPTION in bound else OPTION)
         if "folder" in accepted and kind == "codecs":
             bound.setdefault("folder", self.experiment.folder)  # Relative paths of programs and files start here.
         try:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from icmbench.harness.work.activity import Part
 from icmbench.harness.work.attempt import attempt, reason
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.blocks import ImageBlock, Sources, cell_name
 from icmbench.harness.work.codec_stage import CodecStage
 from icmbench.harness.work.failures import failure_key
-from icmbench.harness.work.lookup import prediction_facts, prediction_key
+from icmbench.harness.work.lookup import key_of_facts, prediction_facts
 from icmbench.harness.work.outcome import Failure, Outcome
 from icmbench.harness.work.series import AnySeries, Series
 from icmbench.harness.work.todo import find_todo
@@ -49,12 +50,16 @@ class Cell:
         self._predict = {label: bench.tasks[label] for label in sorted(todo.predict)}
         self._ids_of = todo.predict
         self._codec = CodecStage(bench, self.name, series, sources, todo) if isinstance(series, Series) else None
+        self._part = Part.of(block.dataset, series)
         self._rows: dict[str, Rows] = {label: {} for label in self._predict}
         self._failed: dict[bytes, str] = {}
 
     def reconstruct(self, originals: Mapping[str, Image], outcome: Outcome) -> Mapping[str, Image]:
         """Reconstructions of one chunk; see `CodecStage.reconstruct`. Those of the originals are the originals."""
-        return originals if self._codec is None else self._codec.reconstruct(originals, outcome)
+        if self._codec is None:
+            return originals
+        with self.bench.activity.working(self._part, len(originals)):
+            return self._codec.reconstruct(originals, outcome)
 
     def predict_chunk(self, images: Mapping[str, Image], originals: Mapping[str, Image], outcome: Outcome) -> None:
         """Let every task predict on those images of a chunk that it lacks. A task that fails is dropped from this cell.
@@ -90,18 +95,18 @@ class Cell:
             return task.predict([images[i] for i in batch], batch, sources)
 
         start = time.perf_counter()
-        results = attempt(predict, range(len(ids)), self.bench.tolerant, "model")
+        with self.bench.activity.working(self._part._replace(task=label), len(ids)):
+            results = attempt(predict, range(len(ids)), self.bench.tolerant, "model")
         seconds = (time.perf_counter() - start) / len(ids)
         outcome.model_images += len(ids)
         for k, prediction in results.items():
             image_id = ids[k]
-            pixels = self._pixels_of(image_id)
-            key = prediction_key(task, image_id, pixels, self.sources)
+            facts = prediction_facts(task, image_id, self._pixels_of(image_id), self.sources)
+            key = key_of_facts(facts)
             if isinstance(prediction, Exception):
                 outcome.failures.append(Failure(f"{self.name} / {label} / {image_id}", reason(prediction)))
                 self._failed[failure_key(task.fingerprint, key)] = reason(prediction)
                 continue
-            facts = prediction_facts(task, image_id, pixels, self.sources)
             self._rows[label][image_id] = {**prediction, **facts, "key": key, "seconds": seconds, "machine": self.bench.machine}
 
     def _pixels_of(self, image_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The codec's part of a cell: source pixels -> stored, packed or new stream -> reconstruction, and the rows that record both."""
+"""The codec's part of a cell: source pixels -> stream -> reconstruction, and the rows that record both."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from icmbench.harness.work.failures import failure_key
 from icmbench.harness.work.outcome import Failure, Outcome
 from icmbench.harness.work.pixels import read_only
 from icmbench.harness.work.series import Series
+from icmbench.harness.work.stream_source import Stream, StreamSource
 from icmbench.harness.work.todo import Todo
 from icmbench.tasks.base import Image
 
@@ -49,11 +50,8 @@ class CodecStage:
 
     def __init__(self, bench: Bench, name: str, series: Series, sources: Sources, todo: Todo) -> None:
         self.bench, self.name, self.series, self.sources, self.todo = bench, name, series, sources, todo
-        self._row_of = dict(zip(todo.streams.ids, todo.streams.rows, strict=True))
+        self._source = StreamSource(bench, series, sources, todo)
         self._pixels_of = dict(zip(todo.streams.ids, todo.streams.pixels, strict=True))
-        self._pack = bench.packs.get(series.label)
-        unstored = {i: sources.sha256[i] for i in todo.pixels if self._row_of[i] < 0}
-        self._packed = self._pack.rows(series.point, series.seed, unstored) if self._pack else {}
         self._new_rows: dict[str, dict[str, Any]] = {}
         self._failed: dict[bytes, str] = {}
 
@@ -71,32 +69,39 @@ class CodecStage:
             CodecError: the codec broke its contract, and the experiment tolerates no failures.
         """
         images = {i: kept for i in originals if (kept := self._load_kept(i)) is not None}
-        uncoded = [i for i in originals if i not in images]
-        data, encode_seconds = self._streams(uncoded, originals, outcome)
-        decodable = [i for i in uncoded if i in data]
+        streams = self._streams([i for i in originals if i not in images], originals, outcome)
+        ids = list(streams)
 
         def decode(indices: Sequence[int]) -> Sequence[Image]:
-            batch = [decodable[k] for k in indices]
-            decoded = self.series.decode([data[i] for i in batch])
+            batch = [ids[k] for k in indices]
+            decoded = self.series.decode([streams[i].data for i in batch])
             for image_id, image in zip(batch, decoded, strict=False):
                 _check_pixels(image_id, image, originals[image_id])
             return [read_only(image) for image in decoded]
 
         start = time.perf_counter()
-        decoded = attempt(decode, range(len(decodable)), self.bench.tolerant, "codec") if decodable else {}
-        decode_seconds = (time.perf_counter() - start) / max(1, len(decodable))
-        outcome.codec_images += len(decodable)
+        decoded = attempt(decode, range(len(ids)), self.bench.tolerant, "codec") if ids else {}
+        decode_seconds = (time.perf_counter() - start) / max(1, len(ids))
+        outcome.codec_images += len(ids)
         for k, image in decoded.items():
-            image_id = decodable[k]
             if isinstance(image, Exception):
-                self._record_failure(image_id, image, outcome)
+                self._record_failure(ids[k], image, outcome)
                 continue
-            seconds = {"encode_seconds": encode_seconds[image_id], "decode_seconds": decode_seconds}
-            self._add_row(image_id, data[image_id], image, seconds)
-            images[image_id] = image
-            if image_id in self.todo.keep:
-                self.bench.store.keep_picture(self.pixels_of(image_id), image)
+            self._add_row(ids[k], streams[ids[k]], image, decode_seconds)
+            images[ids[k]] = image
+            if ids[k] in self.todo.keep:
+                self.bench.store.keep_picture(self.pixels_of(ids[k]), image)
         return {i: images[i] for i in originals if i in images}
+
+    def _streams(self, ids: Sequence[str], originals: Mapping[str, Image], outcome: Outcome) -> dict[str, Stream]:
+        """Streams of those images that have or get one."""
+        streams = {}
+        for image_id, stream in self._source.streams(ids, originals).items():
+            if isinstance(stream, Exception):
+                self._record_failure(image_id, stream, outcome)
+            else:
+                streams[image_id] = stream
+        return streams
 
     def pixels_of(self, image_id: str) -> str:
         """SHA-256 of the reconstruction of an image that was reconstructed."""
@@ -138,87 +143,31 @@ class CodecStage:
         image = None if sha256 is None else self.bench.store.load_picture(sha256)
         return None if image is None else read_only(image)
 
-    def _streams(
-        self, ids: Sequence[str], originals: Mapping[str, Image], outcome: Outcome
-    ) -> tuple[dict[str, bytes], dict[str, float]]:
-        """Streams and encoding seconds of images: stored ones, otherwise those of an anchor pack, otherwise new ones."""
-        stored = [i for i in ids if self._row_of[i] >= 0]
-        streams, seconds = self._load_streams(stored)
-        for image_id in ids:
-            if image_id in self._packed:
-                assert self._pack is not None
-                row = self._packed[image_id]
-                streams[image_id], seconds[image_id] = self._pack.data(row), row.encode_seconds
-        new = [i for i in ids if i not in streams]
-
-        def encode(indices: Sequence[int]) -> Sequence[bytes]:
-            batch = [new[k] for k in indices]
-            return self.series.encode([originals[i] for i in batch], batch)
-
-        start = time.perf_counter()
-        results = attempt(encode, range(len(new)), self.bench.tolerant, "codec") if new else {}
-        mean_seconds = (time.perf_counter() - start) / max(1, len(new))
-        for k, data in results.items():
-            if isinstance(data, Exception):
-                self._record_failure(new[k], data, outcome)
-            else:
-                streams[new[k]], seconds[new[k]] = data, mean_seconds
-        return streams, seconds
-
-    def _load_streams(self, ids: Sequence[str]) -> tuple[dict[str, bytes], dict[str, float]]:
-        if not ids:
-            return {}, {}
-        collection = self.bench.lookup.collection(self.series)
-        rows = np.array([self._row_of[i] for i in ids])
-        table = collection.read(rows, ["stream", "data", "encode_seconds"])
-        streams = dict(zip(ids, table.column("data").to_pylist(), strict=True))
-        for image_id, recorded in zip(ids, table.column("stream").to_pylist(), strict=True):
-            if hashlib.sha256(streams[image_id]).hexdigest() != recorded:
-                place = collection.folder.full_path(collection.place)
-                raise CodecError(f"the stored stream of {image_id!r} was altered: delete its shard in {place}")
-        return streams, dict(zip(ids, table.column("encode_seconds").to_pylist(), strict=True))
-
-    def _add_row(self, image_id: str, data: bytes, image: Image, seconds: Mapping[str, float]) -> None:
-        """Make the row of a stream, if it is new or its pixels are."""
-        sha256 = self._checked_sha256(image_id, image)
-        is_stored = self._row_of[image_id] >= 0 and self.series.deterministic
-        self._pixels_of[image_id] = sha256
-        if is_stored:
-            return
-        self._new_rows[image_id] = {
-            "key": self.todo.streams.keys[image_id],
-            "source": self.sources.sha256[image_id],
-            "facts": self.series.facts(image_id),
-            "stream": hashlib.sha256(data).hexdigest(),
-            "data": data,
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "sha256": sha256,
-            "machine": self.bench.machine,
-            **self.series.measure(data),
-            **seconds,
-        }
-
-    def _checked_sha256(self, image_id: str, image: Image) -> str:
-        """SHA-256 of a reconstruction.
+    def _add_row(self, image_id: str, stream: Stream, image: Image, decode_seconds: float) -> None:
+        """Make the row of a stream, if it is new or its pixels are.
 
         Raises:
             CodecError: a deterministic codec decoded a stored or packed stream to different pixels.
         """
         sha256 = pixel_sha256(image)
-        if not self.series.deterministic:
-            return sha256
-        if self._row_of[image_id] >= 0 and sha256 != self._pixels_of[image_id]:
-            raise CodecError(
-                f"decoding the stored stream of {image_id!r} again gave other pixels: "
-                f"codec {self.series.label!r} must say `deterministic = False`"
-            )
-        if self._pack and image_id in self._packed and sha256 != self._packed[image_id].pixels:
-            raise CodecError(
-                f"the stream of {image_id!r} in {self._pack.path} decodes to other pixels here ({sha256[:12]}) than where it was "
-                f"packed ({self._packed[image_id].pixels[:12]}): use the decoder that it was made with"
-            )
-        return sha256
+        self._source.check_pixels(image_id, sha256)
+        self._pixels_of[image_id] = sha256
+        if self._source.has_stored(image_id) and self.series.deterministic:
+            return
+        self._new_rows[image_id] = {
+            "key": self.todo.streams.keys[image_id],
+            "source": self.sources.sha256[image_id],
+            "facts": self.series.facts(image_id),
+            "stream": hashlib.sha256(stream.data).hexdigest(),
+            "data": stream.data,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "sha256": sha256,
+            "machine": self.bench.machine,
+            "encode_seconds": stream.encode_seconds,
+            "decode_seconds": decode_seconds,
+            **self.series.measure(stream.data),
+        }
 
     def _record_failure(self, image_id: str, error: Exception, outcome: Outcome) -> None:
         outcome.failures.append(Failure(f"{self.name} / {image_id}", reason(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import psutil
 
+from icmbench.harness.config.devices import VISIBLE
 from icmbench.harness.store.keys import digest
-from icmbench.tasks.models.threads import affinity_cpus
+from icmbench.tasks.models.threads import affinity_cpus, usable_cpus
 
 TIMED_PACKAGES = ("torch", "numpy", "pillow", "onnxruntime")  # Packages in which most of the measured time is spent.
 
@@ -70,3 +72,26 @@ def _nvidia_gpus() -> list[str]:
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         lines += [line.partition(":")[2].strip() for line in file.read_text().splitlines() if line.startswith("Model")]
     return lines
+
+
+def visible_gpus() -> int:
+    """Number of NVIDIA GPUs that this process may use, without loading torch."""
+    visible = os.environ.get(VISIBLE)
+    return len(_nvidia_gpus()) if visible is None else len([name for name in visible.split(",") if name])
+
+
+def default_models() -> int:
+    """Processes that hold models on this machine if nobody says how many: one for each GPU, at least one."""
+    return max(1, visible_gpus())
+
+
+def default_coders(models: int) -> int:
+    """Processes that encode and decode if nobody says how many.
+
+    With GPUs all usable CPUs code, but for one for each model process. Without, the models need CPUs too, and get half of them.
+
+    Args:
+        models: number of processes that hold models.
+    """
+    cpus = usable_cpus()
+    return max(1, cpus - models if visible_gpus() else cpus // 2)

@@ -5,15 +5,19 @@ ids -> source hashes -> streams of a series -> hashes of the reconstructions -> 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from icmbench.harness.store.collection import Collection, Rows
-from icmbench.harness.store.keys import digest, row_key
+from icmbench.harness.store.collection import Collection
+from icmbench.harness.store.keys import digest, row_key, row_keys
+from icmbench.harness.store.parallel import for_each, is_remote
+from icmbench.harness.store.row_index import Rows
 from icmbench.harness.store.store import STREAM_FACTS, Store
 from icmbench.harness.work.blocks import Sources
 from icmbench.harness.work.failures import Failures, failure_key
@@ -22,6 +26,8 @@ from icmbench.tasks.base import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+REFRESH_SECONDS = 30.0
 
 ScoringTask = tuple[Task, frozenset[str]]  # A task, and the images that it scores.
 
@@ -60,6 +66,7 @@ class Lookup:
 
     def __init__(self, store: Store, failures: Failures, tolerant: bool) -> None:
         self._store, self._failures, self._tolerant = store, failures, tolerant
+        self._refreshed: dict[tuple[str, ...], float] = {}  # When the store was last looked at, on the monotonic clock.
 
     def collection(self, series: Series) -> Collection:
         """The streams of a series."""
@@ -68,6 +75,26 @@ class Lookup:
     def predictions_of(self, task: Task) -> Collection:
         """All predictions of a task, whatever the codec."""
         return self._store.predictions(task.fingerprint, task.schema, {"task": task.name})
+
+    def refresh(self, series: Sequence[AnySeries], tasks: Mapping[str, Task], force: bool = True) -> None:
+        """Learn of the streams, claims, predictions and failures that other processes wrote since.
+
+        Args:
+            series: the series whose streams are asked for.
+            tasks: by label, the tasks whose predictions are asked for.
+            force: whether to look in any case. Otherwise an object store, where each look costs requests, is
+                asked again only after `REFRESH_SECONDS`.
+        """
+        key, now = (*tasks, *(each.name for each in series)), time.monotonic()
+        is_recent = now - self._refreshed.get(key, -math.inf) < REFRESH_SECONDS
+        if not force and is_recent and is_remote(self._store.folder.fs):
+            return
+        self._refreshed[key] = now
+        coded = [each for each in series if isinstance(each, Series)]
+        collections = [*map(self.collection, coded), *map(self.predictions_of, tasks.values())]
+        claims = [self._store.claims(each.fingerprint) for each in coded if not each.deterministic]
+        refreshes = [*(rows.refresh for rows in collections), *(made.refresh for made in claims), self._failures.refresh]
+        list(for_each(self._store.folder.fs, lambda refresh: refresh(), refreshes))
 
     def streams(self, series: AnySeries, ids: Sequence[str], sources: Sources, tasks: Sequence[ScoringTask]) -> Streams:
         """Streams of images, and the hashes of their reconstructions; for the originals, the hashes of the source pixels.
@@ -80,7 +107,8 @@ class Lookup:
                 one counts on which all of them have their predictions, otherwise the last one.
         """
         if isinstance(series, Series):
-            keys = {i: row_key(sources.sha256[i], series.facts(i)) for i in ids if i in sources.sha256}
+            read = [i for i in ids if i in sources.sha256]
+            keys = dict(zip(read, row_keys([sources.sha256[i] for i in read], [series.facts(i) for i in read]), strict=True))
             collection = self.collection(series)
             rows = np.full(len(ids), -1)
             known = [k for k, image_id in enumerate(ids) if image_id in keys]
@@ -109,7 +137,7 @@ class Lookup:
         """
         rows = np.full(len(ids), -1)
         known = [k for k, sha256 in enumerate(pixels) if sha256 is not None]
-        rows[known] = self.predictions_of(task).find([prediction_key(task, ids[k], pixels[k], sources) for k in known])
+        rows[known] = self.predictions_of(task).find(_prediction_keys(task, ids, pixels, sources, known))
         return rows
 
     def failed_to_predict(self, task: Task, ids: Sequence[str], pixels: Sequence[str | None], sources: Sources) -> frozenset[str]:
@@ -117,14 +145,20 @@ class Lookup:
         if not self._tolerant or not len(self._failures):
             return frozenset()
         known = [k for k, sha256 in enumerate(pixels) if sha256 is not None]
-        keys = [failure_key(task.fingerprint, prediction_key(task, ids[k], pixels[k], sources)) for k in known]
+        keys = [failure_key(task.fingerprint, key) for key in _prediction_keys(task, ids, pixels, sources, known)]
         return frozenset(ids[k] for k, failed in zip(known, self._failures.are_recorded(keys), strict=True) if failed)
 
-    def frame(self, series: Series, streams: Streams) -> pd.DataFrame:
-        """Facts about the streams that exist, indexed by image id; columns `STREAM_FACTS`."""
-        table: pa.Table = self.collection(series).facts(streams.rows[streams.rows >= 0], STREAM_FACTS)
+    def frame(self, series: Series, ids: Sequence[str], rows: Rows) -> pd.DataFrame:
+        """Facts about the streams that exist, indexed by image id; columns `STREAM_FACTS`.
+
+        Args:
+            series: the series.
+            ids: the images.
+            rows: number of the stream of each; -1 if there is none.
+        """
+        table: pa.Table = self.collection(series).facts(rows[rows >= 0], STREAM_FACTS)
         frame = table.to_pandas()
-        frame.index = pd.Index([streams.ids[k] for k in np.flatnonzero(streams.rows >= 0)], name="id")
+        frame.index = pd.Index([ids[k] for k in np.flatnonzero(rows >= 0).tolist()], name="id")
         return frame
 
     def _failed_to_code(self, series: AnySeries, streams: Streams) -> frozenset[str]:
@@ -171,11 +205,31 @@ def prediction_facts(task: Task, image_id: str, pixels: str | None, sources: Sou
         pixels: SHA-256 of the pixels that the model sees.
         sources: facts about the source pixels.
     """
-    facts = task.facts(image_id)
-    original = sources.sha256.get(image_id) if task.needs_originals else None
-    return {"pixels": pixels, "original": original, "facts": "" if facts is None else digest(facts)}
+    return {name: values[0] for name, values in _prediction_columns(task, [image_id], [pixels], sources).items()}
 
 
 def prediction_key(task: Task, image_id: str, pixels: str | None, sources: Sources) -> bytes:
-    """Key of a prediction; arguments as of `prediction_facts`."""
-    return row_key(*prediction_facts(task, image_id, pixels, sources).values())
+    """Key of a prediction, from the same arguments as `prediction_facts`."""
+    return key_of_facts(prediction_facts(task, image_id, pixels, sources))
+
+
+def key_of_facts(facts: Mapping[str, str | None]) -> bytes:
+    """Key of a prediction, from what `prediction_facts` returned."""
+    return row_key(*facts.values())
+
+
+def _prediction_columns(
+    task: Task, ids: Sequence[str], pixels: Sequence[str | None], sources: Sources
+) -> dict[str, Sequence[str | None]]:
+    """`prediction_facts` of many images, by column."""
+    facts = ["" if (value := task.facts(image_id)) is None else digest(value) for image_id in ids]
+    originals = [sources.sha256.get(image_id) if task.needs_originals else None for image_id in ids]
+    return {"pixels": pixels, "original": originals, "facts": facts}
+
+
+def _prediction_keys(
+    task: Task, ids: Sequence[str], pixels: Sequence[str | None], sources: Sources, chosen: Sequence[int]
+) -> list[bytes]:
+    """Keys of the predictions on the images at some positions of `ids`."""
+    columns = _prediction_columns(task, [ids[k] for k in chosen], [pixels[k] for k in chosen], sources)
+    return row_keys(*columns.values())

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from icmbench.harness.store.parallel import is_remote
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.blocks import ImageBlock, Sources, cell_name
 from icmbench.harness.work.cell import Cell
@@ -33,8 +34,8 @@ from icmbench.tasks.base import Image
 # 1.2 GB; eight photographs in 4K still go together, and eight panoramas do not. No result may depend on what shares a batch.
 CHUNK_PIXELS = 64 * 2**20
 WRITE_SECONDS = 20.0  # What a cell has computed is written when it took so long, and a chunk is to take no longer.
+WRITERS = 8  # Cells that are written at once to an object store, each of which takes a request for the streams and for each task.
 
-Progress = Callable[[int], None]  # Called with a number of images that are done; an image counts once for each series.
 Pixels = Mapping[str, Image]  # Images by id, uint8 (height, width, 3).
 Step = tuple[Cell, tuple[str, ...]]  # One chunk of a cell: the ids of its images.
 
@@ -57,45 +58,48 @@ class WorkUnit:
         return len(self.block.ids) * len(self.series)
 
 
-def compute_units(bench: Bench, units: Sequence[WorkUnit], keep: bool, progress: Progress) -> Iterator[Outcome]:
-    """Compute and store what is missing of each unit.
+def compute_units(bench: Bench, units: Sequence[WorkUnit], keep: bool) -> Iterator[Outcome]:
+    """Compute and store what is missing of each unit. What is done and at work is noted in `Bench.activity`.
 
     Args:
         bench: the experiment's codecs, tasks and store.
         units: computed one after the other.
         keep: whether to store every reconstruction as a lossless picture.
-        progress: called as images are done.
 
     Yields:
         The outcome of each unit, in order. It holds the failures, which are not raised.
     """
-    with Prefetcher() as prefetcher:
+    with Prefetcher(writers=WRITERS if is_remote(bench.store.folder.fs) else 0) as prefetcher:
         for k, unit in enumerate(units):
             next_block = units[k + 1].block if k + 1 < len(units) else None
-            yield _compute_unit(bench, unit, keep, progress, prefetcher, next_block)
+            outcome = Outcome()
+            bench.activity.begin_unit(outcome)
+            _compute_unit(bench, unit, keep, outcome, prefetcher, next_block)
+            bench.activity.end_unit()
+            yield outcome
 
 
 def _compute_unit(
-    bench: Bench, unit: WorkUnit, keep: bool, progress: Progress, prefetcher: Prefetcher, next_block: ImageBlock | None
-) -> Outcome:
+    bench: Bench, unit: WorkUnit, keep: bool, outcome: Outcome, prefetcher: Prefetcher, next_block: ImageBlock | None
+) -> None:
     """Open the unit's cells, compute what is missing chunk by chunk, and write what was computed."""
-    outcome = Outcome()
-    block = unit.block
+    block, progress = unit.block, bench.activity.advance
     try:
-        sources = prefetcher.submit(bench.sources, block)()
-        bench.drop_pixels_except(block)
-        bench.refresh(block.dataset, [bench.series[k] for k in unit.series], force=False)
+        sources = prefetcher.submit(bench.source_pixels.hash_block, block)()
+        bench.source_pixels.free_all_but(block)
+        tasks = {label: bench.tasks[label] for label in bench.task_labels(block.dataset)}
+        bench.lookup.refresh([bench.series[k] for k in unit.series], tasks, force=False)
         cells = [Cell(bench, block, bench.series[k], sources, keep) for k in unit.series]
     except Exception as error:
         outcome.failures += failures_of([cell_name(block, bench.series[k]) for k in unit.series], error)
         progress(unit.images)
-        return outcome
+        return
     incomplete = [cell for cell in cells if not cell.done]
     progress(len(block.ids) * (len(cells) - len(incomplete)))
     book = _Bookkeeping(incomplete, len(block.ids), outcome, progress, prefetcher)
     pace = _Pace(bench, block, sources, incomplete)
     prepare = functools.partial(_prepare, bench, block, sources, book)
-    hash_next_block = None if next_block is None else functools.partial(bench.sources, next_block)
+    hash_next_block = None if next_block is None else functools.partial(bench.source_pixels.hash_block, next_block)
     for (cell, ids), prepared in prefetcher.one_ahead(pace.steps(), prepare, hash_next_block):
         if not book.is_open(cell):
             continue
@@ -115,7 +119,6 @@ def _compute_unit(
         book.write(cell)
     book.finish()
     outcome.add(book.prefetched)
-    return outcome
 
 
 class _Pace:
@@ -186,7 +189,7 @@ def _prepare(
     if cell in book.failed:
         return {}, {}, 0.0
     try:
-        originals = {image_id: bench.read_recorded(block.dataset, image_id, sources) for image_id in ids}
+        originals = {image_id: bench.source_pixels.read_recorded(block.dataset, image_id, sources) for image_id in ids}
         reconstructions = cell.reconstruct(originals, book.prefetched) if cell.background else None
         return originals, reconstructions, time.perf_counter() - start
     except Exception:
@@ -197,13 +200,15 @@ def _prepare(
 class _Bookkeeping:
     """How far the cells of one unit have come, and what of them is written."""
 
-    def __init__(self, cells: Sequence[Cell], images: int, outcome: Outcome, progress: Progress, prefetcher: Prefetcher) -> None:
+    def __init__(
+        self, cells: Sequence[Cell], images: int, outcome: Outcome, progress: Callable[[int], None], prefetcher: Prefetcher
+    ) -> None:
         self.outcome = outcome
         self.prefetched = Outcome()  # Filled by the prefetch thread; merged at the end.
         self.failed: set[Cell] = set()  # Failed cells; the prefetch thread may add one before the loop sees the error.
         self._progress = progress
         self._prefetcher = prefetcher
-        self._images_left = dict.fromkeys(cells, images)  # Images not yet reported to `progress`; failed cells are removed.
+        self._images_left = dict.fromkeys(cells, images)  # Images not yet given to `progress`; failed cells are removed.
         self._last_write = time.perf_counter()
         self._writes: list[tuple[Cell, Callable[[], list[Failure]]]] = []
 
@@ -227,7 +232,7 @@ class _Bookkeeping:
 
     def write(self, cell: Cell) -> None:
         """Let the second thread write what a cell has computed so far."""
-        self._writes.append((cell, self._prefetcher.submit(cell.take_rows())))
+        self._writes.append((cell, self._prefetcher.write(cell, cell.take_rows())))
         self._last_write = time.perf_counter()
 
     def finish(self) -> None:

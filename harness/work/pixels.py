@@ -42,7 +42,7 @@ class PixelCache:
             return image
 
     def sha256(self, dataset: str, image_id: str, read: Callable[[str], Image]) -> str:
-        """`pixel_sha256` of an image, computed once while it is in memory; arguments as of `read`."""
+        """`pixel_sha256` of an image, computed once while it is in memory, from the same arguments as `read`."""
         image = self.read(dataset, image_id, read)
         key = (dataset, image_id)
         with self._lock:

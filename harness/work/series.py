@@ -29,6 +29,7 @@ class Series:
         is_original: False; True for `Originals`.
         deterministic: whether a stream always decodes to the same pixels.
         background: whether the codec may run in a thread beside the task models.
+        on_gpu: whether the codec's networks run on a GPU, so that it belongs to the processes that hold the models.
         fingerprint: everything that decides the bytes of its streams and their pixels, beside image and facts.
         measured_elsewhere: whether stream sizes come from the codec's `stream_bytes`, so that there are no streams to share.
     """
@@ -40,6 +41,7 @@ class Series:
         self.deterministic = bool(getattr(codec, "deterministic", True))
         self.background = bool(getattr(codec, "background", False))
         self.measured_elsewhere = hasattr(codec, "stream_bytes")
+        self.on_gpu = str(getattr(codec, "device", "cpu")).partition(":")[0] in ("cuda", "mps")
         self._facts = getattr(codec, "facts", None)
         self._stream_bytes = getattr(codec, "stream_bytes", None)
         self._rate_breakdown = getattr(codec, "rate_breakdown", None)

@@ -20,6 +20,7 @@ import pyarrow as pa
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.keys import row_key
+from icmbench.harness.store.tidying import compact, store_index
 from icmbench.harness.work.blocks import Sources
 from icmbench.tasks.base import Dataset, DatasetError, Image
 
@@ -108,8 +109,8 @@ class SourceRecords:
     def save(self) -> None:
         """Merge small shards, and store the index."""
         self._rows.refresh()
-        self._rows.compact(self._rows.shards_of(self._rows.all_rows()))
-        self._rows.write_index()
+        compact(self._rows, [self._rows.shards_of(self._rows.all_rows())])
+        store_index(self._rows)
 
     def _key(self, image_id: str) -> bytes | None:
         """Key of an image file by what changes with its content; None if that cannot be trusted."""

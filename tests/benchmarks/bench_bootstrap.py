@@ -1,6 +1,6 @@
-"""Time 1,000 bootstrap replicates of box AP at one rate point: 5,000 images and 300,000 boxes, as large as in COCO val2017.
+"""Time 1,000 bootstrap replicates of box AP at each rate point: 5,000 images and 300,000 boxes, as large as in COCO val2017.
 
-    python tests/benchmarks/bench_bootstrap.py [--images 5000] [--boxes 300000] [--count 1000] [--workers 2]
+    python tests/benchmarks/bench_bootstrap.py [--images 5000] [--boxes 300000] [--count 1000] [--workers 2] [--points 1]
 
 Prints seconds, the processor seconds that the replicates would take one by one, as for an `aggregate` without `takes_batches`, the
 most memory that was used, and AP with its interval. The goal for a table of 25 points is 25 times 7.3 s on one core, a sixth of the
@@ -39,33 +39,41 @@ def main(words=None):
     parser.add_argument("--boxes", type=int, default=300_000)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--points", type=int, default=1, help="rate points, each with detections of its own")
     arguments = parser.parse_args(words)
     dataset = Labels(arguments.images)
     task = Detection(dataset, Model())
     targets = task.targets(dataset.ids)
-    matches = task.statistics(detections(targets, arguments.boxes), targets)
     rng = np.random.default_rng(3)
     pixels = np.full(arguments.images, 640 * 480)
     bits = pixels * rng.lognormal(-1.5, 0.5, len(pixels))
-    point = Point("synthetic", "1", functools.partial(ap_scores, matches), bits, pixels)
+    points = []
+    for number in range(1, arguments.points + 1):
+        matches = task.statistics(detections(targets, arguments.boxes, seed=number), targets)
+        points.append(Point("synthetic", str(number), functools.partial(ap_scores, matches), bits, pixels))
     names = [metric.name for metric in task.metrics]
 
     start, cpu_start = time.perf_counter(), cpu_seconds()
     if arguments.workers > 1:
         with ProcessPoolExecutor(arguments.workers) as executor:
-            frame = draw_replicates([point], arguments.images, names, arguments.count, executor=executor)
+            frame = draw_replicates(points, arguments.images, names, arguments.count, executor=executor)
     else:
-        frame = draw_replicates([point], arguments.images, names, arguments.count)
+        frame = draw_replicates(points, arguments.images, names, arguments.count)
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
-    print(f"{arguments.count} replicates of {arguments.images} images, {arguments.boxes} boxes: {seconds:.1f} s")
-    print(f"{arguments.workers} workers; {cpu:.1f} s of processor time in all, {1000 * cpu / arguments.count:.2f} ms a replicate")
+    print(
+        f"{arguments.count} replicates of {len(points)} points, {arguments.images} images, {arguments.boxes} boxes: {seconds:.1f} s"
+    )
+    each = 1000 * cpu / (arguments.count * len(points))
+    print(f"{arguments.workers} workers; {cpu:.1f} s of processor time in all, {each:.2f} ms a replicate of a point")
     cpu_start = cpu_seconds()
-    draw_replicates([replace(point, aggregate=lambda weights: ap_scores(matches, weights))], arguments.images, names, ALONE)
+    alone = replace(points[-1], aggregate=lambda weights: ap_scores(matches, weights))
+    draw_replicates([alone], arguments.images, names, ALONE)
     print(f"one by one: {1000 * (cpu_seconds() - cpu_start) / (ALONE + 1):.2f} ms of processor time a replicate")
     memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"at most {memory / 1024:.0f} MiB in a process")
-    intervals = score_intervals(frame)
-    intervals["mean_replicate"] = frame[frame["replicate"] > 0][names].mean().to_numpy()
+    last = frame[frame["point"] == points[-1].point]
+    intervals = score_intervals(last)
+    intervals["mean_replicate"] = last[last["replicate"] > 0][names].mean().to_numpy()
     print(intervals[["metric", "value", "low", "high", "undefined", "mean_replicate"]].to_string(index=False))
 
 

@@ -14,9 +14,9 @@ import pytest
 from icmbench.harness.commands.run import run
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.derive.scoring import score
+from icmbench.harness.processes.executors import in_process, make_units
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.executors import in_process, make_units
 
 
 @pytest.fixture
@@ -78,7 +78,8 @@ WORKERS_PROGRAM = """
 if __name__ == "__main__":  # Workers import this file too.
     import json, sys
     from pathlib import Path
-    from icmbench.harness.commands.run import RunOptions, run
+    from icmbench.harness.commands.computing import RunOptions
+    from icmbench.harness.commands.run import run
     from icmbench.harness.config.experiment import load_experiment
     result = run(load_experiment(Path(sys.argv[1])), Path(sys.argv[2]), RunOptions(workers=int(sys.argv[3])))
     assert not result.missing

@@ -97,10 +97,10 @@ def test_threads_do_not_matter(codec):
         torch.set_num_threads(2)
         data = codec.compress(image)
         torch.set_num_threads(1)
-        one_thread = codec._coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
+        one_thread = codec._engine.coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
         codec.decompress(data)
         torch.set_num_threads(2)
-        two_threads = codec._coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
+        two_threads = codec._engine.coder("default").decompress(Container.from_bytes(data).payload, 4, 3)
         assert torch.equal(one_thread.y_hat, two_threads.y_hat)
     finally:
         torch.set_num_threads(threads)
@@ -299,7 +299,7 @@ def test_chandelier_checkpoints_load(weights):
 def test_golden_stream(portable):
     """Every later version must decode this stream to these latents, on any processor. The stream's own symbol check demands it."""
     data = bytes.fromhex(GOLDEN)
-    latents = portable._coder("portable").decompress(Container.from_bytes(data).payload, 1, 1)
+    latents = portable._engine.coder("portable").decompress(Container.from_bytes(data).payload, 1, 1)
     assert zlib.crc32(latents.y_hat.contiguous().numpy().tobytes()) == GOLDEN_LATENTS
     assert portable.decompress(data).shape == (17, 23, 3)
     assert portable.compress(picture(17, 23)) == data
@@ -312,7 +312,7 @@ from icmbench.codecs.elic import Elic
 codec = Elic(0.016, weights=sys.argv[1])
 data = open(sys.argv[2], "rb").read()
 height, width = (-(-side // 64) for side in codec.decompress(data).shape[:2])
-latents = codec._coder("portable").decompress(Container.from_bytes(data).payload, height, width)
+latents = codec._engine.coder("portable").decompress(Container.from_bytes(data).payload, height, width)
 print(zlib.crc32(latents.y_hat.contiguous().numpy().tobytes()))
 """
 
@@ -320,7 +320,7 @@ print(zlib.crc32(latents.y_hat.contiguous().numpy().tobytes()))
 def test_portable_streams_decode_to_the_same_bits_with_the_kernels_of_an_older_processor(portable, weights, tmp_path):
     data = portable.compress(picture(130, 200))
     (tmp_path / "stream").write_bytes(data)
-    expected = portable._coder("portable").decompress(Container.from_bytes(data).payload, 3, 4).y_hat
+    expected = portable._engine.coder("portable").decompress(Container.from_bytes(data).payload, 3, 4).y_hat
     command = [sys.executable, "-c", OTHER_KERNELS, str(weights / "official.safetensors"), str(tmp_path / "stream")]
     older_processor = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
     run = subprocess.run(command, env={**os.environ, **older_processor}, capture_output=True, text=True, check=True)

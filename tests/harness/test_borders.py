@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from icmbench.harness.cli import main
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 

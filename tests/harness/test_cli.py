@@ -162,7 +162,7 @@ def test_report_and_pack_export_do_not_replace_what_they_read(tmp_path, experime
 def test_plan_counts_missing_cells_and_estimates_from_what_is_measured(tmp_path, experiment, icmbench):
     first = icmbench("plan", experiment(), "--out", tmp_path / "run")
     assert first.returncode == 0, first.stderr
-    assert "21 of 21 cells missing" in first.stdout and "time not known: nothing has been measured yet" in first.stdout
+    assert "21 of 21 cells missing" in first.stdout and "unknown, because nothing was measured" in first.stdout
     assert icmbench("run", experiment(), "--out", tmp_path / "run").returncode == 0
     done = icmbench("plan", experiment(), "--out", tmp_path / "run").stdout
     assert "0 of 21 cells missing" in done

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from icmbench.harness.cli import main
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.results import report
 

@@ -15,7 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from icmbench.codecs.base import CodecError
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.work.attempt import ModelError, attempt

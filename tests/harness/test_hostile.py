@@ -14,7 +14,8 @@ from PIL import Image
 
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.folder import Folder
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.tasks.base import DatasetError
 from icmbench.tasks.datasets.coco import Coco

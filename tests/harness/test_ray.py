@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes on this machine: what runs where, what is lost, and that scores equal those of a local run."""
 
+import json
 import os
 import signal
 import threading
@@ -10,13 +11,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.processes.executors import make_units
+from icmbench.harness.processes.pool import Staff
+from icmbench.harness.processes.ray_executor import cores_each, ray_cluster
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.work.bench import Bench
-from icmbench.harness.work.executors import make_units
-from icmbench.harness.work.ray_executor import cores_each, ray_cluster
 
 TASKS = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "loader"}, "reference": "original"}]
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
@@ -38,19 +41,19 @@ def cluster(calls, monkeypatch):
     cluster.shutdown()
 
 
-def shards_without_times(folder):
-    """The rows of every shard by its name."""
-    tables = {}
-    for file in sorted(folder.rglob("*.parquet")):
-        table = pq.ParquetFile(file).read()
-        tables[str(file.relative_to(folder))] = table.drop_columns(
-            [c for c in table.column_names if c.endswith("seconds")]
-        ).to_pylist()
-    return tables
+def rows_of_store(folder):
+    """All rows of a run's store by fingerprint and key, without times."""
+    rows = {}
+    for file in sorted((folder / "store").rglob("*.parquet")):
+        if not file.name.startswith("index"):
+            table = pq.ParquetFile(file).read()
+            names = [c for c in table.column_names if not c.endswith("seconds") and c not in ("written", "machine")]
+            rows |= {(file.parent.name, row["key"]): row for row in table.select(names).to_pylist()}
+    return rows
 
 
 def assert_same_run(first, second):
-    assert shards_without_times(first) == shards_without_times(second)
+    assert rows_of_store(first) == rows_of_store(second)
     scores = [pd.read_csv(folder / "scores.csv").drop(columns=TIMES) for folder in (first, second)]
     pd.testing.assert_frame_equal(*scores)
 
@@ -79,12 +82,11 @@ def test_no_unit_is_started_before_its_worker_is_free(tmp_path, experiment, call
     """Back-pressure: while nobody takes outcomes, each worker has no more than one unit that is being computed or is finished."""
     bench = Bench(load_experiment(experiment(shard_size=1, tasks=TASKS)), Folder(tmp_path / "ray"))
     bench.load_context("mean-colour")
-    reported: list[int] = []
-    outcomes = ray_cluster(bench, make_units(bench, 2), keep=False, progress=reported.append, workers=2, gpus=0)
+    outcomes = ray_cluster(bench, make_units(bench, 2), keep=False, command="test", staff=Staff(2), gpus=0)
     next(outcomes)
     time.sleep(4)  # Enough for all ten units, which take 0.2 s each.
-    assert 3 <= calls()["compress shift"] <= 6 and len(reported) == 1
-    assert len(list(outcomes)) == 9 and len(reported) == 10
+    assert 3 <= calls()["compress shift"] <= 6
+    assert len(list(outcomes)) == 9
 
 
 @pytest.mark.parametrize("loss", ["worker", "node"])
@@ -112,6 +114,52 @@ def test_a_lost_worker_or_node_costs_nothing(tmp_path, experiment, calls, cluste
     if loss == "worker":
         assert set(pids_at_loss[0]) < set(model_loads(calls())), "the lost worker was not replaced"
     assert_same_run(tmp_path / "one", tmp_path / "ray")
+
+
+@pytest.fixture
+def three_cores(cluster):
+    """The cluster with a third node: two coders and a model process need a core each."""
+    cluster.nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+    cluster.wait_for_nodes()
+    return cluster
+
+
+@pytest.mark.parametrize("loss", ["nobody", "coder", "model", "node"])
+def test_coders_and_models_are_two_kinds_of_actors(tmp_path, experiment, calls, three_cores, loss):
+    """One model actor serves two coders, whoever is lost meanwhile."""
+    path = experiment(
+        shard_size=1, tasks=[*TASKS, {"name": "distance", "dataset": "photos"}], codecs=[{"name": "on-gpu"}], anchor=None
+    )
+    run(load_experiment(path), tmp_path / "one")
+    calls()
+    folder, lost = tmp_path / "ray", []
+
+    def lose():
+        log = Path(os.environ["ICMBENCH_CALLS"])
+        while not log.exists() or log.read_text().count("model\n") < 5:
+            time.sleep(0.05)
+        [model] = model_loads(dict.fromkeys(log.read_text().split("\n")[:-1]))
+        processes = {json.loads(file.read_text())["pid"] for file in folder.glob("progress/*/*.json")}
+        if loss == "node":
+            three_cores.remove_node(three_cores.nodes[1], allow_graceful=False)
+        else:
+            os.kill(int(model) if loss == "model" else (processes - {int(model), os.getpid()}).pop(), signal.SIGKILL)
+        lost.append(loss)
+
+    thread = threading.Thread(target=lose, daemon=True)
+    if loss != "nobody":
+        thread.start()
+    result = run(load_experiment(path), folder, RunOptions(coders=2, models=1, executor="ray"))
+    assert loss == "nobody" or lost
+    assert not result.missing and not result.outcome.failures
+    counts = calls()
+    if loss == "nobody":
+        assert list(model_loads(counts).values()) == [1]
+        coding = {line.split()[2] for line in counts if line.startswith("coded in")}
+        assert coding == set(model_loads(counts))  # A codec on a GPU works where the models are.
+    assert_same_run(tmp_path / "one", folder)
+    with pytest.raises(UserError, match="has 3 cores" if loss == "nobody" else "cores"):
+        run(load_experiment(path), tmp_path / "more", RunOptions(coders=9, models=1, executor="ray"))
 
 
 @pytest.mark.parametrize(("codec", "words"), [("stuck", "took longer than"), ("crash", "was lost 3 times")])

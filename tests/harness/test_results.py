@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.derive import resampling
 from icmbench.harness.derive.scoring import never_a_number

@@ -2,9 +2,9 @@
 
 import math
 
+from icmbench.harness.processes.retries import RetryPolicy
 from icmbench.harness.work.blocks import ImageBlock
 from icmbench.harness.work.loop import WorkUnit
-from icmbench.harness.work.retries import RetryPolicy
 
 BLOCK = ImageBlock("photos", 0, ("a.png", "b.png"))
 ONE, TWO = WorkUnit(BLOCK, (3,)), WorkUnit(BLOCK, (3, 4))

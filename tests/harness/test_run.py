@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.results.columns import SCORE_COLUMNS

@@ -15,11 +15,13 @@ import pytest
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
 
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.store.folder import Folder
 
+CLOSED = threading.Event()  # While it is set, the server refuses all writes.
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
 
@@ -31,6 +33,9 @@ def one_request_at_a_time(app):
     lock = threading.Lock()
 
     def locked(environ, start_response):
+        if CLOSED.is_set() and environ["REQUEST_METHOD"] != "GET" and environ["REQUEST_METHOD"] != "HEAD":
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         with lock:
             return app(environ, start_response)
 
@@ -104,6 +109,25 @@ def test_a_run_on_s3_equals_one_on_a_disk_and_a_second_one_computes_nothing(tmp_
         scores = pd.read_csv(file)
     local = pd.read_csv(tmp_path / "run" / "scores.csv")
     pd.testing.assert_frame_equal(*(frame[frame.codec == "shift"].drop(columns=TIMES) for frame in (scores, local)))
+
+
+def test_a_store_that_answers_403_to_writes_serves_a_run_that_needs_nothing_new(tmp_path, experiment, calls, bucket, capsys):
+    path = experiment(codecs=[{"name": "shift", "points": [6, 4]}], limit=4, store=f"{bucket}/store", bootstrap=0)
+    first = run(load_experiment(path), tmp_path / "first", RunOptions(images=0))
+    calls()
+    CLOSED.set()
+    try:
+        second = run(load_experiment(path), tmp_path / "second", RunOptions(images=0))
+        assert second.scores.value.tolist() == first.scores.value.tolist() and calls() == {}
+        assert f"{bucket}/store can only be read" in capsys.readouterr().err
+        path = experiment(codecs=[{"name": "shift", "points": [2]}], limit=4, store=f"{bucket}/store", anchor=None)
+        with pytest.raises(
+            UserError, match=f"{bucket}/store can only be read, and lacks a part of photos / shift bits=6 / block 0"
+        ):
+            run(load_experiment(path), tmp_path / "third")
+        assert calls() == {}
+    finally:
+        CLOSED.clear()
 
 
 def test_a_killed_run_is_resumed(experiment, calls, bucket):

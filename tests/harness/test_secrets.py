@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from icmbench.harness.cli import main
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.config.secrets import BLACK, find_credential, holds_credential, redact, redact_values

@@ -9,7 +9,9 @@ import pytest
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.folder import Folder, safe_name
+from icmbench.harness.store.parquet_files import read_table, write_table
 from icmbench.harness.store.rows import from_table, to_table
+from icmbench.harness.store.whole_files import process_space
 
 SCHEMA = pa.schema(
     [
@@ -29,8 +31,8 @@ ROWS = [
 
 def test_rows_survive_parquet(tmp_path):
     store = Folder(tmp_path)
-    store.write_table("x/y.parquet", to_table(ROWS, SCHEMA))
-    rows = from_table(store.read_table("x/y.parquet"), SCHEMA.names)
+    write_table(store, "x/y.parquet", to_table(ROWS, SCHEMA))
+    rows = from_table(read_table(store, "x/y.parquet"), SCHEMA.names)
     assert [row["boxes"].tolist() for row in rows] == [[1.5, 2, 3, 4], []]
     assert rows[0]["boxes"].dtype == np.float32
     assert [{k: v for k, v in row.items() if k != "boxes"} for row in rows] == [
@@ -62,21 +64,23 @@ def test_object_stores_take_one_conditional_put():
 
 def test_leftovers_of_dead_writers_are_swept_and_those_of_the_living_kept(tmp_path):
     import os
-    import socket
 
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for pid in (dead.pid, os.getpid()):
-        (tmp_path / f"x.parquet.tmp-{socket.gethostname()}-{pid}-0").write_bytes(b"half")
+        (tmp_path / f"x.parquet.tmp-{process_space()}-{pid}-0").write_bytes(b"half")
     (tmp_path / "x.parquet.tmp-elsewhere-1-0").write_bytes(b"half")
+    # A container of the same name with process ids of its own, in which that number is another process, or none.
+    (tmp_path / f"x.parquet.tmp-{process_space()}9-{dead.pid}-0").write_bytes(b"half")
     Folder(tmp_path).remove_leftovers()
-    assert sorted(path.name.split("-")[-2] for path in tmp_path.iterdir()) == sorted(["1", str(os.getpid())])
+    kept = ["1", str(os.getpid()), str(dead.pid)]
+    assert sorted(path.name.split("-")[-2] for path in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"x\.parquet is damaged .* delete it"):
-        Folder(tmp_path).read_table("x.parquet")
+        read_table(Folder(tmp_path), "x.parquet")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

@@ -15,14 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from icmbench.harness.cli import main
-from icmbench.harness.commands.run import RunOptions, run
+from icmbench.harness.commands.computing import RunOptions
+from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.config.selection import Selection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.keys import digest
 from icmbench.harness.store.leases import hold
 from icmbench.harness.store.references import LEASES, leave_reference, refuse_while_cleaned
 from icmbench.harness.store.store import Store
+from icmbench.harness.store.whole_files import process_space
 from icmbench.harness.work.bench import Bench
 
 DAY = 24 * 3600
@@ -227,6 +230,57 @@ def test_clean_keeps_what_the_run_folder_around_a_store_names(tmp_path, experime
     assert points == ["bits=2", "bits=6", None, None]
 
 
+def test_a_run_folder_that_was_moved_is_recognised(tmp_path, experiment, store):
+    """Its store may lie in it or elsewhere; a copy whose original is there, and a run that was cut down since, are two runs."""
+    inner = experiment(codecs=[SHIFT], limit=3)
+    finish(inner, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copied")
+    for place in ("moved", "copied"):
+        make_old(tmp_path / place / "store")
+        assert "kept for" not in store("clean", tmp_path / place)[1] and "would remove 0 B" in store("clean", tmp_path / place)[1]
+        assert str(tmp_path / "run") not in store("ls", tmp_path / place)[1]
+    finish(inner, tmp_path / "moved")
+    assert "kept for" not in store("clean", tmp_path / "moved")[1]
+
+    shared = tmp_path / "shared"
+    finish(experiment(codecs=[SHIFT], limit=3, store="shared"), tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "second")
+    make_old(shared)
+    assert f"run {tmp_path / 'first'}" in store("clean", shared)[1]  # Nobody can tell where it is until it is run there.
+    finish(experiment(codecs=[SHIFT], limit=3, store="shared"), tmp_path / "second")
+    assert "kept for" not in store("clean", shared)[1]
+    everything = files_of(shared)
+    shutil.copytree(tmp_path / "second", tmp_path / "third")
+    finish(experiment(codecs=[{"name": "shift", "points": [6]}], limit=3, store="shared"), tmp_path / "third")
+    shutil.rmtree(tmp_path / "second")
+    out = store("clean", shared, "--yes")[1]  # The copy needs less than its original, which is gone.
+    assert f"run {tmp_path / 'second'}" in out and f"run {tmp_path / 'first'}" in out
+    assert {*everything} <= {*files_of(shared)}
+
+
+def test_a_part_that_is_computed_takes_nothing_from_the_reference_of_its_run(tmp_path, experiment, store):
+    shared = tmp_path / "shared"
+    codecs = [SHIFT, {"name": "jpeg", "points": [30]}]
+    path = experiment(codecs=codecs, limit=3, store="shared")
+    run(load_experiment(path), tmp_path / "run", source=path)
+    everything = collections(store, shared)
+    [reference] = (shared / "references").iterdir()
+    whole = json.loads(reference.read_text())["fingerprints"]
+    part = Selection(codec=("jpeg",), task=("distance",))
+    run(load_experiment(path), tmp_path / "run", RunOptions(only=part), source=path)
+    assert json.loads(reference.read_text())["fingerprints"] == whole
+    make_old(shared)
+    store("clean", shared, "--yes")
+    assert collections(store, shared) == everything
+    data = reference.read_bytes()
+    reference.write_bytes(data[:-40])
+    run(load_experiment(path), tmp_path / "run", RunOptions(only=part), source=path)
+    assert reference.read_bytes() == data[:-40]  # What the whole needs is not known, so `clean` must go on refusing.
+    run(load_experiment(path), tmp_path / "run", source=path)
+    assert json.loads(reference.read_text())["fingerprints"] == whole
+
+
 def test_an_expired_lease_is_listed_and_its_shards_go_when_it_is_named(tmp_path, experiment, store):
     finish(experiment(codecs=[SHIFT], store="shared", limit=3), tmp_path / "run")
     shared = tmp_path / "shared"
@@ -248,13 +302,11 @@ def test_an_expired_lease_is_listed_and_its_shards_go_when_it_is_named(tmp_path,
 
 
 def test_half_written_files_go_and_others_stay(tmp_path, experiment, store):
-    import socket
-
     finish(experiment(codecs=[SHIFT], limit=3), tmp_path / "run")
     place = tmp_path / "run" / "store" / "streams"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = [f"a.tmp-{socket.gethostname()}-{dead.pid}-0", "b.tmp-elsewhere-1-0", "c.parquet.lock", "diary.txt"]
+    names = [f"a.tmp-{process_space()}-{dead.pid}-0", "b.tmp-elsewhere-1-0", "c.parquet.lock", "diary.txt"]
     for name in names:
         (place / name).write_text("x")
     (place / "young.tmp-elsewhere-1-0").write_text("x")

@@ -53,6 +53,19 @@ def test_weights_add_up_to_the_number_of_images():
     assert not np.array_equal(draw_weights(200, 7, 1), draw_weights(200, 8, 1))
 
 
+@pytest.mark.parametrize("n_images", [1, 9, 700])
+def test_every_point_gets_the_weights_of_its_replicates(n_images):
+    got = []
+
+    def aggregate(weights):
+        got.append(weights.copy())
+        return {"score": 1.0}
+
+    draw_replicates([Point("a", "1", aggregate), Point("b", "1", aggregate)], n_images, ["score"], count=300, seed=5)
+    expected = [draw_weights(n_images, 5, replicate) for replicate in range(301)]
+    assert np.array_equal(got, expected * 2) and got[0].dtype == np.float64
+
+
 def test_replicates_are_weighted_scores_and_rates():
     points = two_codecs()
     frame = draw_replicates(points, 50, ["q"], 20, seed=3)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icmbench.results.correlation import correlation_frame, correlation_table
+from icmbench.results.correlation import _correlate, correlation_frame, correlation_table
 from icmbench.results.scores import normalise
 
 
@@ -39,3 +39,19 @@ def test_without_a_correlation_there_is_no_number():
     frame = correlation_frame(few_points)
     assert frame["pearson"].isna().all() and (frame["points"] == 2).all()
     assert (correlation_table(frame)["Pearson"] == "n/a").all()
+
+
+def test_spearman_is_that_of_scipy_with_and_without_ties():
+    from scipy.stats import spearmanr
+
+    chance = np.random.default_rng(0)
+    for _ in range(200):
+        pairs = np.stack([chance.integers(0, 5, 9) / 4, chance.random(9).round(1)], axis=1)
+        if np.ptp(pairs, axis=0).all():
+            assert _correlate(pairs)[1] == spearmanr(*pairs.T).statistic
+
+
+def test_a_codec_without_layers_has_correlations_without_points():
+    scores = make_scores()
+    frame = correlation_frame(scores[(scores["codec"] != "elic") | (scores["task"] == "det")])
+    assert frame.groupby("codec")["points"].max().to_dict() == {"jpeg": 4, "elic": 0}

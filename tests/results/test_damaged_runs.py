@@ -22,6 +22,7 @@ from icmbench.harness.derive.resampling import load_replicates
 from icmbench.harness.derive.tables import NOT_READ, read_report_inputs, rewrite_report
 from icmbench.harness.derive.tables import bundle as write_bundle
 from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.parquet_files import write_table
 from icmbench.results import report
 from icmbench.results.bd import bd_rate
 from icmbench.results.bootstrap import INDEX
@@ -98,7 +99,7 @@ def run_folder(plain_scores, tmp_path):
 
 def write_parquet(folder, name, frame):
     """Write a Parquet file as a run does, with the number of its format."""
-    Folder(folder).write_table(name, pa.Table.from_pandas(frame, preserve_index=False))
+    write_table(Folder(folder), name, pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def record(folder, name):

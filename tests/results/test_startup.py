@@ -23,6 +23,7 @@ def test_importing_the_results_loads_nothing_heavy():
     ("code", "expected"),
     [
         ("from icmbench.results.bd import bd_rate; bd_rate([(1, 2)], [(1, 2)])", []),
+        ("from icmbench.results.correlation import _correlate; import numpy; _correlate(numpy.eye(3)[:, :2])", []),
         ("from icmbench.results.bd import rate_at; rate_at([(1, 2)], 2.0)", []),
         ("from icmbench.results.curves import figure_title, CurveKey; figure_title(CurveKey('a', 'b', 'c', 'd', ''))", []),
         ("from icmbench.results.pictures import lost_and_new_names; lost_and_new_names(['a'], ['b'])", []),

@@ -65,6 +65,33 @@ class Shaky(Shift):
         return image ^ np.frombuffer(os.urandom(image.size), np.uint8).reshape(image.shape) % 4
 
 
+class OnGpu(Shift):
+    """Says that its networks run on a GPU, and writes down in which process it works and which GPU that sees."""
+
+    name = "on-gpu"
+    device = "cuda"
+
+    def compress(self, image):
+        log_call(f"coded in {os.getpid()} with GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+        return super().compress(image)
+
+
+class Daemon(Shift):
+    """Leaves a process behind that has a session of its own and no parent any more, and then takes its own process down."""
+
+    name = "daemon"
+
+    def compress(self, image):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.execvp("sleep", ["sleep", "86399"])
+            os._exit(0)
+        os.wait()
+        time.sleep(0.3)
+        ctypes.string_at(0)
+
+
 class Vague(Shift):
     """Leaves its rate point out of its fingerprint."""
 
@@ -233,6 +260,15 @@ class Loader(Averager):
             log_call(f"load {os.getpid()}")
             self.loaded = True
         time.sleep(float(os.environ.get("ICMBENCH_SLOW", 0)) * len(images))
+        return super().__call__(images)
+
+
+class StuckModel(Averager):
+    """Hangs on dark pictures."""
+
+    def __call__(self, images):
+        while any(image.mean() < 100 for image in images):
+            time.sleep(1)
         return super().__call__(images)
 
 
