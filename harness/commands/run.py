@@ -26,7 +26,6 @@ from icmbench.harness.derive.measuring import measure
 from icmbench.harness.derive.scoring import primary_metrics, score
 from icmbench.harness.derive.tables import TableSpec
 from icmbench.harness.processes.heartbeats import remove_dead_commands
-from icmbench.harness.processes.progress import Workload
 from icmbench.harness.processes.workload import find_missing, incomplete_units, measure_workload
 from icmbench.harness.store import leases
 from icmbench.harness.store.collection import Collection
@@ -101,59 +100,67 @@ def run(
         if not options.only or not folder.exists("environment.json"):
             _write_record(bench, source, settings)
         gatherer = Gatherer(bench)
-        missing = find_missing(bench, gatherer.missing)
-        units = units_of(bench, options)
-        if not options.keep:
-            units = incomplete_units(bench, units, missing)
-        if not can_write:
-            refuse_to_compute(bench, units, options.keep)
-            gatherer, units = Gatherer(bench), []
-        if sum(lease.live for lease in leases.leases(bench.store.folder, LEASES)) > 1:
-            random.shuffle(units)  # Processes that fill one store at once should not all compute the same units first.
-        for label in bench.tasks if units and not options.models else ():  # Otherwise who holds the models makes the contexts.
-            bench.load_context(label)
-        if units and experiment.fail_on_error is True:
-            check_headers(bench)
-        workload = measure_workload(bench, units, missing, measure(bench).seconds) if units else Workload(0, {}, {})
-        outcome = compute(bench, units, workload, options)
+        outcome, has_computed = _compute_missing(bench, gatherer, options, can_write)
         computed = time.perf_counter()
         if options.only:
             return _score_part(bench, outcome, computed - started)
+        if has_computed or not can_write:
+            write_images(bench)
         if options.shard:
-            if units or not can_write:
-                write_images(bench)
             return RunResult(outcome, {"loop": computed - started})
-        if units:
-            bench.source_pixels.hash_unknown()
-            for sentence in bench.source_pixels.describe_repeated():
-                print_error(sentence)
-            write_images(bench)
+        if has_computed:
             _tidy(bench)
-            gatherer = Gatherer(bench)
         elif not can_write:
-            write_images(bench)
             bench.source_pixels.save()
-        tables = derive(bench, gatherer, options.workers, options.images)
+        if has_computed or not can_write:
+            gatherer = Gatherer(bench)  # What the first one knows is no longer all that there is.
+        tables = derive(bench, gatherer, options.processes, options.images)
     seconds = {"loop": computed - started, **tables.seconds}
     shown = (tables.scores, tables.bdrate, tables.report, tables.missing, tables.table_spec)
     return RunResult(outcome, seconds, *shown, tolerated=bench.tolerant)
 
 
-def check_headers(bench: Bench) -> None:
-    """Let each dataset that can refuse images by their headers do so, before anything is coded.
+def _compute_missing(bench: Bench, gatherer: Gatherer, options: RunOptions, can_write: bool) -> tuple[Outcome, bool]:
+    """Compute what the store lacks, and recognise all source pixels after that.
+
+    Args:
+        bench: the experiment, or the part of it that is asked for.
+        gatherer: knows what is there.
+        options: how to compute it.
+        can_write: whether the store can be written.
+
+    Returns:
+        The outcome, and whether there was anything to compute.
 
     Raises:
+        UserError: something is missing in a store that can only be read.
         DatasetError: an image cannot be read, which would end a run that tolerates no failure in its middle.
     """
-    for dataset in bench.datasets.values():
-        check = getattr(dataset, "check_headers", None)
-        if check is not None:
-            check()
+    missing = find_missing(bench, gatherer.missing)
+    units = units_of(bench, options)
+    if not options.keep:
+        units = incomplete_units(bench, units, missing)
+    if not can_write:
+        refuse_to_compute(bench, units, options.keep)
+        return Outcome(), False
+    if not units:
+        return Outcome(), False
+    if bench.experiment.fail_on_error is True:
+        for dataset in bench.datasets.values():
+            getattr(dataset, "check_headers", lambda: None)()
+    if sum(lease.live for lease in leases.leases(bench.store.folder, LEASES)) > 1:
+        random.shuffle(units)  # Processes that fill one store at once should not all compute the same units first.
+    for label in () if options.models else bench.tasks:  # Otherwise who holds the models makes the contexts.
+        bench.load_context(label)
+    outcome = compute(bench, units, measure_workload(bench, units, missing, measure(bench).seconds), options)
+    bench.source_pixels.hash_unknown()
+    for sentence in bench.source_pixels.describe_repeated():
+        print_error(sentence)
+    return outcome, True
 
 
 def _score_part(bench: Bench, outcome: Outcome, seconds: float) -> RunResult:
     """The scores of a part of an experiment. Nothing is written, because the tables of a run are those of the whole."""
-    bench.source_pixels.hash_unknown()
     table = score(bench, Gatherer(bench))
     spec = TableSpec(bench.experiment.name, None, primary_metrics(bench))
     return RunResult(

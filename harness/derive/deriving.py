@@ -176,12 +176,14 @@ def _write_tables(
     pictures = picture_entries(gatherer, scores, score_table.failed, image_count, run_folder.read_json(PICTURES))
     run_folder.write_json(PICTURES, pictures)
     split = bit_split(gatherer)
-    names = [name for name in run_folder.names("analyses") if name.endswith(".csv")]
+    names = [name for name in run_folder.names("analyses") if name.endswith(".csv") and name != BIT_SPLIT]
     with run_folder.copy_of(names) as folder:
         analyses = read_analyses(folder)
     with run_folder.scratch_folder() as folder:
         write_csv(scores, folder / "scores.csv")
-        if len(split):
+        if not len(split):
+            run_folder.remove(BIT_SPLIT)  # That of an earlier state of the experiment.
+        else:
             (folder / "analyses").mkdir(exist_ok=True)
             write_csv(split, folder / BIT_SPLIT)
         reported = None

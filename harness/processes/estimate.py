@@ -69,9 +69,7 @@ class Estimate:
         return f"remaining {'at least ' if untimed else ''}{format_duration(self.remaining)}{untimed}"
 
 
-def estimate(
-    command: Mapping[str, Any], workers: Sequence[Beat], own_memory: int = 0, select: Callable[[Part], bool] | None = None
-) -> Estimate:
+def estimate(command: Mapping[str, Any], workers: Sequence[Beat], select: Callable[[Part], bool] | None = None) -> Estimate:
     """Add up what the processes of a command say.
 
     The work that is left is the sum over all parts of the images that are left and of the seconds that one took, so that a slow
@@ -80,7 +78,6 @@ def estimate(
     Args:
         command: what the parent process says.
         workers: what each process that computes says.
-        own_memory: bytes of memory of the parent process and its children, if it is the parent that asks.
         select: tells which parts count; all by default. A reconstruction then counts as done once it is decoded.
     """
     tallies = _totals([worker.facts.get("tallies", []) for worker in workers])
@@ -98,6 +95,7 @@ def estimate(
         todo = {part: number for part, number in todo.items() if select(part)}
         images = sum(number for part, (number, _) in todo.items() if not part.task)
         done = sum(min(number, tallies.get(part, (0, 0.0))[0]) for part, (number, _) in todo.items() if not part.task)
+    memory = {int(facts.get("pid", 0)): int(facts.get("memory", 0)) for facts in (command, *(worker.facts for worker in living))}
     left, untimed = _work_left(todo, tallies)
     return Estimate(
         done=done,
@@ -108,7 +106,7 @@ def estimate(
         untimed=untimed,
         at_work=tuple(sorted(at_work, key=lambda item: -item[1])),
         failures=int(command["failures"]) + sum(int(worker.facts.get("failures", 0)) for worker in living),
-        memory=own_memory or int(command.get("memory", 0)),
+        memory=sum(memory.values()),
     )
 
 

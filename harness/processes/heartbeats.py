@@ -31,6 +31,7 @@ PROGRESS = "progress"
 COMMAND = "command.json"
 BEAT_SECONDS = 2.0  # How often each process rewrites its file on a disk.
 STORE_BEAT_SECONDS = 15.0  # The same in an object store, where each time costs a request.
+LARGE_PROCESS = 4 * 2**30  # Bytes of memory.
 SILENT_SECONDS = 30.0  # A process that was not heard of for so long is said to be silent.
 
 
@@ -75,7 +76,7 @@ class RunningCommand:
 
 
 @contextmanager
-def beating(folder: Folder, name: str, facts: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+def beating(folder: Folder, name: str, facts: Callable[[], Mapping[str, Any]], with_children: bool = True) -> Iterator[None]:
     """Rewrite the file of this process every few seconds while the context lasts; then remove it.
 
     A disk that is full or cut off ends nothing here: the next beat may succeed.
@@ -84,6 +85,7 @@ def beating(folder: Folder, name: str, facts: Callable[[], Mapping[str, Any]]) -
         folder: the run folder.
         name: the file, below the run folder.
         facts: returns what to write beside the identity of this process.
+        with_children: whether the memory of its children counts; not for a parent of workers, which have files of their own.
     """
     identity = {
         "host": socket.gethostname(),
@@ -96,7 +98,7 @@ def beating(folder: Folder, name: str, facts: Callable[[], Mapping[str, Any]]) -
 
     def beat() -> None:
         with suppress(OSError, UserError):
-            folder.write_json(name, {**identity, **facts(), "memory": memory(), "beat": time.time()})
+            folder.write_json(name, {**identity, **facts(), "memory": memory(with_children), "beat": time.time()})
 
     def keep_beating() -> None:
         beat()
@@ -162,15 +164,19 @@ def workers_of(folder: Folder, command: str) -> list[Beat]:
     return [beat for beat in (_read(folder, name) for name in names) if beat is not None]
 
 
-def memory() -> int:
-    """Bytes of memory of this process and its children, pages that processes share divided among them where the system tells."""
+def memory(with_children: bool = True) -> int:
+    """Bytes of memory of this process, and of its children if they count.
+
+    Pages that processes share are divided among them where the system tells. To find that out of a large process would take the
+    system long, so what a process of more than `LARGE_PROCESS` shares counts in full.
+    """
     total = 0
     with suppress(psutil.Error, OSError):
         this = psutil.Process()
-        for process in [this, *this.children(recursive=True)]:
+        for process in [this, *(this.children(recursive=True) if with_children else [])]:
             with suppress(psutil.Error, OSError):
-                info = process.memory_full_info()
-                total += int(getattr(info, "pss", info.rss))
+                resident = process.memory_info().rss
+                total += int(resident if resident > LARGE_PROCESS else getattr(process.memory_full_info(), "pss", resident))
     return total
 
 

@@ -6,6 +6,7 @@ one process, in a pool and on a cluster are reported in the same way, and `icmbe
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -72,7 +73,7 @@ class RunProgress:
     def __enter__(self) -> RunProgress:
         name = f"{heartbeats.PROGRESS}/{self.command}/{heartbeats.COMMAND}"
         self._stack.callback(heartbeats.remove_command, self._folder, self.command)
-        self._stack.enter_context(heartbeats.beating(self._folder, name, self._facts))
+        self._stack.enter_context(heartbeats.beating(self._folder, name, self._facts, with_children=False))
         if self._is_terminal:
             self._stack.enter_context(self._drawing())
         elif self._seconds:
@@ -107,7 +108,8 @@ class RunProgress:
 
     def estimate(self) -> Estimate:
         """How far the run has come now."""
-        return estimate(self._facts(), heartbeats.workers_of(self._folder, self.command), heartbeats.memory())
+        facts = {**self._facts(), "pid": os.getpid(), "memory": heartbeats.memory(with_children=False)}
+        return estimate(facts, heartbeats.workers_of(self._folder, self.command))
 
     def _facts(self) -> dict[str, Any]:
         """What this process writes about the command, as JSON values."""

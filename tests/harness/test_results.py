@@ -193,3 +193,11 @@ def test_the_mark_of_a_realisation_never_reads_as_a_number(tmp_path):
             assert pd.read_csv(io.StringIO(f"realisation\n{mark}\n")).realisation.tolist() == [mark]
     (tmp_path / "scores.csv").write_text("codec,bpp,metric,value,realisation\nshaky,1,distance,2,00012345\n")
     assert read_scores(tmp_path / "scores.csv").realisation.tolist() == ["00012345"]  # A run may hold a mark from before.
+
+
+def test_the_bit_split_of_an_earlier_state_of_the_experiment_goes(tmp_path, experiment):
+    run(load_experiment(experiment()), tmp_path / "run")
+    split = tmp_path / "run" / "analyses" / "bit-split.csv"
+    assert split.exists()
+    run(load_experiment(experiment(codecs=[{"name": "jpeg", "points": [20]}], anchor=None)), tmp_path / "run")
+    assert not split.exists() and "bit-split" not in (tmp_path / "run" / "derived.json").read_text()

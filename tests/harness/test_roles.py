@@ -15,8 +15,8 @@ from icmbench.harness.commands.computing import RunOptions
 from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
+from icmbench.harness.processes import shared_pixels
 from icmbench.harness.processes.shared_pixels import PixelReader, PixelWriter, make_folder, map_pixels, remove_pixels
-from icmbench.harness.work import shared_pixels
 
 LOADER = [
     {"name": "mean-colour", "dataset": "photos", "model": {"name": "loader"}, "reference": "original"},
