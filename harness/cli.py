@@ -146,7 +146,9 @@ def _make_run_options(options: argparse.Namespace) -> RunOptions:
             raise UserError(f"--shard {options.shard}: write I/N with I from 1 to N")
     if not 0 <= options.progress < math.inf:
         raise UserError("--progress: a number of seconds, or 0 for no lines")
-    if options.devices and options.executor == "ray":
+    if options.devices is not None and not (workers or coders):
+        raise UserError("--devices deals GPUs to other processes: leave it out beside --workers 0")
+    if options.devices is not None and options.executor == "ray":
         raise UserError("--devices deals the GPUs of this machine; on a Ray cluster, --gpus says how many each worker gets")
     return RunOptions(
         workers,
@@ -158,7 +160,7 @@ def _make_run_options(options: argparse.Namespace) -> RunOptions:
         shard,
         max(0, options.images),
         options.progress,
-        tuple(deal_gpus(options.devices)) if options.devices else (),
+        () if options.devices is None else tuple(deal_gpus(options.devices)),
         Selection.parse(getattr(options, "only", ())),
     )
 

@@ -14,7 +14,7 @@ FEW_POINTS = "*"  # The mark of a row with fewer than four points on an envelope
 # Kinds of remarks by a pattern that finds them in a note. The first match counts for each undefined number.
 UNDEFINED = (
     (re.compile("no shared .* interval"), "undefined: the two curves share no range"),
-    (re.compile("on its envelope and .* needs"), "undefined: too few points that rise"),
+    (re.compile("and [a-z]+ needs [0-9]"), "undefined: too few points of use"),
     (re.compile("."), "undefined for another reason"),
 )
 REMARKS = (

@@ -123,9 +123,8 @@ def compute(bench: Bench, units: list[WorkUnit], workload: Workload, options: Ru
     total = Outcome()
     if not units:
         return total
-    workers = min(options.processes, len(units))
-    with RunProgress(bench.folder, bench.experiment.name, workload, workers, options.progress) as progress:
-        staff = Staff(options.processes, options.models, options.devices)
+    staff = Staff(options.processes, options.models, options.devices)
+    with RunProgress(bench.folder, bench.experiment.name, workload, staff.describe(len(units)), options.progress) as progress:
         if options.executor == "ray":
             outcomes = ray_cluster(bench, units, options.keep, progress.command, staff, options.gpus)
         elif options.processes == 1 and not options.workers and not options.coders and bench.experiment.timeout is None:

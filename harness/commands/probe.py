@@ -67,8 +67,10 @@ def probe(experiment: Experiment, part: Experiment, folder: Folder, images: int)
             bench.load_context(label)
         failures: list[str] = []
         workload = measure_workload(bench, units, missing, {})
-        with RunProgress(folder, f"probe of {bench.experiment.name}", workload, 1, PROGRESS_SECONDS) as progress:
-            for _, outcome in process_pool(bench, units, False, progress.command, Staff(1)):
+        with RunProgress(folder, f"probe of {bench.experiment.name}", workload, "one worker", PROGRESS_SECONDS) as progress:
+            for unit, outcome in process_pool(bench, units, False, progress.command, Staff(1)):
+                names = [bench.series[k].name for k in unit.series]
+                progress.finish_unit(unit.block.dataset, names, unit.images, len(outcome.failures))
                 failures += [f"{failure.cell}: {failure.reason}" for failure in outcome.failures]
     return Probe(images, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, tuple(failures))
 
@@ -95,7 +97,7 @@ def describe_costs(seconds: float, unmeasured: int, size: float, workers: int, m
     lines.append(f"disk: {at_least}{format_size(size)}{free}")
     available = psutil.virtual_memory().available
     if not memory:
-        lines.append("memory: unknown; --probe N measures it where something is missing")
+        lines.append("memory: not measured in this call; --probe N measures it while it computes what is missing")
         return lines
     needed = memory * workers
     lines.append(

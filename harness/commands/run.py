@@ -25,7 +25,7 @@ from icmbench.harness.derive.gathering import Gatherer
 from icmbench.harness.derive.measuring import measure
 from icmbench.harness.derive.scoring import primary_metrics, score
 from icmbench.harness.derive.tables import TableSpec
-from icmbench.harness.processes.heartbeats import remove_dead_commands
+from icmbench.harness.processes.heartbeats import remove_dead_commands, stage
 from icmbench.harness.processes.workload import find_missing, incomplete_units, measure_workload
 from icmbench.harness.store import leases
 from icmbench.harness.store.collection import Collection
@@ -104,17 +104,18 @@ def run(
         computed = time.perf_counter()
         if options.only:
             return _score_part(bench, outcome, computed - started)
-        if has_computed or not can_write:
-            write_images(bench)
-        if options.shard:
-            return RunResult(outcome, {"loop": computed - started})
-        if has_computed:
-            _tidy(bench)
-        elif not can_write:
-            bench.source_pixels.save()
-        if has_computed or not can_write:
-            gatherer = Gatherer(bench)  # What the first one knows is no longer all that there is.
-        tables = derive(bench, gatherer, options.processes, options.images)
+        with stage(folder, experiment.name, "makes the tables"):
+            if has_computed or not can_write:
+                write_images(bench)
+            if options.shard:
+                return RunResult(outcome, {"loop": computed - started})
+            if has_computed:
+                _tidy(bench)
+            elif not can_write:
+                bench.source_pixels.save()
+            if has_computed or not can_write:
+                gatherer = Gatherer(bench)  # What the first one knows is no longer all that there is.
+            tables = derive(bench, gatherer, options.processes, options.images)
     seconds = {"loop": computed - started, **tables.seconds}
     shown = (tables.scores, tables.bdrate, tables.report, tables.missing, tables.table_spec)
     return RunResult(outcome, seconds, *shown, tolerated=bench.tolerant)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.quantities import format_duration, format_memory
@@ -28,6 +31,8 @@ def print_status(run: str, only: Selection) -> None:
         UserError: there is no run folder.
     """
     folder = Folder(run)
+    if isinstance(folder.fs, LocalFileSystem) and Path(folder.path).is_file():
+        raise UserError(f"{run} is a file; give the --out of `icmbench run`")
     if not folder.exists(""):
         raise UserError(f"{run}: no such run folder; give the --out of `icmbench run`")
     commands = running_commands(folder)
@@ -44,6 +49,11 @@ def _lines(running: RunningCommand, only: Selection) -> list[str]:
     who = f"{facts.get('experiment')}: process {facts['pid']} on {facts.get('host')}"
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(facts["since"])))
 
+    if "stage" in facts:
+        if command.state == "dead":
+            return [f"{who}, started {started}, was killed while it {facts['stage']}: the same command goes on"]
+        return [f"{who}, at work since {started}: it {facts['stage']}, memory {format_memory(float(facts.get('memory', 0)))}"]
+
     def select(part: Part) -> bool:
         is_codec = not only.codec or part.codec in only.codec
         is_task = not only.task or not part.task or part.task in only.task
@@ -57,13 +67,16 @@ def _lines(running: RunningCommand, only: Selection) -> list[str]:
     lines = [f"{who}, at work since {started}{f', counted: {only}' if only else ''}", f"  {now.line()}"]
     if command.state == "silent":
         lines.append(f"  nothing was heard of it for {format_duration(command.age)}: stopped, or its disk is full or cut off")
-    return lines + [f"  {_worker_line(worker)}" for worker in running.workers]
+    is_over = int(facts["returned"]) >= int(facts["images"])
+    return lines + [f"  {_worker_line(worker, is_over)}" for worker in running.workers]
 
 
-def _worker_line(worker: Beat) -> str:
+def _worker_line(worker: Beat, is_over: bool) -> str:
     """What one worker does, and whether it is slow or lost."""
     facts, now = worker.facts, time.time()
     who = f"process {facts['pid']} on {facts.get('host')}, {format_memory(float(facts.get('memory', 0)))}"
+    if worker.state == "dead" and is_over:
+        return f"{who}: has ended, because all work is done"
     if worker.state == "dead":
         return f"{who}: dead; its unit of work is given to another one"
     tasks = [f"{text}, for {format_duration(max(0.0, now - float(since)))}" for text, since in facts.get("at_work", [])]

@@ -19,6 +19,11 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 _FORMS = re.compile(r"auto|cpu|cuda|cuda:\d+|mps")
 
 
+def is_device(value: object) -> bool:
+    """Whether an option has one of the forms above."""
+    return isinstance(value, str) and _FORMS.fullmatch(value) is not None
+
+
 def resolve_device(value: object, key: str) -> str:
     """The device that an option names, as PyTorch names it.
 
@@ -29,7 +34,7 @@ def resolve_device(value: object, key: str) -> str:
     Raises:
         UserError: it has another form, or PyTorch does not see such a device here.
     """
-    if not isinstance(value, str) or not _FORMS.fullmatch(value):
+    if not is_device(value) or not isinstance(value, str):
         raise UserError(f"{key}: {value!r} is no device; write auto, cpu, cuda, cuda:N or mps")
     if value == "cpu":
         return value
@@ -46,6 +51,15 @@ def resolve_device(value: object, key: str) -> str:
     return value
 
 
+def count_gpus() -> int:
+    """Number of NVIDIA GPUs that PyTorch sees; 0 without PyTorch."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return 0
+    return int(torch.cuda.device_count())
+
+
 def deal_gpus(text: str) -> list[str]:
     """The GPUs that `--devices` names, as CUDA_VISIBLE_DEVICES names them.
 
@@ -58,11 +72,10 @@ def deal_gpus(text: str) -> list[str]:
     numbers = text.split(",")
     if not all(number.isdecimal() for number in numbers) or len({*numbers}) != len(numbers):
         raise UserError(f"--devices {text}: write the numbers of GPUs, each once, such as 0,1")
-    visible = os.environ.get(VISIBLE)
+    visible, count = os.environ.get(VISIBLE), count_gpus()
+    if any(int(number) >= count for number in numbers):
+        raise UserError(f"--devices {text}: this process sees {count} NVIDIA GPUs: write numbers below that, or leave it out")
     if visible is None:
         return numbers
     names = [name for name in visible.split(",") if name]
-    absent = next((number for number in numbers if int(number) >= len(names)), None)
-    if absent is not None:
-        raise UserError(f"--devices {text}: {VISIBLE} is {visible!r}, so that there is no GPU {absent}")
     return [names[int(number)] for number in numbers]

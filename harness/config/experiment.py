@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from icmbench.harness.config.devices import is_device
 from icmbench.harness.config.errors import unknown_message
 from icmbench.harness.config.sections import ConfigSection, load_section
 
@@ -116,7 +117,7 @@ class Experiment(ConfigSection):
     envelope: Literal["error", "pareto", "isotonic"] = "pareto"
     published: list[Literal[True] | Path] = Field(default_factory=list)
     store: str | None = None
-    device: str | None = Field(None, pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")
+    device: str | None = None
     folder: Path = Field(Path(), exclude=True)
     only_points: tuple[str, ...] = Field((), exclude=True)
 
@@ -124,6 +125,13 @@ class Experiment(ConfigSection):
     @classmethod
     def _refuse_in_file(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError("points are selected on the command line, by `--only point=POINT`")
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str | None) -> str | None:
+        if value is not None and not is_device(value):
+            raise ValueError(f"{value!r} is no device; write auto, cpu, cuda, cuda:N or mps")
+        return value
 
     @field_validator("fail_on_error")
     @classmethod

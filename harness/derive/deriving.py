@@ -18,7 +18,8 @@ from icmbench.harness.config.files import read_bytes
 from icmbench.harness.derive.bound import Derived, code_digest, content_digest
 from icmbench.harness.derive.gathering import Gatherer
 from icmbench.harness.derive.pictures import picture_entries
-from icmbench.harness.derive.resampling import Resampling, replicates_file
+from icmbench.harness.derive.replicates import replicates_file
+from icmbench.harness.derive.resampling import Resampling
 from icmbench.harness.derive.scoring import ScoreTable, bit_split, primary_metrics, score
 from icmbench.harness.derive.tables import (
     PICTURES,

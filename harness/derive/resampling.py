@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from icmbench.harness.config.errors import UserError
 from icmbench.harness.derive.gathering import Gatherer, SeriesPredictions
+from icmbench.harness.derive.replicates import load_replicates, replicates_file
 from icmbench.harness.derive.scoring import realisation, targets_of
-from icmbench.harness.store.folder import Folder, safe_name
-from icmbench.harness.store.formats import FormatError
 from icmbench.harness.store.keys import digest
-from icmbench.harness.store.parquet_files import read_table, write_table
+from icmbench.harness.store.parquet_files import write_table
 from icmbench.harness.work.bar import Bar
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.series import AnySeries
@@ -34,7 +32,6 @@ from icmbench.results.bootstrap import INDEX, Point, draw_replicates
 from icmbench.tasks.base import Statistics
 
 VERSION = 2  # Raised by hand when replicates are drawn differently, so that stored ones are drawn again.
-FOLDER = "replicates"
 WORTH_WORKERS = 5.0  # Seconds of resampling of one task; below, starting processes costs more than it saves.
 
 
@@ -132,56 +129,9 @@ class Resampling:
         return replicates
 
 
-def replicates_file(label: str) -> str:
-    """The file of a task's replicates, below the run folder."""
-    return f"{FOLDER}/{safe_name(label)}-{digest(label)[:6]}.parquet"
-
-
 def resampled_metrics(bench: Bench, label: str) -> list[str]:
     """Names of the task's metrics that have a meaning under resampled images."""
     return [metric.name for metric in bench.tasks[label].metrics if metric.bootstrap]
-
-
-def load_replicates(folder: Folder, names: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
-    """The stored replicates of a run by task label, with a column `key`; damaged files are treated as absent.
-
-    Args:
-        folder: the run folder.
-        names: the files that may be read, below the run folder; all by default.
-
-    Raises:
-        FormatError: another version of icmbench wrote a file.
-    """
-    replicates = {}
-    for name in sorted(folder.names(FOLDER) if names is None else names):
-        if not (name.startswith(f"{FOLDER}/") and name.endswith(".parquet")):
-            continue
-        try:
-            frame = read_table(folder, name).to_pandas()
-        except FormatError:
-            raise
-        except (UserError, FileNotFoundError):
-            continue
-        if _is_whole(frame):
-            replicates[str(frame["task"].iloc[0])] = frame.drop(columns="task")
-    return replicates
-
-
-def _is_whole(frame: pd.DataFrame) -> bool:
-    """Whether a stored frame is as `Resampling.finish` writes it: typed columns, and every replicate of each series once."""
-    if not {"task", "key", *INDEX, "bpp"} <= {*frame.columns} or not len(frame) or frame.columns.has_duplicates:
-        return False
-    texts = ["task", "key", *INDEX[:3]]
-    numbers = [column for column in frame.columns if column not in (*texts, "replicate")]
-    if not all(frame[column].map(type).eq(str).all() for column in texts) or frame["task"].nunique() > 1:
-        return False
-    if not all(pd.api.types.is_float_dtype(frame[column]) for column in numbers):
-        return False
-    if not pd.api.types.is_integer_dtype(frame["replicate"]):
-        return False
-    sizes = frame.groupby(INDEX[:3])["replicate"].agg(["min", "max", "nunique", "size"])
-    complete = (sizes["min"] == 0) & (sizes["max"] + 1 == sizes["size"]) & (sizes["nunique"] == sizes["size"])
-    return bool(complete.all() and sizes["size"].nunique() == 1)
 
 
 def _resample_series(

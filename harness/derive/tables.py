@@ -16,7 +16,7 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.sections import first_error
 from icmbench.harness.config.selection import Selection
 from icmbench.harness.derive.bound import Derived
-from icmbench.harness.derive.resampling import load_replicates
+from icmbench.harness.derive.replicates import load_replicates
 from icmbench.harness.store.folder import Folder, safe_name
 from icmbench.harness.store.formats import parse_object
 from icmbench.harness.store.keys import digest

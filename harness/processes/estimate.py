@@ -14,6 +14,7 @@ from icmbench.harness.config.secrets import redact
 from icmbench.harness.processes.heartbeats import Beat
 from icmbench.harness.work.activity import Part
 
+LEAST_SECONDS = 60.0  # A shorter time that leaves out what was not timed says nothing.
 SHOWN_NAMES = 4  # Codecs or tasks that one line names; the rest is counted.
 
 
@@ -64,7 +65,7 @@ class Estimate:
     def remaining_text(self) -> str:
         """The remaining time in words."""
         untimed = f", not timed yet: {_listed(dict.fromkeys(self.untimed, ''))}" if self.untimed else ""
-        if math.isnan(self.remaining) or (self.untimed and not self.remaining):
+        if math.isnan(self.remaining) or (self.untimed and self.remaining < LEAST_SECONDS):
             return f"remaining time unknown{untimed}"
         return f"remaining {'at least ' if untimed else ''}{format_duration(self.remaining)}{untimed}"
 

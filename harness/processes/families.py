@@ -7,6 +7,7 @@ therefore belongs to nobody's process tree any more.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
@@ -25,8 +26,27 @@ def new_family() -> Iterator[str]:
     # Python starts this helper of all workers with the first one; it would otherwise belong to that one's family.
     resource_tracker.ensure_running()
     mark = uuid.uuid4().hex
-    with environment({MARK: mark}):
+    with environment({MARK: mark}), _interrupts_blocked():
         yield mark
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back while the context lasts, also from the processes that are started meanwhile.
+
+    A terminal sends it to all of them, and one that is still importing would print a traceback. `ignore_interrupts` ends it there.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent process, which ends this one in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextmanager

@@ -116,6 +116,24 @@ def beating(folder: Folder, name: str, facts: Callable[[], Mapping[str, Any]], w
             folder.remove(name)
 
 
+@contextmanager
+def stage(folder: Folder, experiment: str, doing: str) -> Iterator[None]:
+    """Say, while the context lasts, what a command does before or after units of work are computed.
+
+    Args:
+        folder: the run folder.
+        experiment: name of the experiment.
+        doing: such as "makes the tables".
+    """
+    command, since = new_command(), time.time()
+    facts = {"experiment": experiment, "since": since, "stage": doing}
+    try:
+        with beating(folder, f"{PROGRESS}/{command}/{COMMAND}", lambda: facts):
+            yield
+    finally:
+        remove_command(folder, command)
+
+
 def worker_beating(folder: Folder, command: str, activity: Activity) -> Any:
     """The context in which a process that computes writes its file.
 

@@ -11,7 +11,6 @@ import mmap
 import os
 import pickle
 import queue
-import signal
 import struct
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from icmbench.harness.processes.families import end_with_parent
+from icmbench.harness.processes.families import end_with_parent, ignore_interrupts
 from icmbench.harness.processes.heartbeats import worker_beating
 from icmbench.harness.processes.model_address import READY_MESSAGE, Address
 from icmbench.harness.processes.model_host import ModelHost, Request
@@ -46,7 +45,7 @@ def serve_models(pipe: Connection, bench: Bench, command: str, address: Address,
         key: without it nobody is answered.
         seconds_each: time that a request may take per image; the process ends itself if one takes longer.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Only the parent handles Ctrl-C.
+    ignore_interrupts()
     end_with_parent()
     with worker_beating(bench.folder, command, bench.activity), stdout_to_stderr():
         try:

@@ -41,6 +41,14 @@ class Staff:
     models: int = 0
     gpus: tuple[str, ...] = ()
 
+    def describe(self, units: int) -> str:
+        """These processes in words; no more workers are started than there are units of work."""
+        workers = min(self.workers, units)
+        coders = f"{workers} coders" if workers > 1 else "one coder"
+        if self.models:
+            return f"{coders} and {self.models} model processes" if self.models > 1 else f"{coders} and one model process"
+        return f"{workers} workers" if workers > 1 else "one worker"
+
     @property
     def worker_threads(self) -> int:
         """Threads of libraries in each worker: an equal share of the usable CPUs, or one if it only codes."""

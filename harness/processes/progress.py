@@ -53,17 +53,17 @@ class RunProgress:
         folder: the run folder, in which the signs of life are kept.
         title: what the run is called.
         workload: what there is to do.
-        workers: number of processes that compute.
+        who: the processes that compute, in words.
         seconds: time between two lines where standard error is no terminal; 0 for none.
 
     Attributes:
         command: name of the command in `icmbench.harness.processes.heartbeats`.
     """
 
-    def __init__(self, folder: Folder, title: str, workload: Workload, workers: int, seconds: float) -> None:
+    def __init__(self, folder: Folder, title: str, workload: Workload, who: str, seconds: float) -> None:
         self.command = heartbeats.new_command()
         self._folder, self._title, self._workload = folder, title, workload
-        self._workers, self._seconds = workers, seconds
+        self._who, self._seconds = who, seconds
         self._started = time.time()
         self._returned = self._failures = 0  # Images and failures of the units whose outcome is known.
         self._open = Counter(workload.units)
@@ -77,8 +77,7 @@ class RunProgress:
         if self._is_terminal:
             self._stack.enter_context(self._drawing())
         elif self._seconds:
-            many = f"{self._workers} workers" if self._workers > 1 else "one worker"
-            print_progress(f"{self._title}: {self._workload.images:,} reconstructions lack something; {many}")
+            print_progress(f"{self._title}: {self._workload.images:,} reconstructions lack something; {self._who}")
             self._stack.enter_context(_repeating(self._seconds, lambda: print_progress(self.estimate().line())))
         return self
 
@@ -86,7 +85,7 @@ class RunProgress:
         self._stack.close()
         if kind is None and self._seconds and not self._is_terminal:
             taken = format_duration(time.time() - self._started)
-            print_progress(f"{self._returned:,} reconstructions in {taken}, {self._failures} failures; tables are made next")
+            print_progress(f"{self._returned:,} reconstructions in {taken}, {self._failures} failures")
 
     @contextmanager
     def in_this_process(self, activity: Activity) -> Iterator[None]:

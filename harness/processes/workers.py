@@ -16,7 +16,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 
-from icmbench.harness.processes.families import end_with_parent, kill_family, new_family
+from icmbench.harness.processes.families import end_with_parent, ignore_interrupts, kill_family, new_family
 from icmbench.harness.processes.heartbeats import worker_beating
 from icmbench.harness.processes.model_address import READY_MESSAGE
 from icmbench.harness.processes.model_client import ModelsAddress
@@ -131,7 +131,7 @@ def wait(workers: Sequence[Worker]) -> None:
 
 def _serve(pipe: Connection, bench: Bench, keep: bool, command: str, models: ModelsAddress | None) -> None:
     """The main function of a worker process: computes units until the parent closes its end of the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Only the parent handles Ctrl-C.
+    ignore_interrupts()
     end_with_parent()
     with suppress(EOFError, ConnectionError), worker_beating(bench.folder, command, bench.activity), stdout_to_stderr():
         pipe.send(READY_MESSAGE)

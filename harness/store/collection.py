@@ -21,6 +21,9 @@ from icmbench.harness.store.row_index import RowIndex, Rows
 from icmbench.harness.store.rows import to_table
 from icmbench.harness.store.shards import INDEX_NAME, KEY_COLUMNS, SHARD_NAME, Kind, ShardFiles
 
+# Waits between looks at a folder in which other processes replace files at this moment.
+RETRY_SECONDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
 
 class Collection:
     """The rows of one kind and fingerprint in a folder.
@@ -64,13 +67,14 @@ class Collection:
 
     def refresh(self) -> None:
         """Learn of the rows that other processes wrote, by one listing of the folder."""
-        for _ in range(3):
+        for wait in RETRY_SECONDS:
             known = frozenset(self.index.shards)  # Shards that the second thread writes from now on may be missing in the listing.
             present = self.files.names()
             try:
                 with self._lock:
                     self._load(known, present)
             except FileNotFoundError:  # Another process has replaced small shards by larger ones since the listing.
+                time.sleep(wait)
                 continue
             return
         raise UserError(f"{self.files.path} changes while it is read: run the same command again")
@@ -112,10 +116,11 @@ class Collection:
             UserError: a shard is damaged, or was exchanged for another file.
         """
         names = list(columns) if columns is not None else self.schema.names
-        for _ in range(3):
+        for wait in RETRY_SECONDS:
             try:
                 return self._read_rows(self._current(rows), names)
             except FileNotFoundError:  # Another process has just replaced a shard by a larger one.
+                time.sleep(wait)
                 self.refresh()
         raise UserError(f"{self.files.path} changes while it is read: run the same command again")
 

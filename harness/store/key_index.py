@@ -1,8 +1,8 @@
-"""Row numbers by key in sorted numpy arrays: millions of keys take 32 bytes each, and are looked up in one vectorised search."""
+"""Row numbers by key in sorted numpy arrays: millions of keys take 20 bytes each, and are looked up in one vectorised search."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,32 +14,31 @@ MERGE_ROWS = 20_000  # Rows that may wait in a dictionary before they are sorted
 
 
 class KeyIndex:
-    """Finds the numbers of rows that have a key. Rows are numbered in the order in which they were added."""
+    """Finds the numbers of rows that have a key. Rows are numbered in the order in which they were added.
 
-    def __init__(self) -> None:
+    Args:
+        written: returns when rows were written, in seconds, by their numbers. It is asked about rows that share a key.
+    """
+
+    def __init__(self, written: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]) -> None:
+        self._written = written
         self._count = 0
         self._high = np.zeros(0, np.uint64)  # First half of each key, sorted; ties are sorted by the second half, then by time.
         self._low = np.zeros(0, np.uint64)
-        self._written = np.zeros(0)
-        self._rows = np.zeros(0, np.int64)
+        self._rows = np.zeros(0, np.int32)
         self._recent: dict[bytes, int] = {}  # Rows added since the arrays were last sorted.
-        self._waiting: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]] = []
+        self._waiting: list[npt.NDArray[np.uint64]] = []  # Their keys, uint64 (rows, 2).
 
-    def extend(self, table: pa.Table) -> None:
-        """Add rows.
-
-        Args:
-            table: columns `key`, binary of `KEY_BYTES`, and `written`, the time of each row in seconds.
-        """
-        if not table.num_rows:
+    def extend(self, keys: pa.ChunkedArray) -> None:
+        """Add rows by their keys, binary of `KEY_BYTES`."""
+        if not len(keys):
             return
-        halves = np.frombuffer(joined_keys(table.column("key")), ">u8").reshape(-1, 2)
-        self._waiting.append((halves, table.column("written").to_numpy()))
-        self._count += len(halves)
-        if len(self._recent) + len(halves) > MERGE_ROWS:
+        self._waiting.append(np.frombuffer(joined_keys(keys), ">u8").reshape(-1, 2))
+        self._count += len(keys)
+        if len(self._recent) + len(keys) > MERGE_ROWS:
             self.sort()
             return
-        for number, key in enumerate(table.column("key").to_pylist(), self._count - len(halves)):
+        for number, key in enumerate(keys.to_pylist(), self._count - len(keys)):
             self._recent.setdefault(key, number)
 
     def find(self, keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
@@ -47,7 +46,8 @@ class KeyIndex:
         if not len(keys):
             return np.zeros(0, np.int64)
         first, found = self._search(keys)
-        rows = np.where(found, self._rows[np.minimum(first, len(self._rows) - 1)] if len(self._rows) else -1, -1)
+        rows = np.full(len(keys), -1)
+        rows[found] = self._rows[first[found]]
         if self._recent:
             for k in np.flatnonzero(~found):
                 rows[k] = self._recent.get(keys[int(k)], -1)
@@ -60,7 +60,7 @@ class KeyIndex:
         last = first
         while found and last < len(self._rows) and (self._high[last], self._low[last]) == (self._high[first], self._low[first]):
             last += 1
-        return self._rows[first:last]
+        return self._rows[first:last].astype(np.int64)
 
     def _search(self, keys: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Positions in the sorted arrays, and whether the key is there."""
@@ -80,11 +80,20 @@ class KeyIndex:
         """Sort the rows added last in among the others, so that of equal keys the one written first is found."""
         if not self._waiting:
             return
-        halves = np.concatenate([part for part, _ in self._waiting])
+        halves = np.concatenate(self._waiting)
         high = np.concatenate([self._high, halves[:, 0].astype(np.uint64)])
         low = np.concatenate([self._low, halves[:, 1].astype(np.uint64)])
-        written = np.concatenate([self._written, *(times for _, times in self._waiting)])
-        rows = np.concatenate([self._rows, np.arange(self._count - len(halves), self._count)])
-        order = np.lexsort((-rows, written, low, high))
-        self._high, self._low, self._written, self._rows = high[order], low[order], written[order], rows[order]
+        rows = np.concatenate([self._rows, np.arange(self._count - len(halves), self._count, dtype=np.int32)])
+        order = np.lexsort((low, high))
+        self._high, self._low, self._rows = high[order], low[order], rows[order]
         self._recent, self._waiting = {}, []
+        self._sort_copies()
+
+    def _sort_copies(self) -> None:
+        """Sort rows of one key by their time; of those that were written at one time, the last one comes first."""
+        equal = np.flatnonzero((self._high[1:] == self._high[:-1]) & (self._low[1:] == self._low[:-1]))
+        if not len(equal):
+            return
+        tied = np.union1d(equal, equal + 1)
+        rows = self._rows[tied].astype(np.int64)
+        self._rows[tied] = rows[np.lexsort((-rows, self._written(rows), self._low[tied], self._high[tied]))]

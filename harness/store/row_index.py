@@ -35,7 +35,7 @@ class RowIndex:
         self._gone: set[int] = set()  # Positions of the shards that were replaced.
         self._names = columns.names
         self._rows = pa.schema([*columns, *_LOCATION]).empty_table()
-        self._keys = KeyIndex()
+        self._keys = KeyIndex(lambda rows: self.facts(rows, ["written"]).column(0).to_numpy())
 
     # Finding rows.
 
@@ -98,12 +98,13 @@ class RowIndex:
 
     def start(self, shards: Sequence[str], rows: pa.Table) -> None:
         """Begin with what `stored` returned; nothing was known before."""
+        rows = rows.select(self._rows.schema.names)
         self.shards, self.covered, self._rows = list(shards), frozenset(shards), rows
-        self._keys.extend(rows)
+        self._keys.extend(rows.column("key"))
 
     def fits(self, rows: pa.Table) -> bool:
-        """Whether a table has the columns that `start` takes."""
-        return bool(rows.schema.names == self._rows.schema.names)
+        """Whether a table has the columns that `start` takes; it may have others, as indices of earlier versions do."""
+        return {*self._rows.schema.names} <= {*rows.schema.names}
 
     def add(self, shard: str, table: pa.Table) -> None:
         """Add the rows of a shard.
@@ -121,7 +122,7 @@ class RowIndex:
         self._rows = pa.concat_tables([self._rows, located])
         if self._rows.column("key").num_chunks > MAX_CHUNKS:
             self._rows = self._rows.combine_chunks()
-        self._keys.extend(located)
+        self._keys.extend(located.column("key"))
         self.shards.append(shard)
 
     def mark_gone(self, names: Container[str]) -> None:

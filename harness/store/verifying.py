@@ -182,7 +182,9 @@ def _check_shard(folder: Folder, file: StoredFile) -> pa.Table:
         for recorded, data in zip(table.column("stream"), table.column("data"), strict=True):
             if data.as_py() is None or hashlib.sha256(data.as_buffer()).hexdigest() != recorded.as_py():
                 raise Damaged("a stream is not the one of its recorded hash")
-    return table.select(["key", "written", *(STREAM_FACTS if is_stream else PREDICTION_FACTS)]).replace_schema_metadata(None)
+    # Indices of earlier versions repeat the machine of a prediction too.
+    repeated = STREAM_FACTS if is_stream else [*PREDICTION_FACTS, "machine"]
+    return table.select(["key", "written", *repeated]).replace_schema_metadata(None)
 
 
 def _check_index(folder: Folder, file: StoredFile, facts: Mapping[str, pa.Table]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from icmbench.harness.config.errors import UserError
@@ -171,7 +172,11 @@ def _make_context(label: str, task: Task) -> Any:
 
 
 def _store_address(experiment: Experiment, folder: Folder) -> str:
-    """The experiment's `store`, or ICMBENCH_STORE, or a folder of the run folder."""
-    if experiment.store:
-        return experiment.store if "://" in experiment.store else str(experiment.folder / experiment.store)
-    return os.environ.get(STORE_VARIABLE) or folder.below("store")
+    """The experiment's `store`, or ICMBENCH_STORE, or a folder of the run folder. Raises UserError if a file lies there."""
+    key, named = ("store", experiment.store) if experiment.store else (STORE_VARIABLE, os.environ.get(STORE_VARIABLE))
+    if not named:
+        return folder.below("store")
+    address = named if "://" in named or key == STORE_VARIABLE else str(experiment.folder / named)
+    if "://" not in address and Path(address).is_file():
+        raise UserError(f"{key}: {address} is a file; name a folder, which need not exist yet")
+    return address

@@ -205,7 +205,8 @@ class FullAfter(MemoryFileSystem):
 
     protocol = "filling"
     store: ClassVar[dict] = {}
-    capacity = 11  # Leases, a reference, the record of the run, a context and source hashes come before the first streams.
+    # Leases, a reference, an identity, the record of the run, a context, source hashes and signs of life come before streams.
+    capacity = 14
 
     def pipe_file(self, path, value, mode="overwrite", **options):
         if len(self.store) >= FullAfter.capacity:

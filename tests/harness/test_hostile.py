@@ -56,7 +56,7 @@ def test_hostile_file_names_stay_names(tmp_path, experiment, photos, calls, icmb
     assert not run(load_experiment(path), tmp_path / "run", RunOptions(keep=True)).missing and calls() == {}
     (photos / NAMES[2]).write_bytes(b"no picture")
     failed = icmbench("run", path, "--out", tmp_path / "run")
-    assert failed.returncode == 1 and "\\x1b[2J" in failed.stderr
+    assert failed.returncode == 2 and "\\x1b[2J" in failed.stderr  # Refused before anything is coded.
     assert not {"\x1b", "\r", "\x07"} & set(failed.stderr + failed.stdout)
 
 

@@ -16,14 +16,16 @@ from PIL import Image
 
 from icmbench.harness.commands.computing import RunOptions
 from icmbench.harness.commands.run import run
+from icmbench.harness.commands.status import print_status
 from icmbench.harness.config.devices import deal_gpus, resolve_device
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.config.selection import Selection
 from icmbench.harness.config.settings import override
 from icmbench.harness.processes.estimate import estimate
-from icmbench.harness.processes.heartbeats import Beat
+from icmbench.harness.processes.heartbeats import Beat, stage
 from icmbench.harness.processes.pool import Staff
+from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.whole_files import process_space
 from icmbench.harness.work.activity import Part
 
@@ -80,7 +82,6 @@ def test_status_tells_of_a_run_that_works_and_of_one_that_was_killed(tmp_path, e
     assert "nothing is missing" in icmbench("status", folder).stdout
     missing = icmbench("status", tmp_path / "absent")
     assert missing.returncode == 2 and "no such run folder" in missing.stderr
-    assert not psutil.Process().children(recursive=True)
 
 
 def command_facts(**changes):
@@ -234,8 +235,13 @@ def test_devices_are_checked_before_anything_is_computed(monkeypatch):
     for wrong, words in (("gpu", "is no device"), ("cuda:77", "is not there"), (3, "is no device")):
         with pytest.raises(UserError, match=words):
             resolve_device(wrong, "device")
+    with pytest.raises(UserError, match="--devices 0: this process sees 0 NVIDIA GPUs"):
+        monkeypatch.setattr("icmbench.harness.config.devices.count_gpus", lambda: 0)
+        deal_gpus("0")
+    monkeypatch.setattr("icmbench.harness.config.devices.count_gpus", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert deal_gpus("0,3") == ["0", "3"]
+    monkeypatch.setattr("icmbench.harness.config.devices.count_gpus", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-abc")
     assert deal_gpus("1,0") == ["GPU-abc", "4"]
     for wrong in ("2", "0,0", "all", ""):
@@ -323,3 +329,17 @@ def test_a_disk_that_is_full_for_a_while_costs_what_was_not_written(tmp_path, ex
     assert all("No space left" in failure.reason or "full" in failure.reason for failure in first.outcome.failures)
     again = run(loaded, tmp_path / "run")
     assert not again.missing and again.outcome.codec_images < 10  # What was written while there was room is not computed again.
+
+
+def test_status_tells_what_a_command_does_beside_computing(tmp_path, capsys):
+    folder = Folder(tmp_path / "run")
+    with stage(folder, "mine", "makes the tables"):
+        wait_until(lambda: list((tmp_path / "run").glob("progress/*/*.json")))
+        print_status(str(tmp_path / "run"), Selection())
+    assert "mine: process" in capsys.readouterr().out.partition("it makes the tables")[0]
+    assert not list((tmp_path / "run").rglob("*.json"))
+    print_status(str(tmp_path / "run"), Selection())
+    assert "no command works here" in capsys.readouterr().out
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        print_status(str(tmp_path / "file"), Selection())

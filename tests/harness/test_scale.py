@@ -13,12 +13,14 @@ import pytest
 from icmbench.harness.commands.run import run
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.derive.gathering import Gatherer
+from icmbench.harness.store import key_index
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.keys import joined_keys, row_key, row_keys
 from icmbench.harness.store.parallel import PARALLEL_REQUESTS, for_each
 from icmbench.harness.store.parquet_files import read_table, write_parts
-from icmbench.harness.store.tidying import compact
+from icmbench.harness.store.shards import ShardFiles
+from icmbench.harness.store.tidying import compact, store_index
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.prefetch import Prefetcher
 
@@ -40,6 +42,32 @@ def test_keys_of_a_column_are_joined_whatever_its_pieces():
     column = pa.chunked_array([pieces[0].slice(1), *pieces[1:]])
     assert joined_keys(column) == b"".join(keys[1:]) and joined_keys(column.slice(2, 4)) == b"".join(keys[3:7])
     assert joined_keys(column.slice(0, 0)) == b""
+
+
+@pytest.mark.parametrize("merge_rows", [0, 3, 100])
+def test_of_rows_with_one_key_the_one_written_first_is_found_and_of_its_copies_the_last(monkeypatch, merge_rows):
+    monkeypatch.setattr(key_index, "MERGE_ROWS", merge_rows)
+    # Two keys that share their first half, and a third one.
+    keys = [b"x" * 8 + b"b" * 8, b"x" * 8 + b"a" * 8, b"y" * 16]
+    rows = [(0, 5.0), (1, 2.0), (0, 3.0), (2, 1.0), (0, 3.0), (1, 7.0), (0, 4.0)]  # Key and time.
+    index = key_index.KeyIndex(lambda numbers: np.array([rows[number][1] for number in numbers]))
+    for part in (rows[:3], rows[3:4], rows[4:]):
+        index.extend(pa.chunked_array([[keys[k] for k, _ in part]], pa.binary(16)))
+    index.sort()
+    assert index.find([*keys, b"z" * 16]).tolist() == [4, 1, 3, -1]
+    assert [index.find_all(key).tolist() for key in keys] == [[4, 2, 6, 0], [1, 5], [3]]
+
+
+def test_an_index_of_more_columns_than_are_needed_spares_reading_the_shards(tmp_path, monkeypatch):
+    schema = pa.schema([("seconds", pa.float64()), ("machine", pa.string())])
+    keys = row_keys(range(3))
+    before = Collection(Folder(tmp_path), "predictions", "f", schema, ["seconds", "machine"])
+    before.append([{"key": key, "seconds": float(k), "machine": "m"} for k, key in enumerate(keys)])
+    store_index(before)
+    monkeypatch.setattr(ShardFiles, "read_shards", lambda files, names: iter([(name, None) for name in names]))
+    now = Collection(Folder(tmp_path), "predictions", "f", schema, ["seconds"])
+    now.refresh()
+    assert now.facts(now.find(keys), ["seconds"]).to_pydict() == {"seconds": [0.0, 1.0, 2.0]}
 
 
 def test_a_table_that_is_written_in_parts_is_read_as_one(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 
 from icmbench.harness.cli import main
 from icmbench.harness.derive.bound import Derived
-from icmbench.harness.derive.resampling import load_replicates
+from icmbench.harness.derive.replicates import load_replicates
 from icmbench.harness.derive.tables import NOT_READ, read_report_inputs, rewrite_report
 from icmbench.harness.derive.tables import bundle as write_bundle
 from icmbench.harness.store.folder import Folder

@@ -32,3 +32,9 @@ def test_importing_the_results_loads_nothing_heavy():
 )
 def test_what_is_used_is_loaded_and_nothing_else(code, expected):
     assert loaded_after(code) == expected
+
+
+def test_what_reads_a_run_for_its_report_loads_neither_its_plug_ins_nor_what_draws():
+    probe = "import sys, icmbench.harness.derive.tables\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split()
+    assert {"scipy", "matplotlib", "jinja2", "PIL", "icmbench.harness.work.bench"}.isdisjoint(loaded)
