@@ -12,7 +12,7 @@ from icmbench.harness.config.quantities import format_duration, format_memory
 from icmbench.harness.config.secrets import redact
 from icmbench.harness.config.selection import Selection
 from icmbench.harness.derive.bound import Derived
-from icmbench.harness.processes.estimate import estimate
+from icmbench.harness.processes.estimate import MALFORMED, estimate
 from icmbench.harness.processes.heartbeats import Beat, RunningCommand, running_commands
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.work.activity import Part
@@ -37,7 +37,11 @@ def print_status(run: str, only: Selection) -> None:
         raise UserError(f"{run}: no such run folder; give the --out of `icmbench run`")
     commands = running_commands(folder)
     for running in commands:
-        for line in _lines(running, only):
+        try:
+            lines = _lines(running, only)
+        except MALFORMED:
+            lines = [f"{folder.full_path(running.command.name)} cannot be understood; it goes when its command has ended"]
+        for line in lines:
             print(redact(line))
     if not any(running.command.state != "dead" for running in commands):
         _print_tables(folder)
@@ -48,7 +52,6 @@ def _lines(running: RunningCommand, only: Selection) -> list[str]:
     command, facts = running.command, running.command.facts
     who = f"{facts.get('experiment')}: process {facts['pid']} on {facts.get('host')}"
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(facts["since"])))
-
     if "stage" in facts:
         if command.state == "dead":
             return [f"{who}, started {started}, was killed while it {facts['stage']}: the same command goes on"]

@@ -14,6 +14,7 @@ from icmbench.harness.config.secrets import redact
 from icmbench.harness.processes.heartbeats import Beat
 from icmbench.harness.work.activity import Part
 
+MALFORMED = (KeyError, TypeError, ValueError)  # What reading the numbers of a damaged file raises.
 LEAST_SECONDS = 60.0  # A shorter time that leaves out what was not timed says nothing.
 SHOWN_NAMES = 4  # Codecs or tasks that one line names; the rest is counted.
 

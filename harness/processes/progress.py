@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,9 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.quantities import format_duration
 from icmbench.harness.processes import heartbeats
-from icmbench.harness.processes.estimate import Estimate, estimate, print_progress
+from icmbench.harness.processes.estimate import MALFORMED, Estimate, estimate, print_progress
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.work.activity import Activity, Part
 
@@ -144,7 +145,8 @@ def _repeating(seconds: float, action: Any) -> Iterator[None]:
 
     def repeat() -> None:
         while not stopped.wait(seconds):
-            action()
+            with suppress(OSError, UserError, *MALFORMED):  # A file that is damaged or cut off; the next time it may be whole.
+                action()
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

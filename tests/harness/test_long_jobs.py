@@ -340,6 +340,15 @@ def test_status_tells_what_a_command_does_beside_computing(tmp_path, capsys):
     assert not list((tmp_path / "run").rglob("*.json"))
     print_status(str(tmp_path / "run"), Selection())
     assert "no command works here" in capsys.readouterr().out
+    for place, content in (
+        ("a", '{"pid": 1, "beat": 1.0}'),
+        ("b", '{"pid": 1, "beat": 1.0, "since": "x", "parts": 3}'),
+        ("c", "no JSON"),
+    ):
+        (tmp_path / "run" / "progress" / place).mkdir(parents=True)
+        (tmp_path / "run" / "progress" / place / "command.json").write_text(content.replace("{", '{"format": 2, '))
+    print_status(str(tmp_path / "run"), Selection())
+    assert capsys.readouterr().out.count("cannot be understood") == 2
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         print_status(str(tmp_path / "file"), Selection())
