@@ -25,7 +25,7 @@ GROUPS = {
 # Modules that lie beside the groups but below all of them: every group may import them, and they import no group.
 FOUNDATION = {
     "codecs": {"base", "bitstream", "checks", "perceptual", "process", "yuv"},
-    "tasks": {"base", "geometry", "maps", "run_lengths"},
+    "tasks": {"base", "fingerprints", "geometry", "maps", "run_lengths"},
 }
 
 

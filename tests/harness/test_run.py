@@ -12,6 +12,7 @@ from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.results.columns import SCORE_COLUMNS
+from icmbench.tasks.base import DatasetError
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 
@@ -174,7 +175,11 @@ def test_failures_name_their_cells_and_lose_nothing_else(tmp_path, experiment, c
 
 
 def test_a_damaged_image_is_an_error_that_names_it(tmp_path, experiment, photos):
+    whole = (photos / "5.png").read_bytes()
     (photos / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(DatasetError, match=r"5\.png"):  # Its header tells before anything is coded.
+        run(load_experiment(experiment(codecs=[{"name": "shift", "points": [4]}])), tmp_path / "run")
+    (photos / "5.png").write_bytes(whole[: len(whole) // 2])  # Only its pixels tell.
     result = run(load_experiment(experiment(codecs=[{"name": "shift", "points": [4]}])), tmp_path / "run")
     assert any("5.png" in failure.reason for failure in result.outcome.failures)
     assert {cell.split(" / ")[2] for cell in result.missing} == {"block 1"}
