@@ -141,6 +141,7 @@ def test_a_killed_run_is_resumed(experiment, calls, bucket):
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    time.sleep(2)  # Its worker process ends a moment later.
     before = calls()["compress shift"]
     done = run(load_experiment(path), f"{bucket}/run")
     assert not done.missing, done.outcome.failures
