@@ -138,6 +138,7 @@ class Collection:
         name = self.files.write_shard(table)
         with self._lock:
             self.index.add(name, table)
+            self.files.keep(name, table)
 
     def _load(self, known: frozenset[str], present: Sequence[str]) -> None:
         """Learn of the shards that are present, reading only what is new.
@@ -151,6 +152,7 @@ class Collection:
             self._load_index([name for name in present if INDEX_NAME.fullmatch(name)], frozenset(shards))
         for name, table in self.files.read_shards(sorted({*shards} - {*self.index.shards})):
             self.index.add(name, table)
+            self.files.keep(name, table)
         self.index.mark_gone(known - {*shards})
 
     def _load_index(self, names: Sequence[str], shards: frozenset[str]) -> None:

@@ -180,8 +180,10 @@ def _file_system(root: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" in root and holds_credential(root):
         variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3, FSSPEC_<PROTOCOL>_PASSWORD for others"
         raise UserError(f"{redact(root)}: leave its credentials out and put them into environment variables ({variables})")
+    # For concurrent reads of one file s3fs asks for its size first: another request for each of many small files.
+    options = {"max_concurrency": 1} if root.startswith(("s3:", "s3a:")) else {}
     try:
-        file_system, path = fsspec.url_to_fs(root)
+        file_system, path = fsspec.url_to_fs(root, **options)
     except (ImportError, ValueError) as error:
         remedy = "; python -m pip install 'icmbench[s3]'" if root.startswith("s3:") else ""
         raise UserError(f"{root}: no file system for it here ({error}){remedy}") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from fsspec import AbstractFileSystem
@@ -18,6 +19,27 @@ Result = TypeVar("Result")
 def is_remote(fs: AbstractFileSystem) -> bool:
     """Whether each access to a file system waits for the network."""
     return not isinstance(fs, LocalFileSystem)
+
+
+def remove_all(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
+    """Remove files, as far as they are there; object stores remove many by one request.
+
+    Args:
+        fs: the file system.
+        paths: the files as the file system names them.
+
+    Raises:
+        Exception: what the file system raises if it refuses.
+    """
+    if len(paths) > 1 and is_remote(fs):
+        try:
+            fs.rm(list(paths))
+            return
+        except FileNotFoundError:  # Another process has removed some of them; others may be there still.
+            pass
+    for path in paths:
+        with suppress(FileNotFoundError):
+            fs.rm_file(path)
 
 
 def for_each(fs: AbstractFileSystem, call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -17,16 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.folder import Folder, explain_connection_errors
 from icmbench.harness.store.formats import check_metadata
 from icmbench.harness.store.keys import KEY_BYTES, digest
-from icmbench.harness.store.parallel import for_each
+from icmbench.harness.store.parallel import for_each, is_remote, remove_all
 from icmbench.harness.store.parquet_files import to_parquet
+from icmbench.harness.store.whole_files import writing
 
 Kind = Literal["sources", "streams", "predictions", "failures"]
 
 SHARD_NAME = re.compile(r"(?P<rows>\d{6,})-(?P<sha256>[0-9a-f]{32})\.parquet")
 INDEX_NAME = re.compile(r"index-(?P<sha256>[0-9a-f]{32})\.parquet")
+KEPT_BYTES = 8 * 2**20  # Of the small shards that `ShardFiles.keep` keeps of one collection.
 # The first columns of every shard: the row's key, and when it was computed, in seconds since 1970.
 KEY_COLUMNS = [("key", pa.binary(KEY_BYTES)), ("written", pa.float64())]
 
@@ -54,6 +56,7 @@ class ShardFiles:
         self._metadata = {**identity, "about": json.dumps(dict(about), default=str)}
         self._identity = {key.encode(): text.encode() for key, text in identity.items()}
         self._last_read: tuple[str, pa.Table] | None = None
+        self._kept: dict[str, pa.Table] = {}
 
     @property
     def path(self) -> str:
@@ -74,7 +77,8 @@ class ShardFiles:
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files, as far as they are there."""
-        list(for_each(self._folder.fs, lambda name: self._folder.remove(f"{self.place}/{name}"), names))
+        with writing(self.path), explain_connection_errors(self._folder):
+            remove_all(self._folder.fs, [f"{self.path}/{name}" for name in names])
 
     # Shards.
 
@@ -96,7 +100,17 @@ class ShardFiles:
     def read_shards(self, names: Iterable[str]) -> Iterator[tuple[str, pa.Table]]:
         """File name and rows of each of some shards, in order; see `read_shard`. An object store is asked for many at once."""
         names = list(names)
-        yield from zip(names, for_each(self._folder.fs, self._read_whole_shard, names), strict=True)
+        read = for_each(self._folder.fs, self._read_whole_shard, [name for name in names if name not in self._kept])
+        for name in names:
+            yield name, self._kept.pop(name) if name in self._kept else next(read)
+
+    def keep(self, name: str, table: pa.Table) -> None:
+        """Keep the rows of a shard of an object store for `read_shards`, if there are few.
+
+        A run asks for the keys of the small shards that its workers wrote, and a moment later for all of them, to merge them.
+        """
+        if is_remote(self._folder.fs) and table.nbytes + sum(kept.nbytes for kept in self._kept.values()) <= KEPT_BYTES:
+            self._kept[name] = table
 
     def read_shard(self, name: str) -> pa.Table:
         """Rows of a shard; the one read last is kept in memory.

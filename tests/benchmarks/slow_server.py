@@ -51,7 +51,7 @@ class SlowProxy:
 
     Attributes:
         port: where it listens itself.
-        requests: the first lines of the requests that have passed.
+        requests: when each request came, in seconds of the monotonic clock, and its first line.
     """
 
     def __init__(self, port, seconds):
@@ -83,7 +83,7 @@ class SlowProxy:
     async def _receive(self, reader, waiting):
         while data := await self._read(reader):
             if data.startswith(REQUEST_STARTS):
-                self.requests.append(data.partition(b"\r\n")[0].decode())
+                self.requests.append((time.monotonic(), data.partition(b"\r\n")[0].decode()))
             await waiting.put((time.monotonic() + self._seconds, data))
         await waiting.put((0.0, b""))
 

@@ -17,7 +17,7 @@ from icmbench.harness.store import key_index
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.keys import joined_keys, row_key, row_keys
-from icmbench.harness.store.parallel import PARALLEL_REQUESTS, for_each
+from icmbench.harness.store.parallel import PARALLEL_REQUESTS, for_each, remove_all
 from icmbench.harness.store.parquet_files import read_table, write_parts
 from icmbench.harness.store.shards import ShardFiles
 from icmbench.harness.store.tidying import compact, store_index
@@ -96,6 +96,15 @@ def test_an_object_store_is_asked_for_many_files_at_once_and_a_disk_for_one():
 
 
 @pytest.mark.parametrize("fs", [LOCAL, REMOTE])
+def test_files_are_removed_although_some_of_them_are_gone(tmp_path, fs):
+    paths = [f"{tmp_path}/{name}" for name in "abc"]
+    for path in (paths[0], paths[2]):
+        fs.pipe_file(path, b"x")
+    remove_all(fs, paths)
+    assert not any(map(fs.exists, paths))
+
+
+@pytest.mark.parametrize("fs", [LOCAL, REMOTE])
 def test_an_error_of_one_of_many_requests_is_raised(fs):
     with pytest.raises(FileNotFoundError, match="b"):
         list(for_each(fs, lambda name: fs.cat_file(f"/nowhere/{name}"), ["b"] * 40))
@@ -119,6 +128,21 @@ def test_small_shards_of_an_object_store_are_merged():
             == [*range(50)]
             == collection.facts(found, ["value"])["value"].to_pylist()
         )
+
+
+def test_small_shards_that_a_worker_wrote_are_fetched_once(monkeypatch):
+    reads = []
+    monkeypatch.setattr(Folder, "read", lambda folder, name, read=Folder.read: reads.append(name) or read(folder, name))
+    schema = pa.schema([("value", pa.int64())])
+    worker, parent = (Collection(Folder("memory://fetched"), "failures", "f", schema, ["value"]) for _ in range(2))
+    keys = row_keys(range(40))
+    for k, key in enumerate(keys):
+        worker.append([{"key": key, "value": k}])
+    parent.refresh()
+    compact(parent, [parent.shards_of(parent.find(keys))])
+    merged = parent.files.names()
+    assert len(merged) == 1 and len(reads) == len({*reads}) == 40 + 1
+    assert parent.read(parent.find(keys), ["value"]).column(0).to_pylist() == [*range(40)]
 
 
 def test_writes_of_one_cell_happen_in_order_and_those_of_two_at_once():
