@@ -10,6 +10,7 @@
     context                  what context models, arithmetics and coders of a pass expect             torch
     checkerboard, quadtree   context models of y: SCCTX and Quadtree4                                 torch
     winograd                 fast 5x5 convolutions for `exact`                                        torch
+    grid_winograd            fast 3x3 and 5x5 convolutions for `integer`, with exact sums             torch
     hyperprior               z and y in one stream, which the encoder decodes itself                  torch
 
 Importing this package imports none of them.

@@ -181,17 +181,18 @@ class PreparedSCCTX:
     """
 
     def __init__(self, model: SCCTX, arithmetic: Arithmetic) -> None:
-        self._model, self._dtype = model, arithmetic.dtype
+        self._model, self._dtype, self._admit = model, arithmetic.dtype, arithmetic.admit
         self._channel: list[Net] = [arithmetic.prepare(net) for net in model.channel_context]
         self._spatial: list[Net] = []
         self._anchor: list[Net] = []
-        self._nonanchor: list[Net] = [arithmetic.prepare(net) for net in model.parameters_nonanchor]
+        self._nonanchor: list[Net] = [arithmetic.prepare(net, trusting=True) for net in model.parameters_nonanchor]
         for k, spatial in enumerate(model.spatial_context):
             self._spatial.append(arithmetic.prepare(_as_pointwise(spatial)))
             if model.separate:
-                self._anchor.append(arithmetic.prepare(model.parameters_anchor[k]))
+                anchor: nn.Module = model.parameters_anchor[k]
             else:
-                self._anchor.append(arithmetic.prepare(_without_first(model.parameters_nonanchor[k], 2 * model.slices[k])))
+                anchor = _without_first(model.parameters_nonanchor[k], 2 * model.slices[k])
+            self._anchor.append(arithmetic.prepare(anchor, trusting=True))
 
     def code(self, hyper: Tensor, coder: PassCoder, y: Tensor | None = None) -> Tensor:
         """y_hat (1, sum(slices), H, W) float32.
@@ -203,7 +204,7 @@ class PreparedSCCTX:
         """
         model = self._model
         height, width = hyper.shape[-2:]
-        hyper_rows = to_rows(hyper)
+        hyper_rows = to_rows(self._admit(hyper))
         target_rows = None if y is None else to_rows(y)
         y_rows = torch.zeros((height * width, model.starts[-1]), dtype=self._dtype)
         y_hat = y_rows.view(1, height, width, -1).permute(0, 3, 1, 2)  # This is a view, so the map sees at once what a pass writes.

@@ -25,8 +25,16 @@ class Arithmetic(Protocol):
     name: str
     dtype: torch.dtype
 
-    def prepare(self, module: nn.Module) -> Any:
-        """The module as a function of one image's maps, with its weights as they are now."""
+    def prepare(self, module: nn.Module, *, trusting: bool = False) -> Any:
+        """The module as a function of one image's maps, with its weights as they are now.
+
+        Args:
+            module: The module.
+            trusting: Whether all inputs come from `admit` or from layers prepared in this arithmetic, and need no check.
+        """
+
+    def admit(self, x: Tensor) -> Tensor:
+        """x, checked to hold values of this arithmetic."""
 
     def snap(self, x: Tensor) -> Tensor:
         """x rounded to values of this arithmetic."""

@@ -190,10 +190,10 @@ class Float32:
     name = "default"
     dtype = torch.float32
 
-    def prepare(self, module: nn.Module) -> Net:
+    def prepare(self, module: nn.Module, *, trusting: bool = False) -> Net:
         """The module, with its weights as they are now, as a function of one image's map.
 
-        The function takes and returns (1, C, H, W) float32, and must be called within `run_exactly`.
+        The function takes and returns (1, C, H, W) float32, and must be called within `run_exactly`. All inputs are trusted.
         """
         if winograd.suits(module):
             return _Winograd(module)
@@ -204,6 +204,10 @@ class Float32:
         if has_own_parameters(module) or not module._modules:
             return copy.deepcopy(module).cpu().float().eval()
         return with_prepared_children(module, self.prepare)
+
+    def admit(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
 
     def snap(self, x: Tensor) -> Tensor:
         """x as float32."""

@@ -23,23 +23,35 @@ _SIZE = _TILE + _KERNEL - 1
 _POINTS = [Fraction(p) for p in (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))]
 
 
-@functools.cache
-def _matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """A^T (16, 64), G (8, 5) and B^T (64, 64), float64. A^T and B^T act on both axes of a flattened tile at once."""
+def minimal_filtering(tile: int, kernel: int) -> tuple[list[list[Fraction]], list[list[Fraction]], list[list[Fraction]]]:
+    """The matrices A^T (tile, n), G (n, kernel) and B^T (n, n) in one dimension, where n = tile + kernel - 1 is at most 8.
+
+    Args:
+        tile: Outputs of a tile.
+        kernel: Taps of the filter.
+    """
+    points = _POINTS[: tile + kernel - 2]
 
     def times_root(polynomial: list[Fraction], root: Fraction) -> list[Fraction]:
         return [a - root * b for a, b in zip([Fraction(0), *polynomial], [*polynomial, Fraction(0)])]
 
-    gather, filters, inputs = [], [], []
-    for i, point in enumerate(_POINTS):
-        other_points = _POINTS[:i] + _POINTS[i + 1 :]
+    filters, inputs = [], []
+    for i, point in enumerate(points):
+        other_points = points[:i] + points[i + 1 :]
         inputs.append([*functools.reduce(times_root, other_points, [Fraction(1)]), Fraction(0)])
         norm = functools.reduce(lambda product, other: product * (point - other), other_points, Fraction(1))
-        filters.append([point**k / norm for k in range(_KERNEL)])
-    inputs.append(functools.reduce(times_root, _POINTS, [Fraction(1)]))
-    filters.append([Fraction(int(k == _KERNEL - 1)) for k in range(_KERNEL)])
-    gather = [[*(point**j for point in _POINTS), Fraction(int(j == _TILE - 1))] for j in range(_TILE)]
-    a, g, b = (torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64) for rows in (gather, filters, inputs))
+        filters.append([point**k / norm for k in range(kernel)])
+    inputs.append(functools.reduce(times_root, points, [Fraction(1)]))
+    filters.append([Fraction(int(k == kernel - 1)) for k in range(kernel)])
+    gather = [[*(point**j for point in points), Fraction(int(j == tile - 1))] for j in range(tile)]
+    return gather, filters, inputs
+
+
+@functools.cache
+def _matrices() -> tuple[Tensor, Tensor, Tensor]:
+    """A^T (16, 64), G (8, 5) and B^T (64, 64), float64. A^T and B^T act on both axes of a flattened tile at once."""
+    matrices = minimal_filtering(_TILE, _KERNEL)
+    a, g, b = (torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64) for rows in matrices)
     return torch.kron(a, a), g, torch.kron(b, b)
 
 

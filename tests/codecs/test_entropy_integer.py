@@ -128,6 +128,38 @@ class _OffGrid(nn.Module):
         return self.second(self.first(x) / 3)
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 11), (11, 1)])
+def test_depthwise_layers_are_integer_arithmetic(kernel):
+    torch.manual_seed(0)
+    padding = tuple(k // 2 for k in kernel)
+    layer, x = nn.Conv2d(6, 6, kernel, padding=padding, groups=6), to_grid(torch.randn(1, 6, 9, 7) * 50)
+    weight = (layer.weight.detach().double() * 2**16).round().long()
+    bias = ((layer.bias.detach().double() * 2**GRID).round() * 2**16).long()
+    sums = F.conv2d((x * 2**GRID).long(), weight, bias, padding=padding, groups=6)
+    assert torch.equal(run(layer, x), to_grid(sums.double() * 2.0 ** -(16 + GRID)))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.GELU, nn.PixelShuffle])
+def test_a_chain_computes_what_its_modules_do_one_by_one(activation):
+    torch.manual_seed(0)
+    between = activation(2) if activation is nn.PixelShuffle else activation()
+    modules = [nn.Conv2d(12, 16, 1), between, nn.Conv2d(4 if activation is nn.PixelShuffle else 16, 5, 3, padding=1), nn.ReLU()]
+    x = torch.randn(1, 12, 6, 5) * 100
+    expected = x
+    for module in modules:
+        expected = run(module, expected)
+    assert torch.equal(run(nn.Sequential(*modules), x), expected)
+
+
+def test_tables_hold_for_any_layout_and_beyond_their_ends():
+    x = to_grid(torch.randn(1, 6, 5, 4) * 20)
+    prepared = FixedPoint().prepare(nn.GELU())
+    expected = torch.stack([prepared(value) for value in x.flatten()]).view(x.shape)
+    for layout in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(1, 2).contiguous().transpose(1, 2)):
+        assert torch.equal(prepared(layout), expected)
+    assert torch.equal(prepared(x[:, 2:5]), expected[:, 2:5])
+
+
 def test_leaving_the_grid_between_layers_is_refused():
     with pytest.raises(CodecError, match="left the integer grid"):
         run(_OffGrid(), torch.randn(1, 4, 2, 2))
