@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 READY_MESSAGE = "ready"  # The first message of a process that was started; all later ones are results.
+BEGUN_MESSAGE = b"begun"  # A model process says that it begins with a request; one that only waited is not to blame when it dies.
 
 
 class Address(NamedTuple):

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from icmbench.harness.processes.families import end_with_parent, ignore_interrupts
+from icmbench.harness.guests.families import end_with_parent, ignore_interrupts
 from icmbench.harness.processes.heartbeats import worker_beating
-from icmbench.harness.processes.model_address import READY_MESSAGE, Address
+from icmbench.harness.processes.model_address import BEGUN_MESSAGE, READY_MESSAGE, Address
 from icmbench.harness.processes.model_host import ModelHost, Request
 from icmbench.harness.processes.output import stdout_to_stderr
 from icmbench.harness.processes.shared_pixels import PixelReader, PixelWriter
@@ -83,6 +83,8 @@ class _Server:
         """Answer requests for ever, one after the other."""
         while True:
             connection, request = self._requests.get()
+            with suppress(OSError):  # The coder has died.
+                connection.send_bytes(BEGUN_MESSAGE)
             self._deadline = time.monotonic() + self._seconds_each * request.count
             answer = self._answer(request)
             self._deadline = math.inf

@@ -297,13 +297,13 @@ def test_keys_that_are_given_twice_are_located(tmp_path, text):
 
 
 def test_a_run_that_was_stopped_and_continued_loses_nothing(tmp_path, experiment):
-    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, shard_size=1, timeout=2)
+    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=DISTANCE, shard_size=1, timeout=4)
     process = start(path, tmp_path / "run", "--workers", "2", "--progress", "1")
     wait_until(lambda: list((tmp_path / "run" / "store").rglob("*.parquet")))
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         member.suspend()
-    time.sleep(9)  # Much longer than the timeout of 2 s an image: a shell's Ctrl-Z, or a cluster that suspends a job.
+    time.sleep(12)  # Much longer than the timeout of 4 s an image: a shell's Ctrl-Z, or a cluster that suspends a job.
     for member in family:
         member.resume()
     _, log = process.communicate(timeout=120)

@@ -89,7 +89,7 @@ def test_a_model_process_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path
 
 def test_a_model_that_hangs_costs_its_cells_only(tmp_path, experiment):
     tasks = [{"name": "mean-colour", "dataset": "photos", "model": {"name": "stuck-model"}, "reference": "original"}, LOADER[1]]
-    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=tasks, timeout=1, limit=4, shard_size=1)
+    path = experiment(codecs=[{"name": "shift", "points": [4]}], tasks=tasks, timeout=2, limit=6, shard_size=1)
     result = run(load_experiment(path), tmp_path / "run", ROLES)
     failed = {failure.cell for failure in result.outcome.failures}
     assert failed and all("block 2" in cell for cell in failed), failed  # The third picture is dark.

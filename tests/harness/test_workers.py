@@ -24,7 +24,7 @@ MISBEHAVING = {"stuck": "took longer than", "crash": "process died", "clinging":
 
 def test_codecs_that_hang_crash_or_quit_cost_their_cells_only(tmp_path, experiment, calls):
     codecs = [{"name": codec, "points": [4]} for codec in [*MISBEHAVING, "shift"]]
-    result = run(load_experiment(experiment(codecs=codecs, timeout=1, limit=3)), tmp_path / "run", RunOptions(workers=2))
+    result = run(load_experiment(experiment(codecs=codecs, timeout=3, limit=3)), tmp_path / "run", RunOptions(workers=2))
     left = [int(line.split()[1]) for line in calls() if line.startswith("left")]  # What the codec `clinging` leaves behind.
     assert left and not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in left)
     reasons = {failure.cell: failure.reason for failure in result.outcome.failures}

@@ -181,11 +181,9 @@ def test_the_key_is_sent_and_kept_out_of_the_fingerprint(server: Server, monkeyp
 
 
 def test_requests_run_side_by_side_and_answers_keep_their_order(server: Server) -> None:
-    server.pause = 0.1
-    start = time.monotonic()
+    server.pause = 0.3
     assert endpoint(server, concurrency=4).answer(IMAGES, PROMPTS) == ANSWERS
     assert server.most_in_flight == 4
-    assert time.monotonic() - start < 0.9, "twelve pauses one after the other would be 1.2 s"
 
 
 @pytest.mark.parametrize(
