@@ -3,6 +3,10 @@
     image --compress--> bytes --decompress--> image
 
 An image is a `uint8` RGB array of shape (height, width, 3). Decoding needs the bytes and the codec, nothing else.
+
+A codec that cannot write real bytes, because its authors published no entropy coder, gives pixels and estimated bits instead:
+
+    image --reconstruct--> image, bits
 """
 
 from __future__ import annotations
@@ -103,6 +107,15 @@ class Codec(Protocol):
         rate_breakdown(data) -> dict[str, int]: Bits by part. The parts sum to the stream; `payload_bpp` leaves out "header".
         stream_bytes(data) -> int: The stream's size in bytes if it was measured elsewhere; otherwise the harness takes len(data).
 
+    A codec whose rate can only be estimated has `reconstruct` instead of `compress` and `decompress`; a codec has exactly one of
+    these two ways. Nothing of it is stored that could be decoded, so an image is reconstructed again wherever its pixels are
+    needed again. Its curves are drawn hollow and share no BD-rate with curves of real bytes. `deterministic` says whether
+    reconstructing an image again gives the same pixels; `facts`, `device`, `background` and seeds mean what they do for other
+    codecs, and what is about streams has no meaning.
+        reconstruct(image) -> tuple[Image, float]: The reconstruction, of the image's shape, and the bits that its stream would
+            have: finite, above 0, and not rounded to bytes. Raises CodecError if the codec cannot reconstruct this image.
+        reconstruct_batch(images, ids) -> list[tuple[Image, float]]: The same for several images with their ids; optional.
+
     Optional constructor arguments:
         seed: Set by `seeds:` of the experiment file, one codec per seed.
         decode_only (False): If True, what only the encoder needs may be missing: `compress` raises CodecError, and `fingerprint`
@@ -170,6 +183,45 @@ class Codec(Protocol):
         Raises:
             BitstreamError: the bytes are not one whole stream of this codec. Bad bytes must raise no other error.
         """
+
+
+def estimates_rate(codec: Any) -> bool:
+    """Whether a codec gives pixels and estimated bits by `reconstruct` instead of streams.
+
+    Args:
+        codec: a codec.
+
+    Raises:
+        CodecError: it has neither of the two ways, or both of them. The message begins with `has`.
+
+    Example:
+        >>> class Estimating:
+        ...     def reconstruct(self, image):
+        ...         return image, 24.0 * image.shape[0] * image.shape[1]
+        >>> estimates_rate(Estimating())
+        True
+    """
+    lacking = [key for key in ("compress", "decompress") if not hasattr(codec, key)]
+    if not hasattr(codec, "reconstruct"):
+        if lacking:
+            raise CodecError(f"has no {lacking[0]!r}")
+        return False
+    if len(lacking) < 2:
+        present = "compress" if "compress" not in lacking else "decompress"
+        raise CodecError(f"has both {present!r} and 'reconstruct': a codec writes real bytes, or it estimates its rate")
+    return True
+
+
+def reconstruct_all(codec: Any, images: Sequence[Image], ids: Sequence[str]) -> list[tuple[Image, float]]:
+    """Reconstructions of a batch of images with their estimated bits, made by `reconstruct_batch` if the codec has it.
+
+    Args:
+        codec: a codec that estimates its rate.
+        images: uint8 RGB arrays, (height, width, 3) each.
+        ids: The images' ids, in the same order.
+    """
+    batch = getattr(codec, "reconstruct_batch", None)
+    return list(batch(images, ids)) if batch else [codec.reconstruct(image) for image in images]
 
 
 def compress_all(codec: Codec, images: Sequence[Image], ids: Sequence[str]) -> list[bytes]:
@@ -248,5 +300,8 @@ def walk_files(folder: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
 
 @functools.cache
 def _hash_file(path: str, size: int, mtime_ns: int) -> str:
+    value = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):  # Python 3.10, in which a guest may run this, has no hashlib.file_digest.
+            value.update(chunk)
+    return value.hexdigest()

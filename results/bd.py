@@ -13,6 +13,9 @@ saving. The two numbers need different things of a curve:
                  taken as they are; points at one rate are averaged ("error" refuses them).
 
 No undefined number is reported: it is None, and its reason says which points would close the gap.
+
+A rate that a codec estimates is another quantity than the length of a stream: a curve of the one and a curve of the other have no
+delta.
 """
 
 from __future__ import annotations
@@ -106,6 +109,7 @@ def bd_rate(
     *,
     metric: str = "quality",
     names: tuple[str, str] = ("anchor", "test"),
+    estimated: tuple[bool, bool] = (False, False),
     cross_checks: bool = True,
 ) -> BDResult:
     """BD-rate and BD-quality of a test curve against an anchor.
@@ -118,6 +122,7 @@ def bd_rate(
         higher_is_better: whether a higher quality is better.
         metric: name of the quality, used in reasons only.
         names: names of anchor and test, used in reasons only.
+        estimated: whether the rates of anchor and test are estimated. If those of one are, both deltas are undefined.
         cross_checks: whether to compute BD-rate by the other methods too.
 
     Returns:
@@ -143,6 +148,10 @@ def bd_rate(
     words = MetricWords(metric, 1.0 if higher_is_better else -1.0)
     arrays = [check_points(points) for points in (anchor, test)]
     result: dict[str, Any] = {"method": method, "envelope": envelope}
+    if estimated[0] != estimated[1]:
+        estimating, measured = names if estimated[0] else names[::-1]
+        reason = f"the rate of {estimating} is estimated and that of {measured} is of real bytes, which share no BD-rate"
+        return BDResult(**result, reason=reason, quality_reason=reason)
     try:
         curves = [sort_points(points, name, words) for points, name in zip(arrays, names, strict=True)]
     except UndefinedDelta as undefined:

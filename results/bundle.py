@@ -16,7 +16,7 @@ import pandas as pd
 from icmbench.results.correlation import correlation_frame
 from icmbench.results.published import reported_tables
 from icmbench.results.report import write_figures
-from icmbench.results.scores import Scores
+from icmbench.results.scores import Scores, estimated_codecs
 from icmbench.results.tables import mean_frame, method_and_envelope, rate_frame
 from icmbench.results.writers import write_csv, write_tables, write_text
 
@@ -69,6 +69,8 @@ def write_bundle(
     paths += write_figures(root / "figures", scores, bdrate, primary, reported, codec_analyses)
     hashes = {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
     facts = {**provenance, "limited": bool(scores["limited"].any()), "files": hashes}
+    if estimated := estimated_codecs(scores):
+        facts["estimated_rates"] = sorted(estimated)
     text = json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n"
     (root / "provenance.json").write_text(text, encoding="utf-8", newline="\n")
     return [*paths, root / "provenance.json"]

@@ -22,7 +22,7 @@ import pandas as pd
 
 from icmbench.results.json_files import parse_json
 from icmbench.results.plain_files import read_plain_file
-from icmbench.results.scores import KEY_COLUMNS, UNCOMPRESSED, ScoresError, read_scores
+from icmbench.results.scores import KEY_COLUMNS, UNCOMPRESSED, ScoresError, estimated_codecs, read_scores
 from icmbench.results.writers import number_text, to_markdown
 
 MOVE_COLUMNS = ["codec", "point", "realisation", *KEY_COLUMNS, "column", "a", "b", "change"]
@@ -32,6 +32,8 @@ REFERENCES = {
     "images.parquet": ["dataset", "id", "source"],
     "streams.parquet": ["codec", "point", "dataset", "id", "bytes", "sha256"],
 }
+# A column of streams.parquet that older runs lack: there it is 8 times `bytes`. Sizes that a codec estimates stand in it alone.
+BITS = "bits"
 # Those of these columns that tell rows apart.
 REFERENCE_KEYS = ("codec", "point", "dataset", "id")
 DIFFERENCE_COLUMNS = ["sources", "bytes", "reconstructions", "only_a", "only_b"]
@@ -93,6 +95,7 @@ def compare(run_a: str | Path, run_b: str | Path, tolerance: float = 1e-9) -> Co
     folders = [Path(run_a), Path(run_b)]
     frames = [_read_run_scores(folder) for folder in folders]
     moves, compared = _moves(frames[0], frames[1], tolerance)
+    kinds = _kinds_of_rates(*frames)
     environments = [_read_environment(folder) for folder in folders]
     facts = _facts(*environments)
     images = _images(folders)
@@ -101,7 +104,7 @@ def compare(run_a: str | Path, run_b: str | Path, tolerance: float = 1e-9) -> Co
         for folder, environment in zip(folders, environments)
         if not environment
     ]
-    sentences = [*_sentences(moves, facts, images, compared), *unreadable]
+    sentences = [*_sentences(moves, facts, images, compared), *kinds, *unreadable]
     return Comparison(moves, facts, images, compared, sentences)
 
 
@@ -140,6 +143,21 @@ def _moves(a: pd.DataFrame, b: pd.DataFrame, tolerance: float) -> tuple[pd.DataF
     # Rates follow from the streams, so all metrics of a codec point, dataset and task have the same one.
     rates = rates.drop_duplicates(["codec", "point", "realisation", "dataset", "task", "a", "b"])
     return pd.concat([values, rates])[MOVE_COLUMNS].reset_index(drop=True), int(shared.sum())
+
+
+def _kinds_of_rates(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[str]:
+    """Sentences on codecs whose rates are estimated in both runs, or in one of them alone."""
+    first, second = estimated_codecs(a), estimated_codecs(b)
+    if both := sorted(first & second):
+        yield f"The rates of {_enumerate(both)} are estimated, not measured in real bytes."
+    for codec in sorted(first ^ second):
+        if codec in {*a["codec"]} & {*b["codec"]}:
+            names = ("first", "second") if codec in first else ("second", "first")
+            estimating, other = names
+            kinds = f"estimated in the {estimating} run and of real bytes in the {other}"
+            yield f"The rates of {codec} are {kinds}: do not compare them."
+        else:
+            yield f"The rates of {codec}, which one run alone has, are estimated, not measured in real bytes."
 
 
 def _read_environment(folder: Path) -> dict[str, Any]:
@@ -195,7 +213,7 @@ def _images(folders: Sequence[Path]) -> pd.DataFrame:
                 **dict(zip(("dataset", "codec", "point"), key, strict=True)),
                 "images": len(common),
                 "sources": _count_differing(pixels["a"], pixels["b"]),
-                "bytes": _count_differing(a_common["bytes"], b_common["bytes"]),
+                "bytes": _count_differing(a_common[BITS], b_common[BITS]),
                 "reconstructions": _count_differing(a_common["sha256"], b_common["sha256"]),
                 "only_a": len(a.index.difference(common)),
                 "only_b": len(b.index.difference(common)),
@@ -205,8 +223,10 @@ def _images(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Columns of a Parquet file of a run folder; no rows if it is absent."""
-    return _read_table(path, columns) if path.exists() or path.is_symlink() else pd.DataFrame(columns=columns)
+    """Columns of a Parquet file of a run folder, and `BITS` where it has `bytes`; no rows if it is absent."""
+    if path.exists() or path.is_symlink():
+        return _read_table(path, columns)
+    return pd.DataFrame(columns=[*columns, BITS] if "bytes" in columns else columns)
 
 
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -221,15 +241,20 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
         if not path.is_file():
             raise ValueError("it is no regular file")
-        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        optional = [BITS] if "bytes" in columns and BITS in file.schema_arrow.names else []
+        table = file.read([*columns, *optional])
         missing = [name for name in columns if name not in table.column_names or pa.types.is_nested(table.field(name).type)]
         if missing:
             raise ValueError(f"no column {missing[0]!r} of single values")
-        table = table.cast(pa.schema([(name, pa.int64() if name == "bytes" else pa.string()) for name in table.column_names]))
+        types = {"bytes": pa.int64(), BITS: pa.float64()}
+        table = table.cast(pa.schema([(name, types.get(name, pa.string())) for name in table.column_names]))
         keys = [name for name in columns if name in REFERENCE_KEYS]
         frame: pd.DataFrame = table.to_pandas()
         for row in frame[frame.duplicated(keys)].itertuples():
             raise ValueError(f"it holds image {row.id!r} twice")
+        if "bytes" in columns:
+            frame[BITS] = frame[BITS].fillna(8 * frame["bytes"]) if optional else 8 * frame["bytes"]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         cause = " ".join(str(error).split())
         raise ScoresError(f"{path} is damaged ({cause}): delete it and run the same experiment again") from None

@@ -2,7 +2,8 @@
 
 The colours are those of Okabe and Ito (Color Universal Design, 2008) without yellow, which print loses; markers and line
 styles tell the codecs apart without colour. No measured codec has a plain dashed line: with hollow markers such a line is a curve
-that a paper reports, without markers it is the uncompressed ceiling. Equal scores give equal bytes.
+that a paper reports, without markers it is the uncompressed ceiling. Hollow markers on a line that is not dashed are points whose
+rate the codec estimates, and the legend says so. Equal scores give equal bytes.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from icmbench.results.columns import ESTIMATED_MARK
 from icmbench.results.fonts import FAMILY, drawable, printable, quiet_about_fonts, use_fonts
 from icmbench.results.published import REPORTED, with_reported
-from icmbench.results.scores import CurveKey, Scores, ceiling_value, codec_names, curve_points
+from icmbench.results.scores import CurveKey, Scores, ceiling_value, codec_names, curve_points, estimated_codecs, marked_name
 from icmbench.results.tables import LIMITED
 
 if TYPE_CHECKING:
@@ -92,16 +94,17 @@ PAGE = Theme(
 )  # fmt: skip
 
 
-def codec_styles(names: Sequence[str]) -> dict[str, Style]:
+def codec_styles(names: Sequence[str], estimated: Collection[str] = ()) -> dict[str, Style]:
     """The look of each codec, by its position; colours and markers together repeat after 56. Reported curves are dashed and hollow.
 
     Args:
         names: names of codecs; those that end in `REPORTED` are reported curves.
+        estimated: those of them whose rates are estimated, which are hollow.
     """
     return {
         name: Style(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], REPORTED_LINE, False)
         if name.endswith(REPORTED)
-        else Style(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], LINES[k % len(LINES)])
+        else Style(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], LINES[k % len(LINES)], name not in estimated)
         for k, name in enumerate(names)
     }
 
@@ -124,14 +127,16 @@ def draw_curves(
 
     if reported is not None:
         scores = with_reported(scores, reported)
-        looks = codec_styles([*(looks or ()), *(name for name in codec_names(scores) if name not in (looks or ()))])
+        names = [*(looks or ()), *(name for name in codec_names(scores) if name not in (looks or ()))]
+        looks = codec_styles(names, estimated_codecs(scores))
     with mpl.rc_context(matplotlib_settings(PRINT)), quiet_about_fonts():
         figure = Figure(figsize=(4.8, 3.8), dpi=72, layout="constrained", facecolor=PRINT.face)
         axes = figure.add_subplot()
-        handles = _plot(axes, scores, key, looks or codec_styles(codec_names(scores)), PRINT)[0]
+        estimated = estimated_codecs(scores)
+        handles = _plot(axes, scores, key, looks or codec_styles(codec_names(scores), estimated), PRINT)[0]
         axes.set_title(drawable(figure_title(key)))
         if handles:
-            _add_legend(figure, handles)
+            _add_legend(figure, {marked_name(name, estimated): handle for name, handle in handles.items()})
         freeze_layout(figure)
         return figure
 
@@ -270,6 +275,8 @@ def _plot(
         points = points[np.isfinite(points["value"]) & np.isfinite(points["bpp"]) & (points["bpp"] > 0)]
         if not len(points):
             continue
+        if points["estimated"].any():
+            look = replace(look, filled=False)
         handles[name] = _plot_codec(axes, points, look, f"codec{index}")
         for row in points.itertuples():
             dots.append((index, row.bpp, row.value, _describe_point(name, row, key.metric, unit)))
@@ -344,9 +351,10 @@ def set_log_x_axis(axes: Axes, values: np.ndarray) -> None:
 
 
 def _describe_point(codec: str, row: Any, metric: str, unit: str) -> str:
-    """`jpeg, quality=24: AP 14.42 % at 0.24 bpp`."""
+    """`jpeg, quality=24: AP 14.42 % at 0.24 bpp`, or `at 0.24 bpp (estimated rate)`."""
     bar = f" ({row.low:.4g} to {row.high:.4g})" if np.isfinite(row.low) and np.isfinite(row.high) else ""
-    return printable(f"{codec}, {row.point}: {metric} {row.value:.4g}{' ' * bool(unit)}{unit}{bar} at {row.bpp:.4g} bpp")
+    mark = ESTIMATED_MARK * row.estimated
+    return printable(f"{codec}, {row.point}: {metric} {row.value:.4g}{' ' * bool(unit)}{unit}{bar} at {row.bpp:.4g} bpp{mark}")
 
 
 def page_svg(figure: Figure, salt: str, name: str, extra: str = "") -> str:

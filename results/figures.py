@@ -1,7 +1,8 @@
 """Figures beside the rate-accuracy curves: features lost by layer, time against BD-rate, realism against fidelity.
 
-Each function draws a matplotlib figure for print (`PRINT`) or for the page (`PAGE`). `extra_figures` draws all that the data
-allow, those of a codec's own analyses (`analyses.py`) included.
+Each function draws a matplotlib figure for print (`PRINT`) or for the page (`PAGE`). Marks of codecs that estimate their rate are
+hollow, and their names say so. `extra_figures` draws all that the data allow, those of a codec's own analyses (`analyses.py`)
+included.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from icmbench.results.curves import (
     matplotlib_settings,
     set_log_x_axis,
 )
-from icmbench.results.scores import KEY_COLUMNS, LAYER, Scores, ScoresError, codec_names, curve_keys, curve_points
+from icmbench.results.scores import (
+    KEY_COLUMNS,
+    LAYER,
+    Scores,
+    ScoresError,
+    codec_names,
+    curve_keys,
+    curve_points,
+    estimated_codecs,
+    marked_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +123,7 @@ def draw_layer_curves(scores: Scores, theme: Theme = PRINT) -> Figure:
 
     rows = scores[scores["metric"].str.fullmatch(LAYER)]
     layers = sorted(rows["metric"].unique(), key=lambda name: [*map(int, LAYER.fullmatch(name).groups())])  # type: ignore[union-attr]
-    names = codec_names(rows)
+    names, estimated = codec_names(rows), estimated_codecs(rows)
     if not layers or not names:
         raise ScoresError("no metric layer1.0 to layer4.2 of a codec; run the task `layers`")
     rates = rows.loc[rows["bpp"] > 0, "bpp"]
@@ -127,8 +138,10 @@ def draw_layer_curves(scores: Scores, theme: Theme = PRINT) -> Figure:
             by_layer = {layer: curve_points(rows[rows["metric"] == layer], name).set_index("point") for layer in layers}
             for point, rate in by_layer[layers[0]]["bpp"].items():
                 values = [by_layer[layer]["value"].get(point, np.nan) for layer in layers]
-                axes.plot(range(len(layers)), values, color=colours(norm(rate)), marker="o", markersize=3, linewidth=1.4)
-            axes.set_title(theme.text(name))
+                colour = colours(norm(rate))
+                line = axes.plot(range(len(layers)), values, color=colour, marker="o", markersize=3, linewidth=1.4)[0]
+                line.set_markerfacecolor("none" if name in estimated else colour)
+            axes.set_title(theme.text(marked_name(name, estimated)))
             axes.set_xticks(range(len(layers)), [layer.removeprefix("layer") for layer in layers], rotation=90)
             axes.grid(True)
             axes.set_axisbelow(True)
@@ -160,7 +173,8 @@ def draw_time_against_bdrate(scores: Scores, bdrate: pd.DataFrame, seconds: str 
     anchor = str(bdrate["anchor"].iloc[0]) if len(bdrate) else None
     percents = bdrate.set_index("codec")["bd_rate_percent"].to_dict() | ({anchor: 0.0} if anchor else {})
     bars = bdrate.set_index("codec")[["low", "high"]]
-    looks = codec_styles(codec_names(scores))
+    estimated = estimated_codecs(scores)
+    looks = codec_styles(codec_names(scores), estimated)
     times = scores.groupby("codec")[seconds].mean()
     missing = []
     with mpl.rc_context(matplotlib_settings(theme)):
@@ -170,15 +184,15 @@ def draw_time_against_bdrate(scores: Scores, bdrate: pd.DataFrame, seconds: str 
         for name, look in looks.items():
             x, y = times.get(name, np.nan), percents.get(name, np.nan)
             if not (np.isfinite(y) and x > 0):
-                missing.append(name)
+                missing.append(marked_name(name, estimated))
                 continue
             if name in bars.index and np.isfinite(bars.loc[name]).all():
                 sizes = np.clip([[y - bars.loc[name, "low"]], [bars.loc[name, "high"] - y]], 0, None)
                 axes.errorbar([x], [y], sizes, fmt="none", ecolor=look.colour, elinewidth=1.1, capsize=2.5)
-            _mark_codec(axes, x, y, name, look, theme)
+            _mark_codec(axes, x, y, marked_name(name, estimated), look, theme)
         set_log_x_axis(axes, times[times > 0].to_numpy())
         axes.set_xlabel(f"seconds to {seconds.partition('_')[0]} an image (log scale)")
-        axes.set_ylabel(textwrap.shorten(theme.text(f"BD-rate against {anchor} (%)"), 50))
+        axes.set_ylabel(textwrap.shorten(theme.text(f"BD-rate against {marked_name(str(anchor), estimated)} (%)"), 50))
         _finish_marks(figure, axes, "no BD-rate or time", missing, theme)
         return figure
 
@@ -201,19 +215,19 @@ def draw_realism_against_fidelity(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    missing = []
+    missing, estimated = [], estimated_codecs(scores)
     with mpl.rc_context(matplotlib_settings(theme)):
         figure = Figure(figsize=(4.8, 3.6), dpi=72, layout="constrained", facecolor=theme.face)
         axes = figure.add_subplot()
-        for name, look in codec_styles(codec_names(scores)).items():
+        for name, look in codec_styles(codec_names(scores), estimated).items():
             x, y = (
                 quality_at(curve_points(scores[scores["metric"] == metric], name)[["bpp", "value"]].to_numpy(), rate)
                 for metric in (realism, fidelity)
             )
             if x is None or y is None:
-                missing.append(name)
+                missing.append(marked_name(name, estimated))
             else:
-                _mark_codec(axes, x, y, name, look, theme)
+                _mark_codec(axes, x, y, marked_name(name, estimated), look, theme)
         axes.set_xlabel(f"{realism}, less is better")
         axes.set_ylabel(f"{fidelity}, less is better")
         axes.set_title(f"at {rate:.3g} bits per pixel")
@@ -222,7 +236,7 @@ def draw_realism_against_fidelity(
 
 
 def _mark_codec(axes: Axes, x: float, y: float, name: str, look: Style, theme: Theme) -> None:
-    axes.plot([x], [y], color=look.colour, marker=look.marker, markersize=7, linestyle="none")
+    axes.plot([x], [y], color=look.colour, marker=look.marker, markersize=7, linestyle="none", markerfacecolor=look.face)
     text = axes.annotate(theme.text(name), (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small")
     text.set_in_layout(False)  # A long name runs out of the figure; within the layout it would squeeze the axes.
 

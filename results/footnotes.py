@@ -13,6 +13,7 @@ import pandas as pd
 FEW_POINTS = "*"  # The mark of a row with fewer than four points on an envelope.
 # Kinds of remarks by a pattern that finds them in a note. The first match counts for each undefined number.
 UNDEFINED = (
+    (re.compile("^the rate of .* is estimated and that of "), "undefined: one rate is estimated, the other is of real bytes"),
     (re.compile("no shared .* interval"), "undefined: the two curves share no range"),
     (re.compile("and [a-z]+ needs [0-9]"), "undefined: too few points of use"),
     (re.compile("."), "undefined for another reason"),
@@ -20,6 +21,7 @@ UNDEFINED = (
 REMARKS = (
     (re.compile("^overlap only"), "the curves overlap in less than half of their range"),
     (re.compile("^agreement with"), "agreement with the predictions on the originals, not accuracy"),
+    (re.compile("^estimated"), "both rates are estimated, not of real bytes"),
     (re.compile("^limited"), "of a limited run: not reportable"),
 )
 
@@ -55,7 +57,9 @@ class Footnotes:
     def mark(self, row: pd.Series) -> str:
         """The letters of everything else that is to be known about a row."""
         letters = [self._letter(text) for part in _parts(row) for pattern, text in REMARKS if pattern.search(part)]
-        has_few = any(0 <= row[column] < 4 for column in ("anchor_points", "test_points"))
+        # Rates of two kinds are not compared, whatever the number of points.
+        compared = row.get("rate_kind") == row.get("anchor_rate_kind")
+        has_few = compared and any(0 <= row[column] < 4 for column in ("anchor_points", "test_points"))
         self._few_points |= has_few
         return "".join([*dict.fromkeys(letters), *([FEW_POINTS] if has_few else [])])
 

@@ -20,6 +20,7 @@ class Reconstruction(BaseModel):
     codec: str
     point: str
     bits: int
+    estimated: bool = False
     bpp: float | None
     score: float | None
     damage: float | None

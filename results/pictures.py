@@ -80,7 +80,8 @@ def reconstruction_entry(
     """One reconstruction of an image.
 
     Args:
-        facts: `codec`, `point`, `bits` of the stream, `bpp`, `score` of this image alone, and `damage`, what the score lost.
+        facts: `codec`, `point`, `bits` of the stream, `bpp`, `score` of this image alone, and `damage`, what the score lost; also
+            `estimated`, true where the codec estimates its rate.
         names: what the model names on the original, and on the reconstruction.
         clean: the reconstruction, uint8 (height, width, 3).
         drawn: the same pixels with the predictions drawn on them, uint8 (height, width, 3).

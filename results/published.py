@@ -3,10 +3,10 @@
     published.json or a user's CSV or JSON -> reported curves, a scores frame -> dashed in figures
                                            -> tables as printed in the papers
 
-A JSON file has `curves`: [{codec, source, dataset, task, bpp: [...], metrics: {name: [...]}}], and `tables`: [{source, title,
-columns, rows, note}]; `task` and `note` are optional. A CSV has the columns that `read_scores` takes. Papers differ in what they
-divide bits by (some by padded pixels) and in their evaluation code, so a reported curve takes part in a BD-rate only if a caller
-asks for scores `with_reported` curves.
+A JSON file has `curves`: [{codec, source, dataset, task, rate_kind, bpp: [...], metrics: {name: [...]}}], and `tables`: [{source,
+title, columns, rows, note}]; `task`, `rate_kind` ("measured" or "estimated") and `note` are optional. A CSV has the columns that
+`read_scores` takes. Papers differ in what they divide bits by (some by padded pixels) and in their evaluation code, so a reported
+curve takes part in a BD-rate only if a caller asks for scores `with_reported` curves.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from icmbench.results.columns import ESTIMATED, MEASURED
 from icmbench.results.errors import ScoresError, quote
 from icmbench.results.json_files import parse_json
 from icmbench.results.plain_files import read_plain_file
@@ -109,7 +110,7 @@ def _read_json_curves(path: str | Path | None) -> Scores:
     if not isinstance(curves, list):
         raise ScoresError(f"{name}: curves are {quote(curves)}; give a list of curves")
     records = [(number, record) for number, curve in enumerate(curves, start=1) for record in _curve_records(curve, number, name)]
-    columns = ["codec", "dataset", "task", "metric", "bpp", "value"]
+    columns = ["codec", "dataset", "task", "rate_kind", "metric", "bpp", "value"]
     frame = pd.DataFrame([record for _, record in records], columns=columns)
     try:
         scores = normalise(frame)
@@ -158,16 +159,18 @@ def _curve_records(curve: Any, number: int, file_name: object) -> list[dict[str,
     where = f"{file_name}: curve {number}"
     if not isinstance(curve, dict) or not {"codec", "source", "bpp", "metrics"} <= {*curve}:
         raise ScoresError(f"{where}: a curve needs codec, source, bpp and metrics, not {quote(curve)}")
-    names = {key: curve.get(key) or "" for key in ("codec", "source", "dataset", "task")}
+    names = {key: curve.get(key) or "" for key in ("codec", "source", "dataset", "task", "rate_kind")}
     for key, text in names.items():
         if not isinstance(text, str) or (key in ("codec", "source") and not text):
             raise ScoresError(f"{where}: {key} is {quote(text)}; write a name")
+    if names["rate_kind"] not in ("", MEASURED, ESTIMATED):
+        raise ScoresError(f"{where}: rate_kind is {quote(names['rate_kind'])}; write {MEASURED} or {ESTIMATED}")
     rates = _numbers(curve["bpp"], f"{where}: bpp")
     metrics = curve["metrics"]
     if not isinstance(metrics, dict) or not metrics:
         raise ScoresError(f"{where}: metrics are {quote(metrics)}; give an object of lists of numbers")
     name = names["codec"] if names["codec"] == names["source"] else f"{names['codec']}, {names['source']}"
-    shared = {"codec": name, "dataset": names["dataset"], "task": names["task"]}
+    shared = {"codec": name, **{key: names[key] for key in ("dataset", "task", "rate_kind")}}
     records = []
     for metric, values in metrics.items():
         numbers = _numbers(values, f"{where}: {metric}")

@@ -16,12 +16,24 @@ import pandas as pd
 from markupsafe import Markup
 
 from icmbench.results import curves
+from icmbench.results.columns import ESTIMATED
 from icmbench.results.figures import extra_figures
 from icmbench.results.fonts import printable
 from icmbench.results.json_files import parse_json
 from icmbench.results.plain_files import read_plain_file
 from icmbench.results.published import with_reported
-from icmbench.results.scores import LAYER, UNCOMPRESSED, CurveKey, Scores, codec_names, curve_keys, group_by_reference, primary_keys
+from icmbench.results.scores import (
+    LAYER,
+    UNCOMPRESSED,
+    CurveKey,
+    Scores,
+    codec_names,
+    curve_keys,
+    estimated_codecs,
+    group_by_reference,
+    marked_name,
+    primary_keys,
+)
 from icmbench.results.tables import LIMITED, mean_frame, method_and_envelope, rate_frame, signed_text
 from icmbench.results.writers import (
     TITLES,
@@ -132,7 +144,7 @@ def write_figures(
         The paths of the files.
     """
     drawn = with_reported(scores, reported)
-    looks = curves.codec_styles(codec_names(drawn))
+    looks = curves.codec_styles(codec_names(drawn), estimated_codecs(drawn))
     keys = primary_keys(scores, primary)
     paths = []
     for key, stem in _file_stems(keys).items():
@@ -151,19 +163,23 @@ def _results(
 ) -> dict[str, Any]:
     """What the template shows of scores and BD-rates; the arguments are those of `write_figures`."""
     drawn = with_reported(scores, reported)
-    looks = curves.codec_styles(codec_names(drawn))
+    estimated = estimated_codecs(drawn)
+    looks = curves.codec_styles(codec_names(drawn), estimated)
     keys = primary_keys(scores, primary)
     stems = _file_stems(keys)
     method, envelope = method_and_envelope(bdrate)
     rates = rate_frame(scores, envelope)
     figures = extra_figures(_rows_to_draw(scores, keys), bdrate, codec_analyses, curves.PAGE)
     return {
-        "anchor": str(bdrate["anchor"].iloc[0]) if len(bdrate) else None,
+        "anchor": marked_name(str(bdrate["anchor"].iloc[0]), estimated) if len(bdrate) else None,
         "method": method,
         "envelope": ENVELOPES[envelope],
         "limited": LIMITED if scores["limited"].any() else "",
         "facts": _facts(scores),
-        "codecs": [(k, name, Markup(curves.swatch_svg(look))) for k, (name, look) in enumerate(looks.items())],
+        "codecs": [
+            (k, marked_name(name, estimated), Markup(curves.swatch_svg(look))) for k, (name, look) in enumerate(looks.items())
+        ],
+        "estimated": bool(estimated),
         "blocks": [
             _section(scores, bdrate, rates, reference, section_keys)
             | {"figures": [_curve_figure(drawn, key, looks, stems[key]) for key in section_keys]}
@@ -244,8 +260,9 @@ def _facts(scores: Scores) -> list[tuple[str, str]]:
     images = scores.groupby("dataset", sort=False)["expected"].max()
     datasets = [name + (f" ({count:.0f} images)" if pd.notna(count) else "") for name, count in images.items() if name]
     rates = scores.loc[scores["codec"] != UNCOMPRESSED, "bpp"]
+    estimated = estimated_codecs(scores)
     return [
-        ("Codecs", ", ".join(codec_names(scores))),
+        ("Codecs", ", ".join(marked_name(name, estimated) for name in codec_names(scores))),
         ("Datasets", ", ".join(datasets)),
         ("Tasks", ", ".join(filter(None, scores["task"].drop_duplicates()))),
         ("Rates", f"{rates.min():.3g} to {rates.max():.3g} bpp" if rates.notna().any() else ""),
@@ -258,7 +275,8 @@ def _gaps(bdrate: pd.DataFrame) -> list[dict[str, str]]:
     for row in bdrate[bdrate["bd_rate_percent"].isna() | bdrate["bd_quality"].isna()].itertuples():
         why = "; ".join(part for part in str(row.note).split("; ") if "undefined: " in part)
         where = " ".join(filter(None, (row.dataset, row.task, row.metric, "(agreement)" if row.reference == "original" else "")))
-        gaps.setdefault((str(row.codec), why), []).append(where)
+        name = marked_name(str(row.codec), {row.codec} if row.rate_kind == ESTIMATED else ())
+        gaps.setdefault((name, why), []).append(where)
     return [{"codec": codec, "why": why, "where": ", ".join(where)} for (codec, why), where in gaps.items()]
 
 

@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from icmbench.results.columns import FALSE_WORDS, FLAG_COLUMNS, KEY_COLUMNS, TRUE_WORDS, UNCOMPRESSED, Scores
+from icmbench.results.columns import (
+    ESTIMATED,
+    FALSE_WORDS,
+    FLAG_COLUMNS,
+    KEY_COLUMNS,
+    MEASURED,
+    TRUE_WORDS,
+    UNCOMPRESSED,
+    Scores,
+)
 from icmbench.results.errors import ScoresError, quote
 
 # A file with all of these columns is a run's scores.csv.
@@ -37,11 +46,14 @@ UNIT_FACTOR = 300
 
 
 def check_flags(frame: pd.DataFrame) -> None:
-    """Raise ScoresError if a flag of a file is neither true nor false."""
+    """Raise ScoresError if a flag of a file is neither true nor false, or the kind of a rate neither measured nor estimated."""
     for column in FLAG_COLUMNS:
         for line, text in frame[column].items() if column in frame else ():
             if text.lower() not in FALSE_WORDS | TRUE_WORDS:
                 raise ScoresError(f"line {line}: column {column!r} holds {quote(text)}; write true or false")
+    for line, text in frame["rate_kind"].items() if "rate_kind" in frame else ():
+        if text.strip().lower() not in ("", MEASURED, ESTIMATED):
+            raise ScoresError(f"line {line}: column 'rate_kind' holds {quote(text)}; write {MEASURED} or {ESTIMATED}")
 
 
 def check_rows(scores: Scores, places: Sequence[str], is_run: bool, has_bpp: bool, has_points: bool) -> None:

@@ -4,9 +4,10 @@
     a frame made in memory            --normalise----+--> Scores --> curve_keys, codec_names --> curve_points, ceiling_value
 
 A row is one metric of one task on one point of one codec, with the columns `SCORE_COLUMNS`: `low` and `high` are its 95% interval
-over images, `undefined` the share of bootstrap replicates without a number. Rows of the codec `uncompressed` have no rate; they
-are the ceiling. Curves made elsewhere come as a CSV with `codec`, `bpp` (or `rate`) and either `metric` and `value` or one column
-per metric; columns that such a file leaves out are filled with defaults.
+over images, `undefined` the share of bootstrap replicates without a number. `rate_kind` says how the rate was had: `measured`,
+which is the default, or `estimated` by a codec that writes no streams. Rows of the codec `uncompressed` have no rate; they are the
+ceiling. Curves made elsewhere come as a CSV with `codec`, `bpp` (or `rate`) and either `metric` and `value` or one column per
+metric; columns that such a file leaves out are filled with defaults.
 
 A frame is normalised once, where it enters. Every function of `icmbench.results` whose argument has the type `Scores` relies on
 that and checks nothing again.
@@ -26,10 +27,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from icmbench.results.columns import (
+    ESTIMATED,
+    ESTIMATED_MARK,
     FALSE_WORDS,
     KEY_COLUMNS,
     LAYER,
     LOWER_IS_BETTER,
+    MEASURED,
     NUMBER_COLUMNS,
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -42,7 +46,8 @@ from icmbench.results.score_checks import RUN_COLUMNS, check_flags, check_rows
 
 __all__ = [
     "KEY_COLUMNS", "LAYER", "SCORE_COLUMNS", "UNCOMPRESSED", "CurveKey", "Scores", "ScoresError", "ceiling_value", "codec_names",
-    "curve_keys", "curve_points", "group_by_reference", "normalise", "primary_keys", "read_scores", "unknown_name_message",
+    "curve_keys", "curve_points", "estimated_codecs", "group_by_reference", "marked_name", "normalise", "primary_keys",
+    "read_scores", "unknown_name_message",
 ]  # fmt: skip
 
 
@@ -110,8 +115,8 @@ def normalise(frame: pd.DataFrame, lower_is_better: Collection[str] = ()) -> Sco
         A new frame with the columns `SCORE_COLUMNS` in order, text as str, numbers as float64, flags as bool, index 0 to n - 1.
 
     Raises:
-        ScoresError: a column is missing, a value is no number, a row is given twice, or rows of one metric differ in its unit or
-            direction.
+        ScoresError: a column is missing, a value is no number, a row is given twice, rows of one metric differ in its unit or
+            direction, or rates of one codec are partly estimated.
 
     Example:
         >>> scores = normalise(pd.DataFrame({"codec": ["jpeg"], "bpp": [0.5], "metric": ["lpips"], "value": ["0.1"]}))
@@ -142,6 +147,7 @@ def normalise(frame: pd.DataFrame, lower_is_better: Collection[str] = ()) -> Sco
             result[column] = [flag not in FALSE_WORDS if flag else metric.lower() not in less for flag, metric in flags]
     if "point" not in source:
         result["point"] = (result.groupby([*KEY_COLUMNS, "codec", "realisation"]).cumcount() + 1).astype(str)
+    result["rate_kind"] = _rate_kinds(result)
     _refuse_contradictions(result)
     return result
 
@@ -154,6 +160,25 @@ def curve_keys(scores: Scores) -> list[CurveKey]:
 def codec_names(scores: Scores) -> list[str]:
     """Every codec of the scores except `uncompressed`, in file order."""
     return [str(name) for name in scores["codec"].drop_duplicates() if name != UNCOMPRESSED]
+
+
+def estimated_codecs(scores: Scores) -> frozenset[str]:
+    """The codecs of the scores whose rates are estimated."""
+    return frozenset(scores.loc[scores["rate_kind"] == ESTIMATED, "codec"])
+
+
+def marked_name(name: str, estimated: Collection[str]) -> str:
+    """A codec's name in tables for people and in figures, which say if its rate is estimated.
+
+    Args:
+        name: the codec.
+        estimated: the codecs whose rates are estimated.
+
+    Example:
+        >>> [marked_name(name, {"vq"}) for name in ("vq", "jpeg")]
+        ['vq (estimated rate)', 'jpeg']
+    """
+    return name + ESTIMATED_MARK if name in estimated else name
 
 
 def primary_keys(scores: Scores, primary: Mapping[str, str] | None = None) -> list[CurveKey]:
@@ -184,7 +209,7 @@ def curve_points(scores: Scores, codec: str) -> pd.DataFrame:
         codec: name of the codec.
 
     Returns:
-        One row per point, columns point, bpp, value, low, high, realisations, expected, scored, failed, limited. Several
+        One row per point, columns point, bpp, value, low, high, realisations, expected, scored, failed, limited, estimated. Several
         realisations of a point are averaged, and their extremes are its low and high.
     """
     rows_of_point: dict[str, list[int]] = {}
@@ -193,6 +218,7 @@ def curve_points(scores: Scores, codec: str) -> pd.DataFrame:
         rows_of_point.setdefault(labels[row], []).append(row)
     # Without pandas' grouping, which takes 10 ms a curve; a report of ten codecs and 25 metrics reads a thousand curves.
     numbers = {name: scores[name].to_numpy() for name in ("bpp", "value", "low", "high", "expected", "scored", "failed", "limited")}
+    kinds = scores["rate_kind"].to_numpy()
     records = []
     for point, rows in rows_of_point.items():
         cells = {name: values[rows] for name, values in numbers.items()}
@@ -207,9 +233,10 @@ def curve_points(scores: Scores, codec: str) -> pd.DataFrame:
                 "realisations": len(rows),
                 **{name: _sum_of_known(cells[name]) for name in ("expected", "scored", "failed")},
                 "limited": cells["limited"].any(),
+                "estimated": bool((kinds[rows] == ESTIMATED).any()),
             }
         )
-    columns = ["point", "bpp", "value", "low", "high", "realisations", "expected", "scored", "failed", "limited"]
+    columns = ["point", "bpp", "value", "low", "high", "realisations", "expected", "scored", "failed", "limited", "estimated"]
     if not records:  # All columns would be of dtype object.
         return pd.DataFrame(columns=columns).astype(dict.fromkeys(("bpp", "value", "low", "high"), float))
     order = np.argsort([record["bpp"] for record in records], kind="stable")  # NaN comes last.
@@ -303,13 +330,31 @@ def _to_numbers(column: str, values: pd.Series) -> pd.Series:
     return numbers
 
 
+def _rate_kinds(scores: pd.DataFrame) -> list[str]:
+    """How each rate was had, `measured` by default; empty for the uncompressed images, which have none.
+
+    Raises:
+        ScoresError: a word is none of the two.
+    """
+    kinds = []
+    for codec, text in zip(scores["codec"], scores["rate_kind"], strict=True):
+        kind = text.strip().lower() or MEASURED
+        if kind not in (MEASURED, ESTIMATED):
+            raise ScoresError(f"column 'rate_kind' holds {quote(text)}; write {MEASURED} or {ESTIMATED}, or nothing for {MEASURED}")
+        kinds.append("" if codec == UNCOMPRESSED else kind)
+    return kinds
+
+
 def _refuse_contradictions(scores: pd.DataFrame) -> None:
-    """Raise ScoresError for a row given twice, or a metric whose rows differ in unit or direction."""
+    """Raise ScoresError for a row given twice, a metric whose rows differ in unit or direction, or a codec that mixes rates."""
     twice = scores[scores.duplicated([*KEY_COLUMNS, "codec", "point", "realisation"])]
     for row in twice.itertuples():
         raise ScoresError(
             f"codec {row.codec!r} has two rows of {row.metric!r} at point {row.point!r}; keep one or name their realisation"
         )
+    mixing = estimated_codecs(scores) & {*scores.loc[scores["rate_kind"] == MEASURED, "codec"]}
+    for codec in sorted(mixing):
+        raise ScoresError(f"codec {quote(codec)} has both measured and estimated rates; give those that are estimated another name")
     _refuse_other_images(scores)
     for key, rows in scores.groupby(KEY_COLUMNS, sort=False):
         for column in ("unit", "higher_is_better"):

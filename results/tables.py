@@ -11,6 +11,7 @@ import pandas as pd
 
 from icmbench.results.bd import BDResult, Envelope, Method, bd_rate, mean_bd_rate, rate_at
 from icmbench.results.bootstrap import bd_intervals
+from icmbench.results.columns import ESTIMATED, MEASURED
 from icmbench.results.scores import (
     CurveKey,
     Scores,
@@ -19,20 +20,22 @@ from icmbench.results.scores import (
     codec_names,
     curve_keys,
     curve_points,
+    estimated_codecs,
     unknown_name_message,
 )
 
 BDRATE_COLUMNS = [
     "codec", "anchor", "dataset", "task", "model", "metric", "bd_rate_percent", "bd_quality", "overlap", "low", "high", "note",
     "reference", "quality_low", "quality_high", "undefined", "pchip", "cubic", "akima", "spread", "interval_low", "interval_high",
-    "anchor_points", "test_points", "anchor_inside", "test_inside", "method", "envelope",
+    "anchor_points", "test_points", "anchor_inside", "test_inside", "method", "envelope", "rate_kind", "anchor_rate_kind",
 ]  # fmt: skip
-MEAN_COLUMNS = ["codec", "anchor", "task", "model", "metric", "bd_rate_percent", "datasets", "note", "reference"]
-RATE_COLUMNS = ["codec", "dataset", "task", "model", "metric", "ceiling", "share", "rate", "note", "reference"]
+MEAN_COLUMNS = ["codec", "anchor", "task", "model", "metric", "bd_rate_percent", "datasets", "note", "reference", "rate_kind"]
+RATE_COLUMNS = ["codec", "dataset", "task", "model", "metric", "ceiling", "share", "rate", "note", "reference", "rate_kind"]
 INTERVAL_COLUMNS = ("low", "high", "quality_low", "quality_high", "undefined")
 # Shares of the uncompressed score whose rates are tabulated.
 SHARES = (0.90, 0.95, 0.99)
 LIMITED = "limited: not reportable"
+BOTH_ESTIMATED = "estimated rates: neither codec writes real bytes"
 AGREEMENT = "agreement with the predictions on the originals, not accuracy"
 
 
@@ -66,6 +69,8 @@ def bdrate_frame(
         - `pchip`, `cubic` and `akima`, BD-rate by each interpolation, and `spread`, their range.
         - `interval_low` to `interval_high`, the quality that both curves reach; `anchor_points` and `test_points`, the number of
           points on the envelopes; `anchor_inside` and `test_inside`, the number of these within the interval.
+        - `rate_kind` and `anchor_rate_kind`, how the rates of the codec and of the anchor were had: "measured" or "estimated". If
+          these differ, both deltas are undefined.
 
     Raises:
         ScoresError: the anchor is not among the codecs.
@@ -81,6 +86,7 @@ def bdrate_frame(
         return pd.DataFrame(columns=BDRATE_COLUMNS)
     if anchor not in codec_names(scores):
         raise ScoresError(f"anchor: {unknown_name_message('codec', anchor, codec_names(scores))}")
+    estimated = estimated_codecs(scores)
     intervals = _intervals(scores, anchor, method, envelope, replicates or {}, executor)
     records = []
     for key in curve_keys(scores):
@@ -92,11 +98,14 @@ def bdrate_frame(
                 continue
             curves = {anchor: anchor_curve, codec: curve_points(rows, codec)}
             anchor_points, test_points = (curve[["bpp", "value"]].to_numpy() for curve in curves.values())
+            kinds = (anchor in estimated, codec in estimated)
             result = bd_rate(
-                anchor_points, test_points, method, envelope, higher_is_better, metric=key.metric, names=(anchor, codec)
-            )
+                anchor_points, test_points, method, envelope, higher_is_better,
+                metric=key.metric, names=(anchor, codec), estimated=kinds,
+            )  # fmt: skip
             interval = intervals.get((key.task, codec, key.metric))
-            records.append({"codec": codec, "anchor": anchor, **_bdrate_record(key, result, curves, interval)})
+            words = dict(zip(("anchor_rate_kind", "rate_kind"), (ESTIMATED if kind else MEASURED for kind in kinds), strict=True))
+            records.append({"codec": codec, "anchor": anchor, **_bdrate_record(key, result, curves, interval, all(kinds)), **words})
     return pd.DataFrame(records, columns=BDRATE_COLUMNS)
 
 
@@ -123,6 +132,7 @@ def mean_frame(bdrate: pd.DataFrame) -> pd.DataFrame:
                 "bd_rate_percent": math.nan if len(undefined) else mean_bd_rate(rows["bd_rate_percent"].tolist()),
                 "datasets": ", ".join(f"{dataset} {signed_text(value)}" for dataset, value in listed),
                 "note": f"undefined on {', '.join(undefined)}" if len(undefined) else "",
+                "rate_kind": rows["rate_kind"].iloc[0],
             }
         )
     return pd.DataFrame(records, columns=MEAN_COLUMNS)
@@ -146,6 +156,7 @@ def rate_frame(scores: Scores, envelope: Envelope = "pareto", shares: Sequence[f
         without a finite, positive uncompressed score, has no such rate: NaN, and the note says why.
     """
     records = []
+    estimated = estimated_codecs(scores)
     for key in curve_keys(scores):
         rows = key.rows(scores)
         ceiling = ceiling_value(rows)
@@ -158,6 +169,7 @@ def rate_frame(scores: Scores, envelope: Envelope = "pareto", shares: Sequence[f
                     reached = rate_at(points, share * ceiling, envelope, metric=key.metric, name=codec)
                     rate, note = reached.rate, reached.reason
                 record = {"codec": codec, **_identity(key), "ceiling": _nan_if_none(ceiling), "share": share}
+                record["rate_kind"] = ESTIMATED if codec in estimated else MEASURED
                 records.append(record | {"rate": _nan_if_none(rate), "note": note})
     return pd.DataFrame(records, columns=RATE_COLUMNS)
 
@@ -181,9 +193,18 @@ def share_text(share: float) -> str:
 
 
 def _bdrate_record(
-    key: CurveKey, result: BDResult, curves: Mapping[str, pd.DataFrame], interval: pd.Series | None
+    key: CurveKey, result: BDResult, curves: Mapping[str, pd.DataFrame], interval: pd.Series | None, both_estimated: bool
 ) -> dict[str, Any]:
-    """The columns of one BD-rate beside codec and anchor; `curves` holds the points of the anchor, then of the test codec."""
+    """The columns of one BD-rate beside codec, anchor and the kinds of their rates.
+
+    Args:
+        key: what the curves share.
+        result: the deltas.
+        curves: the points of the anchor, then of the test codec.
+        interval: the row of `bd_intervals`, if there are replicates.
+        both_estimated: whether the rates of both curves are estimated.
+    """
+    estimated = [BOTH_ESTIMATED] if both_estimated else []
     return {
         **_identity(key),
         "bd_rate_percent": _nan_if_none(result.bd_rate_percent),
@@ -193,7 +214,7 @@ def _bdrate_record(
         "method": result.method,
         "envelope": result.envelope,
         **({} if interval is None else {name: interval[name] for name in INTERVAL_COLUMNS}),
-        "note": "; ".join((*_notes(key, result, curves), *_interval_note(interval))),
+        "note": "; ".join((*estimated, *_notes(key, result, curves), *_interval_note(interval))),
     }
 
 
@@ -230,9 +251,12 @@ def _intervals(
     replicates: Mapping[str, pd.DataFrame],
     executor: Executor | None,
 ) -> dict[tuple[str, str, str], pd.Series]:
-    """Rows of `bd_intervals` by task, codec and metric."""
+    """Rows of `bd_intervals` by task, codec and metric; codecs whose rates are of another kind than the anchor's are left out."""
     intervals = {}
+    estimated = estimated_codecs(scores)
     for task, frame in replicates.items():
+        if estimated:
+            frame = frame[frame["codec"].isin(estimated) == (anchor in estimated)]
         rows = scores[scores["task"] == task]
         less = rows.loc[~rows["higher_is_better"], "metric"].unique().tolist()
         for _, row in bd_intervals(frame, anchor, less, method, envelope, executor=executor).iterrows():

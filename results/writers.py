@@ -1,5 +1,7 @@
 """Tables as files: CSV for programs, Markdown and LaTeX for people. Agreement never shares a table with labels.
 
+In a table for people, the name of a codec that estimates its rate says so; in a CSV the column `rate_kind` does.
+
 A text table is a frame whose cells are strings, ready to be printed.
 """
 
@@ -12,8 +14,17 @@ from pathlib import Path
 import pandas as pd
 
 from icmbench.results.analyses import complexity_table
+from icmbench.results.columns import ESTIMATED
 from icmbench.results.correlation import correlation_frame, correlation_table
-from icmbench.results.scores import UNCOMPRESSED, CurveKey, Scores, group_by_reference, primary_keys
+from icmbench.results.scores import (
+    UNCOMPRESSED,
+    CurveKey,
+    Scores,
+    estimated_codecs,
+    group_by_reference,
+    marked_name,
+    primary_keys,
+)
 from icmbench.results.tables import LIMITED, mean_frame, method_and_envelope, rate_frame, share_text, signed_text
 
 TITLES = {
@@ -89,11 +100,13 @@ def write_text(stem: Path, tables: Iterable[tuple[str, pd.DataFrame]], warning: 
 
 def extra_tables(scores: Scores, codec_analyses: Mapping[str, pd.DataFrame] | None) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(file stem, title, text table) of the tables that only some runs have; the arguments are those of `write_tables`."""
-    correlations = correlation_frame(scores)
+    correlations, estimated = correlation_frame(scores), estimated_codecs(scores)
     if len(correlations):
-        yield "correlation", "Feature difference against task drop, over the rate points", correlation_table(correlations)
+        table = _mark_codecs(correlation_table(correlations), estimated)
+        yield "correlation", "Feature difference against task drop, over the rate points", table
     if codec_analyses and "complexity" in codec_analyses:
-        yield "complexity", "Parameters and multiply-accumulates", complexity_table(codec_analyses["complexity"])
+        table = _mark_codecs(complexity_table(codec_analyses["complexity"]), estimated)
+        yield "complexity", "Parameters and multiply-accumulates", table
 
 
 def bdrate_tables(
@@ -109,7 +122,7 @@ def bdrate_tables(
     means, rates = mean_frame(bdrate), rate_frame(scores, method_and_envelope(bdrate)[1])
     for reference, keys in group_by_reference(primary_keys(scores, primary)):
         name = TITLES.get(reference, "Scores")
-        anchor = bdrate["anchor"].iloc[0] if len(bdrate) else None
+        anchor = marked_name(bdrate["anchor"].iloc[0], estimated_codecs(scores)) if len(bdrate) else None
         if anchor is not None:
             yield f"BD-rate (%) against {anchor}. {name}", overview_table(bdrate, keys)
         for title, table in (
@@ -127,7 +140,8 @@ def means_table(means: pd.DataFrame) -> pd.DataFrame:
     """Text table of BD-rates averaged over datasets, from rows of a `mean_frame`."""
     table = means[["codec", "task", "model", "metric"]].set_axis(["Codec", "Task", "Model", "Metric"], axis=1)
     percents = means["bd_rate_percent"].map(signed_text)
-    return _drop_empty_columns(table.assign(**{"Mean BD-rate %": percents, "Datasets": means["datasets"], "Note": means["note"]}))
+    table = table.assign(**{"Mean BD-rate %": percents, "Datasets": means["datasets"], "Note": means["note"]})
+    return _drop_empty_columns(_mark_codecs(table, _estimated_in(means)))
 
 
 def overview_table(bdrate: pd.DataFrame, keys: list[CurveKey]) -> pd.DataFrame:
@@ -137,7 +151,7 @@ def overview_table(bdrate: pd.DataFrame, keys: list[CurveKey]) -> pd.DataFrame:
     for key in keys:
         percents = key.rows(bdrate).set_index("codec")["bd_rate_percent"]
         table[_column_title(key)] = [signed_text(percents.get(codec)) for codec in codecs]
-    return table
+    return _mark_codecs(table, _estimated_in(bdrate))
 
 
 def details_table(rates: pd.DataFrame, bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -163,7 +177,7 @@ def details_table(rates: pd.DataFrame, bdrate: pd.DataFrame, reference: str) -> 
                 "Note": "" if delta is None else delta["note"],
             }
         )
-    table = _drop_needless_model(pd.DataFrame(rows))
+    table = _drop_needless_model(_mark_codecs(pd.DataFrame(rows), _estimated_in(rates)))
     unused = ["95% interval"] if not bdrate["low"].notna().any() else []
     unused += [] if len(bdrate) else ["BD-rate %", "BD-quality", "Note"]
     return table.drop(columns=unused, errors="ignore")
@@ -195,7 +209,7 @@ def checks_table(bdrate: pd.DataFrame, reference: str) -> pd.DataFrame:
     ]
     if not rows:
         return pd.DataFrame(rows)
-    table = _drop_needless_model(pd.DataFrame(rows))
+    table = _drop_needless_model(_mark_codecs(pd.DataFrame(rows), _estimated_in(bdrate)))
     # The interpolation behind the BD-rates themselves needs no column of its own.
     main = next((name for name in ("PCHIP", "Cubic", "Akima") if (table[name] == table["BD-rate %"]).all()), "")
     return _drop_empty_columns(table.drop(columns=main, errors="ignore"), ("Codec", "Dataset", "Task", "Metric"))
@@ -222,7 +236,7 @@ def scores_table(scores: Scores) -> pd.DataFrame:
     for column in ("expected", "scored", "empty", "failed"):
         table[column.capitalize()] = [number_text(value) for value in scores[column]]
     table["Realisation"] = scores["realisation"]
-    return _drop_empty_columns(table)
+    return _drop_empty_columns(_mark_codecs(table, estimated_codecs(scores)))
 
 
 def interval_text(low: float, high: float, digits: int = 1) -> str:
@@ -282,6 +296,16 @@ def to_latex(table: pd.DataFrame, caption: str) -> str:
 def _column_title(key: CurveKey) -> str:
     """`coco, yolox, AP`, for a column of the overview."""
     return ", ".join(part for part in (key.dataset, key.task, key.metric) if part)
+
+
+def _estimated_in(frame: pd.DataFrame) -> frozenset[str]:
+    """The codecs of a frame of BD-rates, means or rates whose own rates are estimated."""
+    return frozenset(frame.loc[frame["rate_kind"] == ESTIMATED, "codec"])
+
+
+def _mark_codecs(table: pd.DataFrame, estimated: frozenset[str]) -> pd.DataFrame:
+    """A text table in which the names of codecs that estimate their rate say so."""
+    return table.assign(Codec=[marked_name(name, estimated) for name in table["Codec"]]) if len(table) and estimated else table
 
 
 def _drop_needless_model(table: pd.DataFrame) -> pd.DataFrame:

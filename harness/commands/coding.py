@@ -102,14 +102,17 @@ def encode(source: Path, codec_factory: Callable[[], Any], target: Path) -> tupl
     Raises:
         DatasetError: the image cannot be read.
         CodecError: the image cannot be coded.
-        UserError: the stream would replace the image, or cannot be written.
+        UserError: the stream would replace the image, or cannot be written, or the codec estimates its rate and writes none.
     """
-    from icmbench.codecs.base import compress_all
+    from icmbench.codecs.base import compress_all, estimates_rate
     from icmbench.tasks.datasets.images import read_image
 
     refuse_same_file(source, target, "the stream")
     image = read_image(source)
-    data = compress_all(codec_factory(), [image], [source.name])[0]
+    codec = codec_factory()
+    if estimates_rate(codec):
+        raise UserError(f"--codec: {codec.name!r} estimates its rate and writes no streams: score it with `icmbench run`")
+    data = compress_all(codec, [image], [source.name])[0]
     with writing(target):
         target.write_bytes(data)
     return len(data), 8 * len(data) / (image.shape[0] * image.shape[1])
@@ -134,7 +137,7 @@ def decode(source: Path, name: str | None, settings: Sequence[str], point: str |
     """
     from PIL import Image
 
-    from icmbench.codecs.base import BitstreamError, CodecError, decompress_all
+    from icmbench.codecs.base import BitstreamError, CodecError, decompress_all, estimates_rate
     from icmbench.codecs.bitstream import codec_name
 
     if target.suffix.lower() not in LOSSLESS:
@@ -154,7 +157,10 @@ def decode(source: Path, name: str | None, settings: Sequence[str], point: str |
         stated = stream_options(data) if stream_options else {}
         if stream_options:
             facts = f" (the stream states {', '.join(f'{option} {value!r}' for option, value in stated.items())})"
-        image = decompress_all(make_codec(name, settings, point, stated=stated), [data])[0]
+        codec = make_codec(name, settings, point, stated=stated)
+        if estimates_rate(codec):
+            raise UserError(f"codec {name!r} estimates its rate and has no streams to decode")
+        image = decompress_all(codec, [data])[0]
     except (BitstreamError, CodecError, UserError) as error:
         raise UserError(f"{source}: {error}{facts}") from None
     with writing(target):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from icmbench.harness.config.quantities import format_duration, format_size
-from icmbench.results.columns import UNCOMPRESSED
+from icmbench.results.columns import ESTIMATED, ESTIMATED_MARK, UNCOMPRESSED
 from icmbench.results.footnotes import Footnotes
 from icmbench.results.tables import signed_text
 from icmbench.results.writers import interval_text
@@ -22,13 +22,15 @@ LEAST_PERCENT = 1.0  # Less than this on the originals is below chance or close 
 def show_bdrate(frame: pd.DataFrame) -> None:
     """Print a short BD table: one line per codec, dataset and task. Negative BD-rates are savings.
 
-    An undefined number is a dash with a letter, which a line below the table explains; the reasons in full are in the column `note`
-    of bdrate.csv and in the report.
+    The name of a codec that estimates its rate says so. An undefined number is a dash with a letter, which a line below the table
+    explains; the reasons in full are in the column `note` of bdrate.csv and in the report.
 
     Args:
         frame: the columns of bdrate.csv, of one metric per task.
     """
-    title = f"BD-rate against {frame['anchor'].iloc[0]}" if len(frame) else "BD-rate"
+    title = "BD-rate"
+    if len(frame):
+        title += f" against {frame['anchor'].iloc[0]}{_mark(frame['anchor_rate_kind'].iloc[0])}"
     table = Table(title=title, box=SIMPLE_HEAD)
     has_intervals = bool(frame["low"].notna().any())
     for column in ("codec", *(["dataset"] if frame["dataset"].nunique() > 1 else []), "task", "metric"):
@@ -40,6 +42,7 @@ def show_bdrate(frame: pd.DataFrame) -> None:
     for _, row in frame.iterrows():
         rate, quality = row["bd_rate_percent"], row["bd_quality"]
         cells = {
+            "codec": f"{row['codec']}{_mark(row['rate_kind'])}",
             "BD-rate %": f"- {footnotes.undefined(row, 'BD-rate')}" if pd.isna(rate) else signed_text(rate),
             "95% interval": interval_text(row["low"], row["high"]),
             "BD-quality": f"- {footnotes.undefined(row, 'BD-quality')}" if pd.isna(quality) else signed_text(quality, 2),
@@ -64,7 +67,8 @@ def show_scores(frame: pd.DataFrame) -> None:
     for column in ("bpp", "value"):
         table.add_column(column, justify="right")
     for row in frame.to_dict("records"):
-        names = (row[column] for column in ("codec", "point", "dataset", "task", "metric"))
+        codec = f"{row['codec']}{_mark(row['rate_kind'])}"
+        names = (codec, *(row[column] for column in ("point", "dataset", "task", "metric")))
         table.add_row(*names, _format_number(row["bpp"], ".4f"), _format_number(row["value"], ".2f"))
     _print(table)
 
@@ -130,6 +134,11 @@ def show_standard_sets(frame: pd.DataFrame) -> None:
     table.add_row("all", "", *(_cost(*sums.loc[name]) for name in sets))
     table.caption = "Judged by the images in this run folder: coding by their pixels, tasks by their number."
     _print(table)
+
+
+def _mark(rate_kind: str) -> str:
+    """What follows the name of a codec whose rate is estimated."""
+    return ESTIMATED_MARK if rate_kind == ESTIMATED else ""
 
 
 def _cost(seconds: float, size: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from icmbench.harness.derive.bound import Derived
 from icmbench.harness.processes.estimate import MALFORMED, estimate
 from icmbench.harness.processes.heartbeats import Beat, RunningCommand, running_commands
 from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.references import ENVIRONMENT
 from icmbench.harness.work.activity import Part
 
 MISSING_SHOWN = 10  # Missing cells of finished tables that are named.
@@ -45,6 +47,8 @@ def print_status(run: str, only: Selection) -> None:
             print(redact(line))
     if not any(running.command.state != "dead" for running in commands):
         _print_tables(folder)
+    if estimating := _estimating_codecs(folder):
+        print(redact(f"rates that the codec estimates, and no real bytes: {', '.join(estimating)}"))
 
 
 def _lines(running: RunningCommand, only: Selection) -> list[str]:
@@ -87,6 +91,15 @@ def _worker_line(worker: Beat, is_over: bool) -> str:
     if worker.state == "silent":
         return f"{who}: nothing heard for {format_duration(worker.age)}: stopped, cut off or dead; last at work: {what}"
     return f"{who}: {what}"
+
+
+def _estimating_codecs(folder: Folder) -> list[str]:
+    """Labels of the codecs of a run that estimate their rate, as environment.json names them."""
+    series = None
+    with contextlib.suppress(UserError):  # What another icmbench wrote does not keep the rest from being told.
+        series = folder.read_json(ENVIRONMENT).get("series")
+    facts = [each for each in series if isinstance(each, dict)] if isinstance(series, list) else []
+    return list(dict.fromkeys(str(each.get("label")) for each in facts if each.get("estimated") is True))
 
 
 def _print_tables(folder: Folder) -> None:

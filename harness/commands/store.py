@@ -25,6 +25,7 @@ def run_verb(options: argparse.Namespace) -> int:
 def _ls(options: argparse.Namespace) -> int:
     from icmbench.harness.store.cleaning import holders_of
     from icmbench.harness.store.inventory import describe_all, open_store, take_inventory
+    from icmbench.results.columns import ESTIMATED_MARK
 
     folder, _ = open_store(options.store)
     inventory = take_inventory(folder)
@@ -37,7 +38,8 @@ def _ls(options: argparse.Namespace) -> int:
     for each in facts:
         fingerprint = (each.fingerprint or f"{each.digest} (no file can be read)") if options.long else each.digest
         counts = (str(each.rows), str(each.files), size_text(each.bytes), _time_text(each.latest))
-        rows.append((each.kind, each.name, each.point, fingerprint, *counts, "; ".join(held.get(each.digest, [])) or "nobody"))
+        name = each.name + ESTIMATED_MARK * each.estimated
+        rows.append((each.kind, name, each.point, fingerprint, *counts, "; ".join(held.get(each.digest, [])) or "nobody"))
     _print_table(rows, right=(4, 5, 6))
     _warn(inventory)
     return 0

@@ -46,7 +46,8 @@ STREAMS = "streams.parquet"  # In a run folder: size and pixels of its streams, 
 STREAM_REFERENCES = pa.schema(
     [
         *((name, pa.string()) for name in ("codec", "point", "dataset", "id")),
-        ("bytes", pa.int64()),
+        ("bytes", pa.int64()),  # Null where the codec estimates its rate.
+        ("bits", pa.float64()),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("sha256", pa.string()),
@@ -117,7 +118,7 @@ def _stream_references(gatherer: Gatherer) -> Iterator[pa.Table]:
     for series in gatherer.bench.series:
         for dataset in gatherer.bench.datasets:
             if isinstance(series, Series) and gatherer.bench.task_labels(dataset):
-                frame = gatherer.streams.frame(dataset, series)[["bytes", "height", "width", "sha256"]].reset_index()
+                frame = gatherer.streams.frame(dataset, series)[["bytes", "bits", "height", "width", "sha256"]].reset_index()
                 facts = {"codec": series.label, "point": series.point_name, "dataset": dataset}
                 yield pa.Table.from_pandas(frame.assign(**facts), STREAM_REFERENCES, preserve_index=False)
 

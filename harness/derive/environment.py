@@ -10,8 +10,9 @@ from typing import Any
 
 from icmbench.harness.config.secrets import redact
 from icmbench.harness.derive.scoring import primary_metrics
+from icmbench.harness.guests.sections import recorded_environment
 from icmbench.harness.store.folder import Folder
-from icmbench.harness.store.formats import FORMAT, KEY
+from icmbench.harness.store.formats import ESTIMATED_FORMAT, FORMAT, KEY
 from icmbench.harness.store.inventory import parse_fingerprint
 from icmbench.harness.store.references import INNER_STORE, is_same_place, run_address
 from icmbench.harness.work.bench import Bench
@@ -24,12 +25,13 @@ def environment(bench: Bench) -> dict[str, Any]:
     inner = Folder(bench.folder.below(INNER_STORE))
     coded = [series for series in bench.series if isinstance(series, Series)]
     return {
-        KEY: FORMAT,
+        KEY: ESTIMATED_FORMAT if any(series.estimated for series in coded) else FORMAT,
         "command": sys.argv,
         "experiment": json.loads(bench.experiment.model_dump_json()),
         "folder": redact(str(bench.experiment.folder.absolute())),
         "python": sys.version,
         "packages": packages(),
+        "environments": {name: recorded_environment(bench.experiment, name) for name in bench.experiment.environments},
         "git": git_state(Path(__file__).parent),
         "hardware": {**hardware(), "digest": bench.machine},
         "codecs": {series.name: parse_fingerprint(series.codec.fingerprint) for series in coded},
@@ -57,6 +59,7 @@ def _series_facts(bench: Bench, series: Series) -> dict[str, Any]:
         "fingerprint": series.codec.fingerprint,
         "deterministic": series.deterministic,
         "measured_elsewhere": series.measured_elsewhere,
+        "estimated": series.estimated,
     }
 
 

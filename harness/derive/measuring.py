@@ -65,9 +65,9 @@ def measure(bench: Bench) -> MeasuredCosts:
     sizes = list(for_each(bench.store.folder.fs, lambda rows: rows.files.shard_bytes(), [*streams, *predictions]))
     for each, rows, size in zip(series, streams, sizes[: len(streams)], strict=True):
         if len(rows):
-            columns = ["encode_seconds", "decode_seconds", "height", "width", "bytes"]
-            frame = rows.facts(rows.all_rows(), columns).to_pandas()
-            seconds = (frame["encode_seconds"] + frame["decode_seconds"]).median()
+            times = ["seconds"] if each.estimated else ["encode_seconds", "decode_seconds"]
+            frame = rows.facts(rows.all_rows(), [*times, "height", "width"]).to_pandas()
+            seconds = frame[times].sum(axis=1, skipna=False).median()
             pixels = (frame["height"].astype("float64") * frame["width"]).mean()
             codec[each.name] = ImageCost(len(frame), float(seconds), size / len(frame), float(pixels / 1e6))
     for label, rows, size in zip(bench.tasks, predictions, sizes[len(streams) :], strict=True):

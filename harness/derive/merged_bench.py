@@ -106,7 +106,7 @@ def held_pixels(store: Store, series: MergedSeries, keys: Mapping[str, bytes]) -
         claims.refresh()
         claimed = {image_id: frozenset(claims.generations(key).values()) - {""} for image_id, key in keys.items()}
         return {image_id: pixels for image_id, pixels in claimed.items() if pixels}
-    collection = store.streams(series.fingerprint)
+    collection = store.streams(series.fingerprint, estimated=series.estimated)
     collection.refresh()
     ids = list(keys)
     rows = collection.find(list(keys.values()))

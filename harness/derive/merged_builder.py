@@ -64,7 +64,7 @@ class MergedBuilder(Builder):
         return {section.label: self._task(section, datasets[section.dataset]) for section in self.experiment.tasks}
 
     def _find_facts(self, series: MergedSeries) -> dict[str, str] | None:
-        return find_facts(self._plan, self._merged_store.streams(series.fingerprint, series.about), series)
+        return find_facts(self._plan, self._merged_store.streams(series.fingerprint, series.about, series.estimated), series)
 
     @cached_property
     def _stored_tasks(self) -> list[str]:

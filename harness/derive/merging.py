@@ -152,6 +152,12 @@ def _refuse_other_codec(
             raise UserError(
                 f"codec {label!r} is {other.codec!r} in {runs[k].address} and {each.codec!r} in {run.address}: {RENAME}"
             )
+        if other.estimated != each.estimated:
+            estimating = run.address if each.estimated else runs[k].address
+            raise UserError(
+                f"codec {label!r} writes real bytes in one of {runs[k].address} and {run.address}, and estimates its rate in the "
+                f"other, {estimating}: {RENAME}"
+            )
         if (other.seed is None) != (each.seed is None):
             raise UserError(
                 f"codec {label!r} has `seeds` in one of {runs[k].address} and {run.address} and none in the other: {RENAME}"

@@ -1,7 +1,7 @@
 """Which images the report shows, and their pixels: those that coding damaged most, decoded again or taken from kept pictures.
 
 predictions of single images -> score of each alone -> damage = original - reconstruction -> the worst N
-kept reconstruction, or stored stream -> pixels -> task.draw -> entries of results/pictures.py
+kept reconstruction, stored stream, or source where rates are estimated -> pixels -> task.draw -> entries of results/pictures.py
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def picture_entries(
     """
     bench = gatherer.bench
     labels = [label for label in failed if bench.tasks[label].draws]
-    deciding = scores[scores["task"].isin(labels)].drop(columns=["low", "high", "undefined"])
+    # Whether a rate is estimated changes with its codec, whose rates are among what decides.
+    deciding = scores[scores["task"].isin(labels)].drop(columns=["low", "high", "undefined", "rate_kind"])
     key = digest([VERSION, count, deciding.to_csv(index=False)])
     if stored.get("key") == key and _is_whole(stored):
         return stored
@@ -122,8 +123,9 @@ def _task_entries(
 def _rate_facts(series: Series, gathered: SeriesPredictions, image_id: str) -> dict[str, Any]:
     assert gathered.streams is not None
     row = gathered.streams.loc[image_id]
-    bits = 8 * int(row["bytes"])
-    return {"codec": series.label, "point": series.point, "bits": bits, "bpp": bits / (row["height"] * row["width"])}
+    bpp = float(row["bits"] / (row["height"] * row["width"]))
+    facts = {"codec": series.label, "point": series.point, "bits": round(row["bits"]), "bpp": bpp}
+    return facts | ({"estimated": True} if series.estimated else {})
 
 
 def _choose_series(gatherer: Gatherer, dataset: str, scores: pd.DataFrame, left_out: list[str], count: int) -> list[Series]:
@@ -139,13 +141,15 @@ def _choose_series(gatherer: Gatherer, dataset: str, scores: pd.DataFrame, left_
     chosen = []
     for codec, point in choice[:MAX_SERIES]:
         series = next(s for s in gatherer.bench.series if isinstance(s, Series) and (s.label, s.point) == (codec, point))
-        cost = seconds[codec, point]
+        # Coding and decoding are one call where the codec estimates its rate.
+        cost = gatherer.streams.frame(dataset, series)["seconds"].mean() if series.estimated else seconds[codec, point]
         if (
             series.deterministic
             and cost * count > MAX_DECODING_SECONDS / MAX_SERIES
             and not _keeps_pictures(gatherer, dataset, series)
         ):
-            left_out.append(f"{series.name}: decoding takes {cost:.0f} s an image; run with --keep reconstructions")
+            action = "reconstructing" if series.estimated else "decoding"
+            left_out.append(f"{series.name}: {action} takes {cost:.0f} s an image; run with --keep reconstructions")
         else:
             chosen.append(series)
     return chosen
@@ -164,12 +168,17 @@ def _scored_pixels(gatherer: Gatherer, dataset: str, image_id: str, series: Seri
         left_out.append(f"{series.name}: {reason(error)}")
         return None
     if pixels is None:
-        left_out.append(f"{series.name}: decoded again its pixels are not those scored; run with --keep reconstructions")
+        action = "reconstructed" if series.estimated else "decoded"
+        left_out.append(f"{series.name}: {action} again its pixels are not those scored; run with --keep reconstructions")
     return pixels
 
 
 def _load_or_decode(gatherer: Gatherer, dataset: str, image_id: str, series: Series) -> Image | None:
-    """The kept reconstruction, or the stored stream decoded again; None if neither has the recorded pixels."""
+    """The kept reconstruction, or one made again: from the stored stream, or from the source where the codec estimates its rate.
+
+    Returns:
+        The pixels, uint8 (height, width, 3); None if neither has the recorded ones.
+    """
     bench, streams = gatherer.bench, gatherer.streams.found(dataset, series)
     k = streams.ids.index(image_id)
     sha256 = gatherer.streams.pixels(dataset, series)[k]
@@ -177,6 +186,9 @@ def _load_or_decode(gatherer: Gatherer, dataset: str, image_id: str, series: Ser
     kept = bench.store.load_picture(sha256)
     if kept is not None:
         return kept
-    data = bench.lookup.collection(series).read(streams.rows[k : k + 1], ["data"]).column(0)[0].as_py()
-    image = series.decode([data])[0]
+    if series.estimated:
+        image = series.reconstruct([bench.source_pixels.read(dataset, image_id)], [image_id])[0][0]
+    else:
+        data = bench.lookup.collection(series).read(streams.rows[k : k + 1], ["data"]).column(0)[0].as_py()
+        image = series.decode([data])[0]
     return image if pixel_sha256(image) == sha256 else None

@@ -140,7 +140,7 @@ def _resample_series(
     sizes: dict[str, Any] = {}
     if gathered.streams is not None:
         streams = gathered.streams
-        sizes = {"bits": 8.0 * streams["bytes"], "pixels": streams["height"].astype(float) * streams["width"]}
+        sizes = {"bits": streams["bits"].astype(float), "pixels": streams["height"].astype(float) * streams["width"]}
     bench = gatherer.bench
     aggregate = functools.partial(bench.tasks[label].aggregate, statistics)
     point = Point(series.label, series.point, aggregate, realisation=realisation(gatherer, label, series), **sizes)

@@ -114,7 +114,9 @@ class RunStreams:
         key = (dataset, series.name)
         if key not in self._digests:
             frame = self.frame(dataset, series)
-            value = hashlib.sha256(frame[["bytes", "height", "width"]].to_numpy("i8").tobytes())
+            numbers = [frame["bits"].to_numpy("f8")] if series.estimated else []
+            numbers.append(frame[["height", "width"] if series.estimated else ["bytes", "height", "width"]].to_numpy("i8"))
+            value = hashlib.sha256(b"".join(array.tobytes() for array in numbers))
             value.update("".join([*frame.index, *frame["sha256"]]).encode())
             self._digests[key] = value.digest()
         return self._digests[key]

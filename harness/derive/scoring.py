@@ -15,7 +15,7 @@ from icmbench.harness.store.keys import digest
 from icmbench.harness.work.attempt import reason
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.series import AnySeries, Series
-from icmbench.results.columns import SCORE_COLUMNS
+from icmbench.results.columns import ESTIMATED, MEASURED, SCORE_COLUMNS
 from icmbench.tasks.base import Statistics, Task
 
 # Called with task label, series, predictions, statistics, value of each metric by name, and the ids of the images that failed.
@@ -143,6 +143,7 @@ def _series_rows(
         "task_seconds": gathered.seconds,
         "images": gathered.images,
         **_rates(gathered.streams),
+        "rate_kind": "" if not isinstance(series, Series) else ESTIMATED if series.estimated else MEASURED,
     }
     for metric in task.metrics:
         yield {
@@ -202,11 +203,11 @@ def bit_split(gatherer: Gatherer) -> pd.DataFrame:
 
 
 def _rates(streams: pd.DataFrame | None) -> dict[str, Any]:
-    """Bits of the scored images' streams over their source pixels, and seconds per image."""
+    """Bits of the scored images' streams, or estimated ones, over their source pixels; and seconds per image."""
     if streams is None:
         return {}
     pixels = streams["height"].astype("int64") * streams["width"]
-    bits = 8 * streams["bytes"]
+    bits = streams["bits"]
     payload = None
     if streams["parts"].notna().all():
         payload = float((bits - streams["header"]).sum() / pixels.sum())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from icmbench.codecs.base import Codec, CodecError, RatePoint
+from icmbench.harness.config import plugins
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import TaskSection
 from icmbench.harness.derive.recorded import RecordedRun
@@ -63,6 +64,7 @@ class MergedSeries(Series):
     ) -> None:
         super().__init__(recorded.label, recorded.point, recorded.seed, codec, recorded.given)
         self.deterministic, self.measured_elsewhere = recorded.deterministic, recorded.measured_elsewhere
+        self.estimated = recorded.estimated
         self._find_facts = find_facts
 
     @cached_property
@@ -208,8 +210,7 @@ class RecordedBuilder(Builder):
         """The model of a task that has one. Raises UserError if it cannot be made here."""
         index, section = self._task_section(label)
         assert section.model is not None
-        options = {key: value for key, value in section.model.items() if key != "name"}
-        return self._build("models", section.model["name"], options, f"tasks.{index}.model")
+        return self._build_model(section.model, f"tasks.{index}.model")
 
     def task(self, label: str, dataset: Dataset, model: Any) -> Task:
         """A task.
@@ -224,7 +225,9 @@ class RecordedBuilder(Builder):
         """
         index, section = self._task_section(label)
         supplied = {"dataset": dataset, "reference": section.reference} | ({} if model is None else {"model": model})
-        task: Task = self._build("tasks", section.name, section.set, f"tasks.{index}", supplied)
+        task: Task = self._build(
+            plugins.load("tasks", section.name, f"tasks.{index}"), section.name, section.set, f"tasks.{index}", supplied
+        )
         if not task.ids:
             lacking = f"was given no {task.annotation!r} annotations to score against"
             raise UserError(f"tasks.{index}: dataset {section.dataset!r} {lacking}")

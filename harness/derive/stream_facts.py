@@ -33,12 +33,13 @@ def find_facts(plan: MergePlan, collection: Collection, series: MergedSeries) ->
     """
     if not _have_facts(collection):
         return None
-    stored = _stored_streams(collection)
+    size = "bits" if series.estimated else "bytes"
+    stored = _stored_streams(collection, size)
     found: dict[str, str] = {}
     for name, images in plan.images.items():
         for run in plan.runs:
             hashes = run.hashes(name)
-            for image_id, reported in _reported_streams(run, name, series):
+            for image_id, reported in _reported_streams(run, name, series, size):
                 source = images.sha256.get(image_id)
                 if source is not None and hashes.get(image_id) == source and image_id not in found:
                     matching = [facts for facts, *stream in stored.get(source, []) if tuple(stream) == reported]
@@ -48,13 +49,18 @@ def find_facts(plan: MergePlan, collection: Collection, series: MergedSeries) ->
     return found
 
 
-def _stored_streams(collection: Collection) -> dict[str, list[tuple[str, str, int]]]:
-    """Facts, hash of the reconstruction and bytes of the streams of each source image, by the hash of its pixels."""
+def _stored_streams(collection: Collection, size: str) -> dict[str, list[tuple[str, str, float]]]:
+    """Facts, hash of the reconstruction and size of the streams of each source image, by the hash of its pixels.
+
+    Args:
+        collection: the streams.
+        size: the column of the size: "bytes", or "bits" where the codec estimates its rate.
+    """
     collection.refresh()
-    table = collection.read(collection.all_rows(), ["source", "facts", "sha256", "bytes"])
-    stored: dict[str, list[tuple[str, str, int]]] = {}
-    for source, facts, sha256, size in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        stored.setdefault(source, []).append((facts, sha256, size))
+    table = collection.read(collection.all_rows(), ["source", "facts", "sha256", size])
+    stored: dict[str, list[tuple[str, str, float]]] = {}
+    for source, facts, sha256, number in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        stored.setdefault(source, []).append((facts, sha256, number))
     return stored
 
 
@@ -78,15 +84,15 @@ def _have_facts(collection: Collection) -> bool:
     return False
 
 
-def _reported_streams(run: RecordedRun, dataset: str, series: MergedSeries) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Image, hash of its pixels and bytes of every stream of a series that the tables of a run are made from."""
+def _reported_streams(run: RecordedRun, dataset: str, series: MergedSeries, size: str) -> Iterator[tuple[str, tuple[str, float]]]:
+    """Image, hash of its pixels and size of every stream of a series that the tables of a run are made from."""
     try:
         Derived(run.folder).check(STREAMS)
-        table = read_table(run.folder, STREAMS, ["codec", "point", "dataset", "id", "sha256", "bytes"])
+        table = read_table(run.folder, STREAMS, ["codec", "point", "dataset", "id", "sha256", size])
     except (UserError, FileNotFoundError):  # It has no finished tables.
         return
     for column, value in (("codec", series.label), ("point", series.point_name), ("dataset", dataset)):
         table = table.filter(pc.equal(table.column(column), value))
-    columns = (table.column(name).to_pylist() for name in ("id", "sha256", "bytes"))
-    for image_id, sha256, size in zip(*columns, strict=True):
-        yield image_id, (sha256, size)
+    columns = (table.column(name).to_pylist() for name in ("id", "sha256", size))
+    for image_id, sha256, number in zip(*columns, strict=True):
+        yield image_id, (sha256, number)

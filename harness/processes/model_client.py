@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 
 from icmbench.harness.config.devices import OPTION
-from icmbench.harness.processes.model_address import Address
+from icmbench.harness.processes.model_address import BEGUN_MESSAGE, Address
 from icmbench.harness.processes.model_host import Request
 from icmbench.harness.processes.shared_pixels import PixelFile, PixelWriter, map_pixels, remove_pixels
 from icmbench.harness.work.attempt import ModelError
@@ -27,7 +27,8 @@ from icmbench.harness.work.builder import Builder
 from icmbench.harness.work.series import Series
 from icmbench.tasks.base import Image, Prediction, Task
 
-RETRIES = 1  # How often a request is sent again whose process was lost: it may have been killed through no fault of the request.
+RETRIES = 1  # How often a request is sent again whose process was lost over it: that may have been killed from outside.
+MAX_LOSSES = 50  # How often it is sent again in all; most often, its process was lost over the request of another coder.
 START_SECONDS = 600.0  # Time for the process that replaces a lost one: models may load from a slow disk.
 
 
@@ -88,16 +89,23 @@ class LocalModels:
 
     def _send(self, request: Request, sticky: bool) -> list[Any]:
         index = self._choose(request, sticky)
-        for attempt in range(RETRIES + 1):
+        deaths = 0  # Of processes that had begun with this request.
+        for attempt in range(MAX_LOSSES + 1):
+            begun = False
             try:
                 connection = self._connection(index)
                 connection.send(request)
-                is_result, value = pickle.loads(connection.recv_bytes())
+                answer = connection.recv_bytes()
+                if answer == BEGUN_MESSAGE:
+                    begun = True
+                    answer = connection.recv_bytes()
+                is_result, value = pickle.loads(answer)
                 break
             except (EOFError, OSError) as error:
                 self._connections().pop(index, None)
-                if attempt == RETRIES:
-                    what = f"{request.name}: the process that holds the models died {RETRIES + 1} times on it"
+                deaths += begun
+                if deaths > RETRIES or attempt == MAX_LOSSES:
+                    what = f"{request.name}: the process that holds the models died {deaths} times on it"
                     raise ModelError(f"{what}, perhaps for want of memory: use fewer or smaller images in a batch") from error
         if is_result:
             return list(value)
@@ -190,6 +198,10 @@ class MovedTask:
         """See `Task.facts`."""
         return self.image_facts.get(image_id)
 
+    def pixel_facts(self, sha256: str) -> Any:
+        """None; a task whose model has facts of pixels is not moved."""
+        return None
+
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """See `Task.predict`; the images are uint8 (height, width, 3) each."""
         assert self.models is not None, "only a coder that is connected predicts"
@@ -199,9 +211,13 @@ class MovedTask:
 def move_tasks(bench: Bench) -> dict[str, MovedTask]:
     """The tasks of an experiment that predict in other processes: those that have a network.
 
-    Tasks without one, such as the fidelity of pixels, stay with the coders, of which there are more.
+    Tasks without one, such as the fidelity of pixels, stay with the coders, of which there are more. So do those whose model looks
+    predictions up by pixels.
     """
-    has_network = {label: bool(bench.model_of(label)) or hasattr(task, OPTION) for label, task in bench.tasks.items()}
+    has_network = {
+        label: (bool(bench.model_of(label)) and not hasattr(task.model, "pixel_facts")) or hasattr(task, OPTION)
+        for label, task in bench.tasks.items()
+    }
     return {label: MovedTask.of(label, task) for label, task in bench.tasks.items() if has_network[label]}
 
 
@@ -228,7 +244,7 @@ def use_remote_models(bench: Bench, moved: Mapping[str, MovedTask], models: Mode
 
 
 def _move_codec(series: Series, models: Models) -> None:
-    """Let a codec encode and decode in another process."""
+    """Let a codec encode and decode, or reconstruct, in another process."""
 
     def encode(images: Sequence[Image], ids: Sequence[str]) -> list[bytes]:
         return models.ask(Request("encode", series.name, ids, images), sticky=False)
@@ -236,7 +252,11 @@ def _move_codec(series: Series, models: Models) -> None:
     def decode(streams: Sequence[bytes]) -> list[Image]:
         return models.ask(Request("decode", series.name, streams=streams), sticky=False)
 
-    vars(series).update(encode=encode, decode=decode)
+    def reconstruct(images: Sequence[Image], ids: Sequence[str]) -> list[tuple[Image, float]]:
+        flat = models.ask(Request("reconstruct", series.name, ids, images), sticky=False)
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
+    vars(series).update(encode=encode, decode=decode, reconstruct=reconstruct)
 
 
 def _take_pixels(file: PixelFile) -> Image:

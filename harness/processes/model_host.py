@@ -3,6 +3,7 @@
 coder process: read, encode, decode, store          model process: ModelHost
     RemoteTask.predict(images)    -- request -->    task.predict(images)
     Series.encode, Series.decode  -- request -->    the same, for codecs on a GPU
+    Series.reconstruct            -- request -->    the same, for codecs on a GPU that estimate their rate
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Request:
         streams: what to decode.
     """
 
-    kind: Literal["predict", "encode", "decode"]
+    kind: Literal["predict", "encode", "decode", "reconstruct"]
     name: str
     ids: Sequence[str] = ()
     images: Sequence[Any] = ()
@@ -60,8 +61,9 @@ class ModelHost:
         """Carry out a request whose `images` and `originals` are arrays.
 
         Returns:
-            Predictions, streams, or reconstructions, one per image. Raises what the task or codec raises; after an error for want
-            of memory its cache is emptied, because the caller tries a smaller batch next.
+            Predictions, streams, or reconstructions, one per image; for `reconstruct` pixels and bits of each in turn. Raises what
+            the task or codec raises; after an error for want of memory its cache is emptied, because the caller tries a smaller
+            batch next.
         """
         try:
             return list(self._answer(request))
@@ -77,6 +79,10 @@ class ModelHost:
         if request.kind == "decode":
             with self._bench.activity.noting(f"decoding {request.count} by {request.name}"):
                 return self._series[request.name].decode(request.streams)
+        if request.kind == "reconstruct":
+            with self._bench.activity.noting(f"coding {request.count} by {request.name}"):
+                pairs = self._series[request.name].reconstruct(request.images, request.ids)
+            return [part for pair in pairs for part in pair]  # Flat, so that pixels cross in memory as those of `decode` do.
         images: Sequence[Image] = request.images
         with self._bench.activity.noting(f"{request.name} on {request.count} images"):
             return self._bench.tasks[request.name].predict(images, request.ids, request.originals)

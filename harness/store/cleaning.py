@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from icmbench.harness.config.errors import UserError
-from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.inventory import CollectionFacts, Inventory, StoredFile, describe_all, labels_of, take_inventory
 from icmbench.harness.store.keys import digest
@@ -33,7 +32,7 @@ from icmbench.harness.store.references import (
     store_of_run,
     why_unused,
 )
-from icmbench.harness.store.store import STREAM, STREAM_FACTS
+from icmbench.harness.store.store import Store
 from icmbench.harness.store.whole_files import is_alive, process_space
 
 YOUNG_SECONDS = 24 * 3600.0  # A run may be about to use what is younger, although it has not said so.
@@ -183,7 +182,7 @@ def _unused_pictures(inventory: Inventory, removed: Container[str]) -> tuple[lis
     for each in describe_all(inventory) if unused else ():
         if each.kind != "streams" or f"streams/{each.digest}" in removed:
             continue
-        collection = Collection(inventory.folder, "streams", each.fingerprint, STREAM, STREAM_FACTS)
+        collection = Store(inventory.folder.root).streams(each.fingerprint, estimated=each.estimated)
         try:
             if digest(each.fingerprint) != each.digest:
                 raise UserError("no metadata can be read")

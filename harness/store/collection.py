@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.formats import FORMAT
 from icmbench.harness.store.row_index import RowIndex, Rows
 from icmbench.harness.store.rows import to_table
 from icmbench.harness.store.shards import INDEX_NAME, KEY_COLUMNS, SHARD_NAME, Kind, ShardFiles
@@ -35,6 +36,7 @@ class Collection:
         schema: the columns after `KEY_COLUMNS`.
         indexed: names of the columns that the index repeats, so that `facts` need not read shards.
         about: facts for people, written into each shard beside its fingerprint, such as the name of the codec.
+        number: format number of the files.
 
     Attributes:
         place: the folder of the shards, below `folder`.
@@ -51,12 +53,11 @@ class Collection:
         schema: pa.Schema,
         indexed: Sequence[str] = (),
         about: Mapping[str, Any] | None = None,
+        number: int = FORMAT,
     ) -> None:
-        self.folder = folder
-        self.files = ShardFiles(folder, kind, fingerprint, schema, about or {})
+        self.folder, self.files = folder, ShardFiles(folder, kind, fingerprint, schema, about or {}, number)
         self.place, self.schema = self.files.place, self.files.schema
-        names = [name for name, _ in KEY_COLUMNS] + list(indexed)
-        self.index = RowIndex(pa.schema([self.schema.field(name) for name in names]))
+        self.index = RowIndex(pa.schema([self.schema.field(name) for name in (*dict(KEY_COLUMNS), *indexed)]))
         self._lock = threading.RLock()  # A second thread writes while the first one looks up.
 
     def __len__(self) -> int:

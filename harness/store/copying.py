@@ -13,6 +13,7 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.claims import claimed_pixels
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.formats import ESTIMATED_FORMAT, FORMAT
 from icmbench.harness.store.inventory import (
     CollectionFacts,
     Inventory,
@@ -27,8 +28,8 @@ from icmbench.harness.store.inventory import (
 from icmbench.harness.store.leases import hold
 from icmbench.harness.store.parquet_files import to_parquet
 from icmbench.harness.store.references import ENVIRONMENT, LEASES, exists, is_same_place, refuse_while_cleaned
-from icmbench.harness.store.shards import content_name
-from icmbench.harness.store.store import PREDICTION_FACTS, STREAM_FACTS, Store, parse_context
+from icmbench.harness.store.shards import Kind, content_name
+from icmbench.harness.store.store import ESTIMATE_FACTS, PREDICTION_FACTS, STREAM_FACTS, Store, parse_context
 from icmbench.harness.store.tidying import store_index
 from icmbench.harness.store.verifying import Damaged, read_shard
 
@@ -215,9 +216,10 @@ class _Transfer:
 
     def _destination(self, table: pa.Table) -> Collection:
         columns = pa.schema(list(table.schema)[2:])
-        indexed = STREAM_FACTS if self._facts.kind == "streams" else PREDICTION_FACTS
-        kind = "streams" if self._facts.kind == "streams" else "predictions"
-        collection = Collection(self._target, kind, self._facts.fingerprint, columns, indexed, self._facts.about)  # type: ignore[arg-type]
+        facts, number = self._facts, ESTIMATED_FORMAT if self._facts.estimated else FORMAT
+        indexed = ESTIMATE_FACTS if facts.estimated else STREAM_FACTS if facts.kind == "streams" else PREDICTION_FACTS
+        kind: Kind = "streams" if facts.kind == "streams" else "predictions"
+        collection = Collection(self._target, kind, facts.fingerprint, columns, indexed, facts.about, number)
         collection.refresh()
         return collection
 

@@ -2,6 +2,9 @@
 
 The number stands in the metadata of the Parquet schema and in the JSON object, under the key `format`. It is raised when a reader
 of the old format would misread the new one. Files from before the number was introduced have none and are of format 1.
+
+A file that holds or names rates which a codec estimated has the number 3, because a reader of format 2 would look for streams and
+take the rates for measured ones. All others stay at 2, so that both read them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 from icmbench.harness.config.errors import UserError
 
 FORMAT = 2  # 2: rows are found by content; 1 named shards by labels and blocks.
+ESTIMATED_FORMAT = 3  # Of a shard of estimated rates, and of the environment.json of a run that has a codec which estimates.
+READ = f"formats {FORMAT} and {ESTIMATED_FORMAT}"
 KEY = "format"
 
 
@@ -29,14 +34,14 @@ def check_format(path: str | Path, number: Any) -> None:
         number: its format number; anything but a positive integer is refused too.
 
     Raises:
-        FormatError: the number is not `FORMAT`.
+        FormatError: the number is neither `FORMAT` nor `ESTIMATED_FORMAT`.
     """
     is_number = isinstance(number, int) and not isinstance(number, bool) and number >= 1
     if is_number and number < FORMAT:
         remedy = "run the experiment into a new folder"
-        raise FormatError(f"{path} has format {number}, of an older icmbench; this one reads format {FORMAT}: {remedy}")
-    if not is_number or number > FORMAT:
-        raise FormatError(f"{path} has format {repr(number)[:40]}, and this icmbench reads format {FORMAT}: use a newer icmbench")
+        raise FormatError(f"{path} has format {number}, of an older icmbench; this one reads {READ}: {remedy}")
+    if not is_number or number > ESTIMATED_FORMAT:
+        raise FormatError(f"{path} has format {repr(number)[:40]}, and this icmbench reads {READ}: use a newer icmbench")
 
 
 def check_metadata(path: str | Path, metadata: Mapping[bytes, bytes] | None) -> None:

@@ -273,6 +273,11 @@ class CollectionFacts:
     latest: float | None
 
     @property
+    def estimated(self) -> bool:
+        """Whether a codec estimated its rates, so that the collection holds no streams."""
+        return self.kind == "streams" and self.about.get("estimated") is True
+
+    @property
     def name(self) -> str:
         """Codec or task; "?" if no file could be read."""
         return str(self.about.get("codec" if self.kind == "streams" else "task", "?"))

@@ -205,8 +205,11 @@ class Pack:
             seed: the codec's seed, if the experiment lists seeds.
 
         Raises:
-            UserError: the pack does not hold this rate point and seed, or its fingerprint is another one.
+            UserError: the pack does not hold this rate point and seed, its fingerprint is another one, or the codec estimates its
+                rate and can read no streams.
         """
+        if hasattr(codec, "reconstruct"):
+            raise UserError(f"{key}.pack: codec {codec.name!r} estimates its rate and reads no streams: leave `pack` out")
         packed = self.point(codec.point.label, seed)
         if decode_only:
             codec.fingerprint = packed.fingerprint

@@ -40,6 +40,7 @@ class RecordedSeries(BaseModel):
     fingerprint: str
     deterministic: bool
     measured_elsewhere: bool
+    estimated: bool = False  # Runs of before codecs could estimate their rates do not record it.
 
 
 class RecordedHardware(BaseModel):
@@ -71,7 +72,7 @@ def export(run: str, label: str, out: Path) -> Manifest:
 
     Raises:
         UserError: the folder holds no finished run, the run has no such codec or no streams of it, the streams' sizes were measured
-            elsewhere (codec `folder`), or the pack cannot be written.
+            elsewhere (codec `folder`) or estimated by the codec, or the pack cannot be written.
     """
     folder = Folder(run)
     try:
@@ -88,6 +89,8 @@ def export(run: str, label: str, out: Path) -> Manifest:
         raise UserError(f"{run} has no codec {label!r}; it has {', '.join(sorted({facts.label for facts in environment.series}))}")
     if any(facts["measured_elsewhere"] for facts in series):
         raise UserError(f"{label!r} has no streams of its own, only sizes that were measured elsewhere: nothing to pack")
+    if any(facts["estimated"] for facts in series):
+        raise UserError(f"{label!r} estimates its rate and writes no streams: nothing to pack")
     made = {"icmbench": version("icmbench"), "python": environment.python, "machine": environment.hardware.machine}
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,10 +18,10 @@ def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
 
     Args:
         table: its rows.
-        metadata: of its schema, without the format number.
+        metadata: of its schema. A format number among it is kept; without one the file is of `FORMAT`.
     """
     buffer = io.BytesIO()
-    described = table.replace_schema_metadata({**metadata, KEY: str(FORMAT)})
+    described = table.replace_schema_metadata({**metadata, KEY: metadata.get(KEY, str(FORMAT))})
     pq.write_table(described, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.folder import Folder, explain_connection_errors
-from icmbench.harness.store.formats import check_metadata
+from icmbench.harness.store.formats import FORMAT, KEY, check_metadata
 from icmbench.harness.store.keys import KEY_BYTES, digest
 from icmbench.harness.store.parallel import for_each, is_remote, remove_all
 from icmbench.harness.store.parquet_files import to_parquet
@@ -42,18 +42,21 @@ class ShardFiles:
         fingerprint: everything that the rows have in common and that decides them.
         schema: the columns after `KEY_COLUMNS`.
         about: facts for people, written into each shard beside its fingerprint, such as the name of the codec.
+        number: format number of the files.
 
     Attributes:
         place: the folder of the files, below `folder`.
         schema: all columns of a shard.
     """
 
-    def __init__(self, folder: Folder, kind: Kind, fingerprint: str, schema: pa.Schema, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Folder, kind: Kind, fingerprint: str, schema: pa.Schema, about: Mapping[str, Any], number: int = FORMAT
+    ) -> None:
         self.place = f"{kind}/{digest(fingerprint)}"
         self.schema = pa.schema([*KEY_COLUMNS, *schema])
         self._folder = folder
         identity = {"kind": kind, "fingerprint": fingerprint}
-        self._metadata = {**identity, "about": json.dumps(dict(about), default=str)}
+        self._metadata = {**identity, "about": json.dumps(dict(about), default=str), KEY: str(number)}
         self._identity = {key.encode(): text.encode() for key, text in identity.items()}
         self._last_read: tuple[str, pa.Table] | None = None
         self._kept: dict[str, pa.Table] = {}

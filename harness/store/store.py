@@ -1,6 +1,7 @@
 """The store: everything that was computed, found by content. It lies in the run folder, or is shared by many runs.
 
-streams/<fingerprint>/       streams, and the hashes of their reconstructions: one row per image
+streams/<fingerprint>/       streams, and the hashes of their reconstructions: one row per image; where a codec estimates its
+                             rate, bits and hash without a stream, in shards of format 3
 predictions/<fingerprint>/   predictions of a task model: one row per image
 claims/<fingerprint>/        which pixels are in force, for decoders that are not deterministic
 contexts/                    what tasks compute once per model
@@ -25,6 +26,7 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.claims import Claims
 from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.folder import Folder
+from icmbench.harness.store.formats import ESTIMATED_FORMAT, FORMAT
 from icmbench.harness.store.keys import digest, pixel_sha256
 from icmbench.tasks.base import Image
 
@@ -45,7 +47,21 @@ STREAM = pa.schema(
         ("machine", pa.string()),  # What the seconds were measured on: a digest of hardware and versions.
     ]
 )
+# Columns of a reconstruction whose codec estimates its rate, after the key: no stream, and nothing that could be decoded.
+ESTIMATE = pa.schema(
+    [
+        ("source", pa.string()),  # As of a stream.
+        ("facts", pa.string()),  # As of a stream.
+        ("bits", pa.float64()),  # What the codec estimated, not rounded.
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("seconds", pa.float64()),  # Time of coding and decoding, which are one call.
+        ("sha256", pa.string()),  # SHA-256 of the reconstruction.
+        ("machine", pa.string()),  # As of a stream.
+    ]
+)
 STREAM_FACTS = ["bytes", "height", "width", "parts", "encode_seconds", "decode_seconds", "sha256", "machine"]
+ESTIMATE_FACTS = ["bits", "height", "width", "seconds", "sha256", "machine"]
 
 # First columns of a prediction, after the key; the columns of the task's own schema follow.
 PREDICTION = [
@@ -77,15 +93,18 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.folder.root,)
 
-    def streams(self, fingerprint: str, about: Mapping[str, Any] | None = None) -> Collection:
+    def streams(self, fingerprint: str, about: Mapping[str, Any] | None = None, estimated: bool = False) -> Collection:
         """Streams of one codec point and seed.
 
         Args:
             fingerprint: the codec's fingerprint with its seed.
             about: name and point of the codec, for people who look into the store.
+            estimated: whether the codec estimates its rate, so that rows are those of `ESTIMATE`, without a stream.
         """
         if fingerprint not in self._streams:
-            self._streams[fingerprint] = Collection(self.folder, "streams", fingerprint, STREAM, STREAM_FACTS, about)
+            schema, facts = (ESTIMATE, ESTIMATE_FACTS) if estimated else (STREAM, STREAM_FACTS)
+            number = ESTIMATED_FORMAT if estimated else FORMAT
+            self._streams[fingerprint] = Collection(self.folder, "streams", fingerprint, schema, facts, about, number)
         return self._streams[fingerprint]
 
     def predictions(self, fingerprint: str, schema: pa.Schema, about: Mapping[str, Any] | None = None) -> Collection:

@@ -1,6 +1,6 @@
 """Checks every file of a store: its bytes are those that were written, it lies where it belongs, and its rows and keys agree.
 
-shard      its name's hash, its metadata, the key of each row from what decides it, the hash of each stream
+shard      its name's hash, its metadata, the key of each row from what decides it, the hash of each stream or its estimated bits
 index      its name's hash, and its rows against those of the shards
 claim      what its name says, and that a stream with the claimed pixels is there
 context, reference      the digest that they hold of themselves
@@ -26,13 +26,22 @@ import pyarrow.parquet as pq
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.store.claims import claimed_pixels
 from icmbench.harness.store.folder import Folder
-from icmbench.harness.store.formats import FormatError, check_metadata
+from icmbench.harness.store.formats import ESTIMATED_FORMAT, KEY, FormatError, check_metadata
 from icmbench.harness.store.inventory import CollectionFiles, Inventory, StoredFile, in_parallel, take_inventory
 from icmbench.harness.store.keys import digest, row_key
 from icmbench.harness.store.leases import leases
 from icmbench.harness.store.references import LEASES, parse_reference
 from icmbench.harness.store.shards import INDEX_NAME, KEY_COLUMNS, SHARD_NAME, content_name
-from icmbench.harness.store.store import PREDICTION, PREDICTION_FACTS, STREAM, STREAM_FACTS, Store, parse_context
+from icmbench.harness.store.store import (
+    ESTIMATE,
+    ESTIMATE_FACTS,
+    PREDICTION,
+    PREDICTION_FACTS,
+    STREAM,
+    STREAM_FACTS,
+    Store,
+    parse_context,
+)
 
 COMPUTED_AGAIN = "delete it, as `icmbench store verify --repair` does, and run the experiments again that need it"
 RUN_AGAIN = "run the experiment again that left it, which writes it anew; it is never deleted, since `clean` would then miss it"
@@ -168,7 +177,8 @@ def _check_shard(folder: Folder, file: StoredFile) -> pa.Table:
     """The columns of a shard that indices and claims repeat, after all of it was checked."""
     _, table = read_shard(folder, file.name)
     is_stream = file.name.startswith("streams/")
-    expected = pa.schema([*KEY_COLUMNS, *(STREAM if is_stream else PREDICTION)])
+    is_estimate = is_stream and (table.schema.metadata or {}).get(KEY.encode()) == b"%d" % ESTIMATED_FORMAT
+    expected = pa.schema([*KEY_COLUMNS, *(ESTIMATE if is_estimate else STREAM if is_stream else PREDICTION)])
     first = table.schema.names[: len(expected)]
     if first != expected.names or (is_stream and len(table.schema) != len(expected)):
         raise Damaged("it has other columns than expected")
@@ -178,12 +188,16 @@ def _check_shard(folder: Folder, file: StoredFile) -> pa.Table:
     for key, *facts in zip(*(table.column(name).to_pylist() for name in ("key", *decisive)), strict=True):
         if row_key(*facts) != key:
             raise Damaged("the key of a row is not that of what decides the row")
-    if is_stream:
+    if is_estimate:
+        bits = table.column("bits").to_numpy()
+        if not (np.isfinite(bits) & (bits > 0)).all():
+            raise Damaged("the bits of a row are not a finite number above 0")
+    elif is_stream:
         for recorded, data in zip(table.column("stream"), table.column("data"), strict=True):
             if data.as_py() is None or hashlib.sha256(data.as_buffer()).hexdigest() != recorded.as_py():
                 raise Damaged("a stream is not the one of its recorded hash")
     # Indices of earlier versions repeat the machine of a prediction too.
-    repeated = STREAM_FACTS if is_stream else [*PREDICTION_FACTS, "machine"]
+    repeated = ESTIMATE_FACTS if is_estimate else STREAM_FACTS if is_stream else [*PREDICTION_FACTS, "machine"]
     return table.select(["key", "written", *repeated]).replace_schema_metadata(None)
 
 

@@ -1,20 +1,16 @@
-"""The codec's part of a cell: source pixels -> stream -> reconstruction, and the rows that record both."""
+"""The codec's part of a cell: source pixels -> reconstruction, by a stream or with estimated bits, and the rows of both."""
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from icmbench.codecs.base import CodecError
 from icmbench.harness.store.keys import pixel_sha256
-from icmbench.harness.work.attempt import attempt, reason
+from icmbench.harness.work.attempt import reason
 from icmbench.harness.work.bench import Bench
 from icmbench.harness.work.blocks import Sources
+from icmbench.harness.work.coded import Coded, decode_streams, estimate
 from icmbench.harness.work.failures import failure_key
 from icmbench.harness.work.outcome import Failure, Outcome
 from icmbench.harness.work.pixels import read_only
@@ -69,28 +65,20 @@ class CodecStage:
             CodecError: the codec broke its contract, and the experiment tolerates no failures.
         """
         images = {i: kept for i in originals if (kept := self._load_kept(i)) is not None}
-        streams = self._streams([i for i in originals if i not in images], originals, outcome)
-        ids = list(streams)
-
-        def decode(indices: Sequence[int]) -> Sequence[Image]:
-            batch = [ids[k] for k in indices]
-            decoded = self.series.decode([streams[i].data for i in batch])
-            for image_id, image in zip(batch, decoded, strict=False):
-                _check_pixels(image_id, image, originals[image_id])
-            return [read_only(image) for image in decoded]
-
-        start = time.perf_counter()
-        decoded = attempt(decode, range(len(ids)), self.bench.tolerant, "codec") if ids else {}
-        decode_seconds = (time.perf_counter() - start) / max(1, len(ids))
-        outcome.codec_images += len(ids)
-        for k, image in decoded.items():
-            if isinstance(image, Exception):
-                self._record_failure(ids[k], image, outcome)
+        missing = [i for i in originals if i not in images]
+        if self.series.estimated:
+            coded = estimate(self.series, missing, originals, self.bench.tolerant)
+        else:
+            coded = decode_streams(self.series, self._streams(missing, originals, outcome), originals, self.bench.tolerant)
+        outcome.codec_images += len(coded)
+        for image_id, result in coded.items():
+            if isinstance(result, Exception):
+                self._record_failure(image_id, result, outcome)
                 continue
-            self._add_row(ids[k], streams[ids[k]], image, decode_seconds)
-            images[ids[k]] = image
-            if ids[k] in self.todo.keep:
-                self.bench.store.keep_picture(self.pixels_of(ids[k]), image)
+            self._add_row(image_id, result)
+            images[image_id] = result.image
+            if image_id in self.todo.keep:
+                self.bench.store.keep_picture(self.pixels_of(image_id), result.image)
         return {i: images[i] for i in originals if i in images}
 
     def _streams(self, ids: Sequence[str], originals: Mapping[str, Image], outcome: Outcome) -> dict[str, Stream]:
@@ -143,13 +131,13 @@ class CodecStage:
         image = None if sha256 is None else self.bench.store.load_picture(sha256)
         return None if image is None else read_only(image)
 
-    def _add_row(self, image_id: str, stream: Stream, image: Image, decode_seconds: float) -> None:
-        """Make the row of a stream, if it is new or its pixels are.
+    def _add_row(self, image_id: str, coded: Coded) -> None:
+        """Make the row of an image, if it is new or its pixels are.
 
         Raises:
-            CodecError: a deterministic codec decoded a stored or packed stream to different pixels.
+            CodecError: a deterministic codec gave other pixels than before.
         """
-        sha256 = pixel_sha256(image)
+        sha256 = pixel_sha256(coded.image)
         self._source.check_pixels(image_id, sha256)
         self._pixels_of[image_id] = sha256
         if self._source.has_stored(image_id) and self.series.deterministic:
@@ -158,23 +146,13 @@ class CodecStage:
             "key": self.todo.streams.keys[image_id],
             "source": self.sources.sha256[image_id],
             "facts": self.series.facts(image_id),
-            "stream": hashlib.sha256(stream.data).hexdigest(),
-            "data": stream.data,
-            "height": image.shape[0],
-            "width": image.shape[1],
+            "height": coded.image.shape[0],
+            "width": coded.image.shape[1],
             "sha256": sha256,
             "machine": self.bench.machine,
-            "encode_seconds": stream.encode_seconds,
-            "decode_seconds": decode_seconds,
-            **self.series.measure(stream.data),
+            **coded.columns(),
         }
 
     def _record_failure(self, image_id: str, error: Exception, outcome: Outcome) -> None:
         outcome.failures.append(Failure(f"{self.name} / {image_id}", reason(error)))
         self._failed[failure_key(self.series.fingerprint, self.todo.streams.keys[image_id])] = reason(error)
-
-
-def _check_pixels(image_id: str, image: Any, original: Image) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != original.shape:
-        actual = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise CodecError(f"the reconstruction of {image_id!r} is {actual}, not uint8 {original.shape}")

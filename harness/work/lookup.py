@@ -18,7 +18,7 @@ from icmbench.harness.store.collection import Collection
 from icmbench.harness.store.keys import digest, row_key, row_keys
 from icmbench.harness.store.parallel import for_each, is_remote
 from icmbench.harness.store.row_index import Rows
-from icmbench.harness.store.store import STREAM_FACTS, Store
+from icmbench.harness.store.store import ESTIMATE_FACTS, STREAM_FACTS, Store
 from icmbench.harness.work.blocks import Sources
 from icmbench.harness.work.failures import Failures, failure_key
 from icmbench.harness.work.series import AnySeries, Series
@@ -69,8 +69,8 @@ class Lookup:
         self._refreshed: dict[tuple[str, ...], float] = {}  # When the store was last looked at, on the monotonic clock.
 
     def collection(self, series: Series) -> Collection:
-        """The streams of a series."""
-        return self._store.streams(series.fingerprint, series.about)
+        """The streams of a series, or what it estimated."""
+        return self._store.streams(series.fingerprint, series.about, series.estimated)
 
     def predictions_of(self, task: Task) -> Collection:
         """All predictions of a task, whatever the codec."""
@@ -149,17 +149,23 @@ class Lookup:
         return frozenset(ids[k] for k, failed in zip(known, self._failures.are_recorded(keys), strict=True) if failed)
 
     def frame(self, series: Series, ids: Sequence[str], rows: Rows) -> pd.DataFrame:
-        """Facts about the streams that exist, indexed by image id; columns `STREAM_FACTS`.
+        """Facts about the streams that exist, indexed by image id.
 
         Args:
             series: the series.
             ids: the images.
             rows: number of the stream of each; -1 if there is none.
+
+        Returns:
+            Columns `STREAM_FACTS`, and `bits`, which is 8 times `bytes`. Where the codec estimates its rate, `bits` is what it
+            estimated, not rounded, `seconds` is the time of a reconstruction, and what a stream alone has is missing.
         """
-        table: pa.Table = self.collection(series).facts(rows[rows >= 0], STREAM_FACTS)
-        frame = table.to_pandas()
+        table: pa.Table = self.collection(series).facts(rows[rows >= 0], ESTIMATE_FACTS if series.estimated else STREAM_FACTS)
+        frame: pd.DataFrame = table.to_pandas()
         frame.index = pd.Index([ids[k] for k in np.flatnonzero(rows >= 0).tolist()], name="id")
-        return frame
+        if series.estimated:
+            return frame.assign(bytes=None, parts=None, encode_seconds=np.nan, decode_seconds=np.nan)
+        return frame.assign(bits=8 * frame["bytes"])
 
     def _failed_to_code(self, series: AnySeries, streams: Streams) -> frozenset[str]:
         if not self._tolerant or not len(self._failures) or not isinstance(series, Series):
@@ -222,9 +228,17 @@ def _prediction_columns(
     task: Task, ids: Sequence[str], pixels: Sequence[str | None], sources: Sources
 ) -> dict[str, Sequence[str | None]]:
     """`prediction_facts` of many images, by column."""
-    facts = ["" if (value := task.facts(image_id)) is None else digest(value) for image_id in ids]
+    facts = [_digest_of_facts(task, image_id, sha256) for image_id, sha256 in zip(ids, pixels, strict=True)]
     originals = [sources.sha256.get(image_id) if task.needs_originals else None for image_id in ids]
     return {"pixels": pixels, "original": originals, "facts": facts}
+
+
+def _digest_of_facts(task: Task, image_id: str, pixels: str | None) -> str:
+    """A digest of what a task takes from files by an image's id, and its model by the pixels; empty if they take nothing."""
+    of_image, of_pixels = task.facts(image_id), None if pixels is None else task.pixel_facts(pixels)
+    if of_pixels is not None:
+        return digest([of_image, of_pixels])
+    return "" if of_image is None else digest(of_image)
 
 
 def _prediction_keys(

@@ -6,10 +6,13 @@ What a codec may lack or have (batches, a rate breakdown, facts of an image) is 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
-from icmbench.codecs.base import Codec, CodecError, compress_all, decompress_all
+from icmbench.codecs.base import Codec, CodecError, compress_all, decompress_all, estimates_rate, reconstruct_all
+from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import UNCOMPRESSED
 from icmbench.harness.store.keys import digest
 from icmbench.tasks.base import Image
@@ -32,12 +35,21 @@ class Series:
         on_gpu: whether the codec's networks run on a GPU, so that it belongs to the processes that hold the models.
         fingerprint: everything that decides the bytes of its streams and their pixels, beside image and facts.
         measured_elsewhere: whether stream sizes come from the codec's `stream_bytes`, so that there are no streams to share.
+        estimated: whether the codec estimates its rate, so that there are no streams at all: `reconstruct` takes the place of
+            `encode`, `decode` and `measure`.
+
+    Raises:
+        UserError: the codec can neither write streams nor reconstruct, or has both ways.
     """
 
     is_original = False
 
     def __init__(self, label: str, point: str, seed: int | None, codec: Codec, point_value: Any = None) -> None:
         self.label, self.point, self.seed, self.codec, self.point_value = label, point, seed, codec, point_value
+        try:
+            self.estimated = estimates_rate(codec)
+        except CodecError as error:
+            raise UserError(f"codec {label!r} {error}; see icmbench.codecs.base.Codec") from None
         self.deterministic = bool(getattr(codec, "deterministic", True))
         self.background = bool(getattr(codec, "background", False))
         self.measured_elsewhere = hasattr(codec, "stream_bytes")
@@ -70,6 +82,7 @@ class Series:
             "given": self.point_value,
             "seed": self.seed,
             "deterministic": self.deterministic,
+            **({"estimated": True} if self.estimated else {}),
         }
 
     def facts(self, image_id: str) -> str:
@@ -90,6 +103,18 @@ class Series:
         """Reconstructions, uint8 (height, width, 3) each, if the codec keeps its contract."""
         return decompress_all(self.codec, streams)
 
+    def reconstruct(self, images: Sequence[Image], ids: Sequence[str]) -> list[tuple[Image, float]]:
+        """Reconstructions of images, uint8 (height, width, 3) each, and estimated bits, if the codec estimates its rate.
+
+        Raises:
+            CodecError: the codec gave another number of results than images, one that is no pair of pixels and bits, or bits that
+                are not finite and above 0.
+        """
+        results = reconstruct_all(self.codec, images, ids)
+        if len(results) != len(images):
+            raise CodecError(f"reconstruct gave {len(results)} results for {len(images)} images")
+        return [_check_estimate(image_id, result) for image_id, result in zip(ids, results, strict=True)]
+
     def measure(self, data: bytes) -> dict[str, Any]:
         """A stream's size in bytes and, as JSON, the bits of each part if the codec itemises it.
 
@@ -105,6 +130,19 @@ class Series:
         return {"bytes": size, "parts": json.dumps(parts)}
 
 
+def _check_estimate(image_id: str, result: Any) -> tuple[Image, float]:
+    """One result of `reconstruct`, whose pixels are not looked at yet."""
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise CodecError(
+            f"reconstruct gave {type(result).__name__} for {image_id!r}; a reconstruction is a pair of pixels and bits"
+        )
+    image, bits = result
+    if not isinstance(bits, Real) or isinstance(bits, bool) or not math.isfinite(bits) or bits <= 0:
+        what = f"{float(bits):g}" if isinstance(bits, Real) and not isinstance(bits, bool) else type(bits).__name__
+        raise CodecError(f"reconstruct gave {what} as the bits of {image_id!r}; bits are a finite number above 0")
+    return image, float(bits)
+
+
 class Originals:
     """The uncompressed images as a series: they have no streams, and their pixels are those of the source."""
 
@@ -112,7 +150,7 @@ class Originals:
     label, point, name, point_name = UNCOMPRESSED, "-", f"{UNCOMPRESSED} -", "-"
     seed, point_value = None, None
     deterministic = background = True
-    measured_elsewhere = False
+    measured_elsewhere = estimated = False
     fingerprint = ""
 
 

@@ -70,26 +70,25 @@ class StreamSource:
         return {image_id: streams[image_id] for image_id in ids}
 
     def has_stored(self, image_id: str) -> bool:
-        """Whether the store has the stream of an image."""
+        """Whether the store has the stream of an image, or where the codec estimates its rate, the bits and hash of pixels."""
         return image_id in self._stored_rows
 
     def check_pixels(self, image_id: str, sha256: str) -> None:
-        """Compare a reconstruction with what its stream decoded to before; where decoding may differ, nothing is compared.
+        """Compare a reconstruction with the one that was had before; where the codec may give others, nothing is compared.
 
         Args:
             image_id: the image.
             sha256: hash of the reconstruction.
 
         Raises:
-            CodecError: a deterministic codec decoded a stored or packed stream to different pixels.
+            CodecError: a deterministic codec decoded a stored or packed stream to different pixels, or reconstructed an image to
+                other pixels than those whose bits are recorded.
         """
         if not self._series.deterministic:
             return
         if self.has_stored(image_id) and sha256 != self._stored_pixels[image_id]:
-            raise CodecError(
-                f"decoding the stored stream of {image_id!r} again gave other pixels: "
-                f"codec {self._series.label!r} must say `deterministic = False`"
-            )
+            action = f"reconstructing {image_id!r}" if self._series.estimated else f"decoding the stored stream of {image_id!r}"
+            raise CodecError(f"{action} again gave other pixels: codec {self._series.label!r} must say `deterministic = False`")
         if self._pack and image_id in self._packed and sha256 != self._packed[image_id].pixels:
             raise CodecError(
                 f"the stream of {image_id!r} in {self._pack.path} decodes to other pixels here ({sha256[:12]}) than where it was "

@@ -14,8 +14,8 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.store.formats import FORMAT, FormatError, check_format, check_metadata, parse_object
 
-NEWER = "has format 3, and this icmbench reads format 2: use a newer icmbench"
-OLDER = "has format 1, of an older icmbench; this one reads format 2: run the experiment into a new folder"
+NEWER = "has format 4, and this icmbench reads formats 2 and 3: use a newer icmbench"
+OLDER = "has format 1, of an older icmbench; this one reads formats 2 and 3: run the experiment into a new folder"
 CODECS = [{"name": "shift", "points": [6, 4]}, {"name": "shaky", "points": [4]}]
 
 
@@ -69,7 +69,7 @@ def test_every_file_carries_the_number(finished):
     assert {pq.read_schema(path).metadata[b"format"] for path in shards(finished)} == {b"%d" % FORMAT}
 
 
-@pytest.mark.parametrize(("number", "sentence"), [(3, NEWER), (1, OLDER), (None, OLDER)])
+@pytest.mark.parametrize(("number", "sentence"), [(4, NEWER), (1, OLDER), (None, OLDER)])
 def test_an_environment_of_another_format_is_refused_and_kept(finished, experiment, capsys, number, sentence):
     set_environment_format(finished, number)
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
@@ -84,7 +84,7 @@ def test_an_environment_of_another_format_is_refused_and_kept(finished, experime
 def test_a_shard_of_a_newer_format_is_refused_and_kept(finished, experiment, capsys, place):
     for index in (finished / place).rglob("index-*.parquet"):
         index.unlink()
-    changed = set_shard_format(shards(finished / place)[0], b"3")
+    changed = set_shard_format(shards(finished / place)[0], b"4")
     before = changed.read_bytes()
     assert main([*map(str, commands(finished, experiment(codecs=CODECS))["run"])]) == 2
     assert f"{changed} {NEWER}\n" in capsys.readouterr().err
@@ -105,13 +105,13 @@ def test_two_runs_predict_the_same(tmp_path, experiment):
     assert all(table.equals(tables[1][name], check_metadata=True) for name, table in tables[0].items())
 
 
-@pytest.mark.parametrize("number", [0, -1, 3, 2.0, True, "1", None, [1], 10**30])
+@pytest.mark.parametrize("number", [0, -1, 4, 2.0, True, "1", None, [1], 10**30])
 def test_a_number_that_is_none_is_refused(number):
-    with pytest.raises(FormatError, match=r"^run/x has format .{1,40}, and this icmbench reads format 2"):
+    with pytest.raises(FormatError, match=r"^run/x has format .{1,40}, and this icmbench reads formats 2 and 3"):
         check_format("run/x", number)
 
 
-@pytest.mark.parametrize("text", [b"", b"3", b"one", b"\xff\n", b"9" * 99, b"-1"])
+@pytest.mark.parametrize("text", [b"", b"4", b"one", b"\xff\n", b"9" * 99, b"-1"])
 def test_metadata_that_hold_no_number_are_refused(text):
     with pytest.raises(UserError) as error:
         check_metadata("run/x", {b"format": text})

@@ -65,6 +65,92 @@ class Shaky(Shift):
         return image ^ np.frombuffer(os.urandom(image.size), np.uint8).reshape(image.shape) % 4
 
 
+class Estimating:
+    """Drops the low bits of each sample and estimates the bits that are left, without a coder; `habit` makes it misbehave."""
+
+    name = "estimating"
+    default_points = (6, 4, 2)
+
+    def __init__(self, point, habit: str = "", scale: float = 1.0, seed=0):
+        self.point = RatePoint.of("bits", 8 - point)
+        self.fingerprint = fingerprint(codec=self.name, point=point, habit=habit, scale=scale)
+        self.shift, self.habit, self.scale = point, habit, scale
+
+    def reconstruct(self, image):
+        log_call(f"reconstruct {self.name}")
+        time.sleep(float(os.environ.get("ICMBENCH_SLOW_CODEC", 0)))
+        if image.mean() < 100 and self.habit == "picky":
+            raise ArithmeticError("too dark")
+        pixels = image >> self.shift << self.shift
+        bits = self.scale * self.bits_of(image)
+        odd = {
+            "nan": (pixels, float("nan")),
+            "infinite": (pixels, np.float32("inf")),
+            "zero": (pixels, 0),
+            "negative": (pixels, -1.0),
+            "text": (pixels, "24"),
+            "array": (pixels, np.ones(2)),
+            "truth": (pixels, True),
+            "pixels": pixels,
+            "three": (pixels, bits, bits),
+            "floats": (pixels / 255, bits),
+            "small": (pixels[:-1], bits),
+            "random": (pixels ^ np.frombuffer(os.urandom(image.size), np.uint8).reshape(image.shape) % 4, bits),
+        }
+        return odd.get(self.habit, (pixels, bits))
+
+    def bits_of(self, image):
+        """The empirical entropy of the samples that are left, in bits: never a whole number of bytes."""
+        counts = np.bincount((image >> self.shift).ravel())
+        shares = counts[counts > 0] / image.size
+        return float(image.size * -(shares * np.log2(shares)).sum() + 0.3)
+
+
+class EstimatingInBatches(Estimating):
+    """Estimates like `estimating`, several images at once, and can run out of memory or lose one."""
+
+    name = "estimating-in-batches"
+
+    def reconstruct_batch(self, images, ids):
+        assert len(images) == len(ids)
+        log_call(f"batch of {len(images)}")
+        if len(images) > 1 and self.habit == "hungry":
+            raise MemoryError
+        return [self.reconstruct(image) for image in images][self.habit == "fewer" :]
+
+
+class EstimatingShaky(Estimating):
+    """Estimates like `estimating`, and reconstructs an image to other pixels and bits every time."""
+
+    name = "estimating-shaky"
+    deterministic = False
+
+    def reconstruct(self, image):
+        image, bits = super().reconstruct(image)
+        noise = np.frombuffer(os.urandom(image.size), np.uint8).reshape(image.shape) % 4
+        return image ^ noise, bits + float(noise.mean())
+
+
+class EstimatingOnGpu(Estimating):
+    """Estimates like `estimating`, says that its networks run on a GPU, and writes down in which process it works."""
+
+    name = "estimating-on-gpu"
+    device = "cuda"
+
+    def reconstruct(self, image):
+        log_call(f"coded in {os.getpid()} with GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+        return super().reconstruct(image)
+
+
+class BothWays(Shift):
+    """Writes streams and estimates its rate as well, which a codec must not."""
+
+    name = "both-ways"
+
+    def reconstruct(self, image):
+        return image, 1.0
+
+
 class OnGpu(Shift):
     """Says that its networks run on a GPU, and writes down in which process it works and which GPU that sees."""
 
@@ -250,6 +336,12 @@ class Averager:
         return [image.mean(axis=(0, 1)) for image in images]
 
 
+class DrawnAverager(Averager):
+    """Mean colour of each image, for the task that draws."""
+
+    task = "drawn"
+
+
 class Loader(Averager):
     """Mean colour of each image; the model is loaded at its first call and takes ICMBENCH_SLOW seconds per image."""
 
@@ -332,6 +424,18 @@ class Lift(Distance):
     """How much brighter the reconstruction is than the original, counted like `distance` but under a name of its own."""
 
     name = "lift"
+
+
+class Drawn(MeanColour):
+    """Counts like `mean-colour`, and draws a white corner on each picture."""
+
+    name = "drawn"
+    draws = True
+
+    def draw(self, image, prediction):
+        image = image.copy()
+        image[:4, :4] = 255
+        return image
 
 
 class Vandal(Distance):
