@@ -177,7 +177,12 @@ class Model(Protocol):
     fingerprint: str
 
     def __call__(self, images: Sequence[Image]) -> Sequence[Any]:
-        """The output for each image, in order."""
+        """The output for each image, in order.
+
+        A model that looks results up by pixels has `pixel_facts(sha256)` too: what it holds for the pixels with this
+        `fingerprints.pixel_sha256`, as JSON values. They enter the key of the prediction as `Task.facts` do, so that what is held
+        for other pixels decides nothing and stays out of the fingerprint.
+        """
 
 
 # Each declaration of an optional ability of a task, with the method that provides it.
@@ -280,6 +285,18 @@ class Task(TaskDeclarations, ABC):
             DatasetError: as `targets`, of the dataset's labels.
         """
         return None
+
+    def pixel_facts(self, sha256: str) -> Any:
+        """What decides the prediction on these pixels beside themselves: what the model's `pixel_facts` says, if it has one.
+
+        Args:
+            sha256: `fingerprints.pixel_sha256` of what `predict` is given.
+
+        Returns:
+            JSON values; None if nothing else decides.
+        """
+        held = getattr(self.model, "pixel_facts", None)
+        return None if held is None else held(sha256)
 
     @property
     def context_fingerprint(self) -> str:

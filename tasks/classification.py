@@ -4,7 +4,8 @@
 
 A model for `classification` returns scores, float32 (n, classes), higher for likelier classes, in the order of the dataset's class
 indices. Its attributes `categories`, the names of the classes, and `class_count`, their number, are optional; labels are compared
-with them before anything is coded, or else with the first scores.
+with them before anything is coded, or else with the first scores. So is `ranks`, how many of the best classes the scores tell
+apart: below five there is no top-5 accuracy.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Classification(Task):
                     self._labelled_classes.setdefault(index, image_id)
         names = getattr(model, "categories", None)
         self._check_classes(len(names) if names else getattr(model, "class_count", None))
+        self._ranks: int = min(BEST, getattr(model, "ranks", BEST))
 
     def _check_classes(self, count: int | None) -> None:
         """Raise DatasetError if a label has none of the model's classes, which would count as an error of the model."""
@@ -81,6 +83,8 @@ class Classification(Task):
     def predict(self, images: Sequence[Image], ids: Sequence[str], originals: Sequence[Image] | None = None) -> list[Prediction]:
         """`classes` and `scores` of the five best, by falling score; among equal scores the lower class comes first.
 
+        Where the model ranks fewer classes, only those are listed, because the others would be there by chance.
+
         Raises:
             ModelError: the model gave other than finite scores of every class for every image.
             DatasetError: a label has a class that the model gave no scores of.
@@ -89,7 +93,7 @@ class Classification(Task):
         scores = RowOutput(self.model).rows("scores", self.model(images), ids, len(names) if names else None, "classes")
         if len(ids):
             self._check_classes(scores.shape[1])
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._ranks]
         return [{"classes": row.astype(np.int32), "scores": values[row]} for row, values in zip(best, scores)]
 
     def pseudo_targets(self, predictions: Sequence[Prediction]) -> list[Target]:
@@ -105,9 +109,9 @@ class Classification(Task):
         return np.array([(hit[0], hit.any()) for hit in hits], dtype=bool).reshape(-1, 2)
 
     def aggregate(self, statistics: npt.NDArray[np.bool_], weights: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-        """`top1` and `top5` in percent."""
+        """`top1` and `top5` in percent; `top5` is NaN if the model ranks fewer than five classes."""
         top1, top5 = accuracy(statistics, weights)
-        return {"top1": float(top1), "top5": float(top5)}
+        return {"top1": float(top1), "top5": float(top5) if self._ranks == BEST else float("nan")}
 
     def names(self, prediction: Prediction) -> list[str]:
         """The best class."""

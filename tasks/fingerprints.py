@@ -1,4 +1,4 @@
-"""Texts that tell what decides a prediction, and hashes of weight files."""
+"""Texts that tell what decides a prediction, and hashes of weight files and of pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 def fingerprint(**facts: Any) -> str:
     """Canonical JSON of everything that decides a prediction, readable so that two runs can be compared fact by fact."""
@@ -16,11 +19,28 @@ def fingerprint(**facts: Any) -> str:
 
 @functools.cache
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    value = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):  # Python 3.10, in which a guest may run this, has no hashlib.file_digest.
+            value.update(chunk)
+    return value.hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a weight file in hex, remembered for this process while path, size and mtime stay the same."""
     stat = Path(path).stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def pixel_sha256(image: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 of an image's shape and pixels, in hexadecimal.
+
+    The shape enters as three little-endian 32-bit numbers, height, width and 3; the samples follow row by row, R, G and B of each
+    pixel. By this rule the store finds predictions, and the manifest of an export names pixels (`models/predictions_manifest.py`).
+
+    Args:
+        image: uint8 array [height, width, 3].
+    """
+    value = hashlib.sha256(np.array(image.shape, "<u4").tobytes())
+    value.update(np.ascontiguousarray(image).data)
+    return value.hexdigest()
