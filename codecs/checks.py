@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
 from icmbench.codecs.base import CodecError
+
+# What PyTorch's advice on loading without protection always names.
+_ADVICE = re.compile(
+    r"weights[_ ]only|torch\.(load|jit)|safe_globals|pickle_module|file an issue|pytorch\.org|two options|trust", re.IGNORECASE
+)
 
 
 def check_image(image: Any, codec: str) -> None:
@@ -113,3 +119,15 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def refusal_reason(error: Exception) -> str:
+    """Why PyTorch or safetensors refused a file, in one line, without PyTorch's advice to load the file unsafely.
+
+    Args:
+        error: what `torch.load` or safetensors raised.
+    """
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]  # PyTorch puts its advice before the reason and after it.
+    sentences = re.split(r"(?<=\.)\s+|\s*\n\s*", text.strip())
+    reasons = [sentence for sentence in sentences if sentence and not _ADVICE.search(sentence)]
+    return " ".join(reasons[0].split()).rstrip(".:") if reasons else "it holds more than tensors, or is damaged"

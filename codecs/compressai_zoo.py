@@ -20,7 +20,7 @@ import numpy as np
 
 from icmbench.codecs.base import BitstreamError, CodecError, Image, RatePoint, fingerprint
 from icmbench.codecs.bitstream import Container
-from icmbench.codecs.checks import check_image, integer_parameter
+from icmbench.codecs.checks import check_image, integer_parameter, refusal_reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,8 +198,6 @@ def _build_network(model: str, state: Mapping[str, Any], source: str) -> Any:
 
 def _load_state(path: Path) -> Mapping[str, Any]:
     import torch
-
-    from icmbench.codecs.diffusion.backbone.weights import refusal_reason
 
     if not path.is_file():
         raise CodecError(f"compressai: no such checkpoint: {path}")

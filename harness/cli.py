@@ -304,10 +304,23 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from icmbench.harness.commands.doctor import print_diagnosis
+    from icmbench.harness.commands.doctor import print_diagnosis, print_environments
 
+    if options.experiment is not None:
+        return 0 if print_environments(options.experiment) else 1
     print_diagnosis(Path.cwd())
     return 0
+
+
+def _guest(options: argparse.Namespace) -> int:
+    from icmbench.harness.commands.guest import check_adapter, write_skeleton
+
+    if options.verb == "new":
+        path = write_skeleton(options.name)
+        print(f"{path}: fill it in, then icmbench guest check {path}")
+        return 0
+    arguments = (options.environment, options.experiment, options.path, options.set, options.point, options.picture)
+    return 0 if check_adapter(options.adapter, *arguments) else 1
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -326,6 +339,14 @@ def _pack(options: argparse.Namespace) -> int:
     print(f"{options.pack}: {pack.check()} streams of {pack.manifest.codec!r} as recorded, pack SHA-256 {pack.sha256}")
     for line in decode_sample(pack, lambda point, extra: make_codec(pack.manifest.codec, options.set, point, extra)):
         print(line)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from icmbench.harness.commands.export import export
+
+    for line in export(options.run, options.codec, options.dataset, options.to):
+        print(line, flush=True)
     return 0
 
 
@@ -375,10 +396,12 @@ COMMANDS = {
     "decode": _decode,
     "train": _train,
     "pack": _pack,
+    "export": _export,
     "store": _store,
     "merge": _merge,
     "convert": _convert,
     "doctor": _doctor,
+    "guest": _guest,
     "demo": _demo,
 }
 

@@ -16,7 +16,7 @@ MAY_IMPORT = {"harness": {*FOLDERS}, "codecs": {"codecs"}, "tasks": {"tasks"}, "
 # lie in the folder itself. A group of several names is one level whose members do not import each other.
 FILES = "files"
 GROUPS = {
-    "harness": ["cli", "commands", "derive", "processes", "work", "store", "config"],
+    "harness": ["cli", "commands", "derive", "processes", "work", "guests", "store", "config"],
     "codecs": ["training", FILES, "diffusion", "entropy"],
     "codecs.diffusion": [FILES, "prompts", "sampling", ("backbone", "latents")],
     "tasks": [FILES, "models", "datasets"],

@@ -70,14 +70,36 @@ def make_parser(functions: Mapping[str, Callable[[argparse.Namespace], int]]) ->
     _add_encode_and_decode(add)
     _add_train(add)
     _add_pack(add)
+    _add_export(add)
     _add_store(add)
     _add_merge(add)
     _add_convert(add)
-    add("doctor", "what of all this is usable on this machine, and why not")
+    command = add("doctor", "what of all this is usable on this machine, and why not")
+    command.add_argument("experiment", nargs="?", type=Path, metavar="EXPERIMENT.yaml", help="say what its environments have")
+    _add_guest(add)
     command = add("demo", "ten codecs, three tasks, on photographs, models and small weights from packages; under 5 minutes")
     command.add_argument("--out", default="runs/demo", metavar="RUN")
     _add_run_options(command, workers=2)
     return parser
+
+
+def _add_guest(add: AddCommand) -> None:
+    guest = add("guest", "adapter files for codecs that run in Python environments of their own")
+    verbs = guest.add_subparsers(required=True, metavar="VERB", dest="verb")
+    about = "try an adapter: odd sizes, decoding in a fresh process, batches, damaged streams; exit code 1 if something is wrong"
+    check = verbs.add_parser("check", help=about, description=about)
+    check.add_argument("adapter", type=Path, metavar="ADAPTER.py", help="the file, or the name of one that comes with icmbench")
+    check.add_argument("--environment", metavar="NAME", help="a key of `environments`, or the path of a Python interpreter")
+    check.add_argument("--experiment", type=Path, metavar="EXPERIMENT.yaml", help="the file that has it (default: one here)")
+    about = "a folder before its module search path, such as a checkout; may be repeated"
+    check.add_argument("--path", action="append", default=[], metavar="FOLDER", help=about)
+    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the adapter; may be repeated")
+    check.add_argument("--point", metavar="POINT", help="the rate point (default: the adapter's first)")
+    check.add_argument(
+        "--picture", action="append", type=Path, default=[], metavar="FILE", help="try this picture too; may be repeated"
+    )
+    new = verbs.add_parser("new", help="write a commented skeleton of an adapter, NAME.py")
+    new.add_argument("name", metavar="NAME")
 
 
 def _add_run_and_plan(add: AddCommand) -> None:
@@ -193,6 +215,15 @@ def _add_pack(add: AddCommand) -> None:
     verify = verbs.add_parser("verify", help="check every hash, and decode a sample where the codec can be used here")
     verify.add_argument("pack", type=Path, metavar="PACK")
     _add_settings(verify)
+
+
+def _add_export(add: AddCommand) -> None:
+    export = add("export", "the pictures that a run scored as PNG files, for programs that predict on them elsewhere")
+    export.add_argument("run", metavar="RUN")
+    about = "a codec's label, alone or with a point as in 'jpeg quality=20', or uncompressed; may be repeated (default: all)"
+    export.add_argument("--codec", action="append", default=[], metavar="'LABEL[ POINT]'", help=about)
+    export.add_argument("--dataset", action="append", default=[], metavar="NAME", help="may be repeated (default: all)")
+    export.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="a new folder, or an earlier export of this run")
 
 
 def _add_convert(add: AddCommand) -> None:

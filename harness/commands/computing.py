@@ -11,6 +11,7 @@ from icmbench.harness.commands.console import print_error
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import Experiment
 from icmbench.harness.config.selection import Selection
+from icmbench.harness.guests.process import GUESTS
 from icmbench.harness.processes import executors
 from icmbench.harness.processes.pool import Staff, process_pool
 from icmbench.harness.processes.progress import RunProgress, Workload
@@ -100,7 +101,10 @@ def at_work(bench: Bench, whole: Experiment) -> Iterator[bool]:
         with use_store(store, folder, facts, fingerprints, is_part) as can_write:
             if not can_write:
                 print_error(read_only_note(store))
-            yield can_write
+            try:
+                yield can_write
+            finally:
+                GUESTS.end()
 
 
 def units_of(bench: Bench, options: RunOptions) -> list[WorkUnit]:
@@ -123,11 +127,14 @@ def compute(bench: Bench, units: list[WorkUnit], workload: Workload, options: Ru
     total = Outcome()
     if not units:
         return total
+    computes_here = options.processes == 1 and not options.workers and not options.coders and bench.experiment.timeout is None
+    if options.executor == "ray" or not computes_here:
+        GUESTS.end()  # Each worker starts its own; these have told their fingerprints, and would only hold memory.
     staff = Staff(options.processes, options.models, options.devices)
     with RunProgress(bench.folder, bench.experiment.name, workload, staff.describe(len(units)), options.progress) as progress:
         if options.executor == "ray":
             outcomes = ray_cluster(bench, units, options.keep, progress.command, staff, options.gpus)
-        elif options.processes == 1 and not options.workers and not options.coders and bench.experiment.timeout is None:
+        elif computes_here:
             outcomes = executors.in_process(bench, units, options.keep, progress)
         else:
             outcomes = process_pool(bench, units, options.keep, progress.command, staff)

@@ -24,6 +24,27 @@ def print_diagnosis(folder: Path) -> None:
             print(f"  {'ok' if not entry.trouble else '--'}  {entry.name}{': ' + entry.trouble if entry.trouble else ''}")
 
 
+def print_environments(path: Path) -> bool:
+    """Start each environment of an experiment and print what it has.
+
+    Args:
+        path: the experiment file.
+
+    Returns:
+        Whether all of them can be used.
+
+    Raises:
+        UserError: the file is wrong.
+    """
+    from icmbench.harness.commands.guest import describe_environments
+    from icmbench.harness.config.experiment import load_experiment
+
+    lines = describe_environments(load_experiment(path))
+    print("environments:" if lines else "environments: none; all codecs and models run in this interpreter")
+    print(*lines, sep="\n")
+    return not any(line.startswith("  --") for line in lines)
+
+
 def machine(folder: Path) -> dict[str, str]:
     """Facts of this machine that decide what can run, by name, as text.
 

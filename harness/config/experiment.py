@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from icmbench.harness.config.devices import is_device
+from icmbench.harness.config.environments import EnvironmentSection
 from icmbench.harness.config.errors import unknown_message
 from icmbench.harness.config.sections import ConfigSection, load_section
 
@@ -25,6 +26,7 @@ class CodecSection(ConfigSection):
         points: rate points, in the form that the codec takes. By default those of the pack, or else the codec's own.
         set: further arguments of the codec's constructor.
         seeds: the codec is run once with each of these seeds, so that its seed variance can be drawn.
+        environment: a key of `environments`: the interpreter that the codec runs in. By default it is that of icmbench.
         pack: a file of streams that `icmbench pack export` wrote. Its streams are used instead of encoding.
         adopt: digests of stored fingerprints, as `icmbench store ls` prints them, whose streams are used although another build of
             the codec made them.
@@ -32,6 +34,7 @@ class CodecSection(ConfigSection):
 
     name: str
     label: str = ""
+    environment: str | None = None
     points: list[Any] | None = Field(None, min_length=1)
     set: dict[str, Any] = Field(default_factory=dict)
     seeds: list[int] | None = None
@@ -52,7 +55,7 @@ class TaskSection(ConfigSection):
         name: the task's entry point.
         label: how tables name it; its name by default.
         dataset: a key of `datasets`.
-        model: the `name` of a task model, and options of that model.
+        model: the `name` of a task model, its `environment` if it runs in an interpreter of its own, and options of that model.
         reference: the task is scored against the dataset's labels, or against its own predictions on the originals.
         set: further arguments of the task's constructor.
     """
@@ -68,6 +71,8 @@ class TaskSection(ConfigSection):
     def _default_label(self) -> TaskSection:
         if self.model is not None and not isinstance(self.model.get("name"), str):
             raise ValueError("model needs a `name`, a text")
+        if self.model is not None and not isinstance(self.model.get("environment", ""), str):
+            raise ValueError("model.environment: a key of `environments`, a text")
         if not self.label:
             object.__setattr__(self, "label", self.name)
         return self
@@ -79,6 +84,7 @@ class Experiment(ConfigSection):
     Attributes:
         name: title of the report.
         datasets: by name, the `kind` of each dataset (its entry point) and its options.
+        environments: by name, Python interpreters with libraries of their own; codecs and models run in them that name one.
         codecs: the codecs to compare.
         tasks: the tasks that score them.
         anchor: label of the codec that BD-rates refer to.
@@ -104,6 +110,7 @@ class Experiment(ConfigSection):
 
     name: str
     datasets: dict[str, dict[str, Any]] = Field(min_length=1)
+    environments: dict[str, EnvironmentSection] = Field(default_factory=dict)
     codecs: list[CodecSection] = Field(min_length=1)
     tasks: list[TaskSection] = Field(min_length=1)
     anchor: str | None = None
@@ -162,12 +169,19 @@ class Experiment(ConfigSection):
                 raise ValueError(f"two {noun} are labelled {duplicate!r}; give each its own `label`")
         if UNCOMPRESSED in codec_labels:
             raise ValueError(f"the codec label {UNCOMPRESSED!r} is taken by the originals")
-        for task in self.tasks:
+        for index, codec in enumerate(self.codecs):
+            self._check_environment(f"codecs.{index}.environment", codec.environment)
+        for index, task in enumerate(self.tasks):
+            self._check_environment(f"tasks.{index}.model.environment", (task.model or {}).get("environment"))
             if task.dataset not in self.datasets:
                 raise ValueError(f"task {task.label!r}: {unknown_message('dataset', task.dataset, self.datasets)}")
         if self.anchor is not None and self.anchor not in codec_labels:
             raise ValueError(f"anchor: {unknown_message('codec', self.anchor, codec_labels)}")
         return self
+
+    def _check_environment(self, key: str, name: str | None) -> None:
+        if name is not None and name not in self.environments:
+            raise ValueError(f"{key}: {unknown_message('environment', name, self.environments)}")
 
 
 def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:

@@ -14,8 +14,8 @@ from typing import Any
 
 from icmbench.harness.config.devices import VISIBLE
 from icmbench.harness.config.errors import UserError
+from icmbench.harness.guests.families import environment, kill_family, new_family
 from icmbench.harness.processes.estimate import print_progress
-from icmbench.harness.processes.families import environment, kill_family, new_family
 from icmbench.harness.processes.model_address import READY_MESSAGE, Address
 from icmbench.harness.processes.model_client import ModelsAddress, move_tasks
 from icmbench.harness.processes.model_server import serve_models

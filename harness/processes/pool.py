@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from icmbench.harness.config.devices import VISIBLE
 from icmbench.harness.config.errors import UserError
+from icmbench.harness.guests.families import environment
 from icmbench.harness.processes.estimate import print_progress
 from icmbench.harness.processes.executors import UnitOutcome
-from icmbench.harness.processes.families import environment
 from icmbench.harness.processes.model_processes import ModelProcesses
 from icmbench.harness.processes.retries import RetryPolicy, failed_unit
 from icmbench.harness.processes.workers import Worker, WorkerDied, WorkerOverdue, wait

@@ -16,7 +16,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 
-from icmbench.harness.processes.families import end_with_parent, ignore_interrupts, kill_family, new_family
+from icmbench.harness.guests.families import end_with_parent, ignore_interrupts, kill_family, new_family
 from icmbench.harness.processes.heartbeats import worker_beating
 from icmbench.harness.processes.model_address import READY_MESSAGE
 from icmbench.harness.processes.model_client import ModelsAddress

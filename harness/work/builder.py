@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from icmbench.codecs.base import Codec
@@ -12,6 +12,8 @@ from icmbench.harness.config.devices import OPTION, resolve_device
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import CodecSection, Experiment
 from icmbench.harness.config.options import bind
+from icmbench.harness.guests.codec import GuestCodec
+from icmbench.harness.guests.sections import find_plugin
 from icmbench.harness.store.pack import Pack
 from icmbench.harness.store.store import Store
 from icmbench.harness.work.adoption import adopt
@@ -30,6 +32,8 @@ class Builder:
 
     def __init__(self, experiment: Experiment, store: Store | None = None) -> None:
         self.experiment, self.store = experiment, store
+        self._ids: list[str] = []  # Of all datasets that were built.
+        self._codec_plugins: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}  # By the key of their section.
 
     def datasets(self) -> dict[str, Dataset]:
         """Datasets by name, cut to the experiment's limit. Raises UserError if one cannot be built or is empty."""
@@ -42,10 +46,12 @@ class Builder:
                 raise UserError(f"{where}.limit: a number of images, at least 1, not {limit!r}")
             if self.experiment.limit is not None:
                 options["limit"] = min(self.experiment.limit, limit or self.experiment.limit)
-            dataset = self._build("datasets", section["kind"], options, where, supplied={"name": name})
+            plugin = plugins.load("datasets", section["kind"], where)
+            dataset = self._build(plugin, section["kind"], options, where, {"name": name})
             if not dataset.ids:
                 raise UserError(f"{where}: the dataset has no images")
             built[name] = dataset
+        self._ids = list(dict.fromkeys(image_id for dataset in built.values() for image_id in dataset.ids))
         return built
 
     def tasks(self, datasets: Mapping[str, Dataset]) -> dict[str, Task]:
@@ -55,12 +61,11 @@ class Builder:
             where = f"tasks.{index}"
             supplied: dict[str, Any] = {"dataset": datasets[section.dataset], "reference": section.reference}
             if section.model is not None:
-                options = {key: value for key, value in section.model.items() if key != "name"}
-                supplied["model"] = self._build("models", section.model["name"], options, f"{where}.model")
+                supplied["model"] = self._build_model(section.model, f"{where}.model")
                 serves = supplied["model"].task
                 if section.name not in ([serves] if isinstance(serves, str) else serves):
                     raise UserError(f"{where}.model: {section.model['name']!r} is a model for {serves}, not for {section.name}")
-            task: Task = self._build("tasks", section.name, section.set, where, supplied)
+            task: Task = self._build(plugins.load("tasks", section.name, where), section.name, section.set, where, supplied)
             if section.reference == "original" and not task.has_pseudo_labels:
                 raise UserError(f"{where}: task {section.name!r} has no pseudo-labels; remove `reference: original`")
             if not task.ids:
@@ -68,6 +73,13 @@ class Builder:
                 raise UserError(f"{where}: dataset {section.dataset!r} {lacking}")
             built[section.label] = task
         return built
+
+    def _build_model(self, section: Mapping[str, Any], where: str) -> Any:
+        """The model of a task's section."""
+        name, environment = section["name"], section.get("environment")
+        options = {key: value for key, value in section.items() if key not in ("name", "environment")}
+        plugin, options = find_plugin(self.experiment, "models", name, options, where, environment)
+        return self._build(plugin, name, options, where, {})
 
     def packs(self) -> dict[str, Pack]:
         """Anchor packs by codec label. Raises UserError if one cannot be read."""
@@ -87,7 +99,7 @@ class Builder:
         return built
 
     def _series_of_codec(self, section: CodecSection, where: str, pack: Pack | None) -> list[Series]:
-        plugin = plugins.load("codecs", section.name, where)
+        plugin, _ = self._codec_plugin(section, where)
         packed = list({str(p.given): p.given for p in pack.manifest.points}.values()) if pack else None
         points = section.points if section.points is not None else packed or getattr(plugin, "default_points", None)
         if not points:
@@ -104,6 +116,8 @@ class Builder:
                 codec = self._build_codec(section, where, point, seed, pack)
                 if only and not written and codec.point.label not in only:
                     continue
+                if isinstance(codec, GuestCodec):
+                    codec.learn_facts(self._ids)
                 series.append(Series(section.label, codec.point.label, seed, codec, point))
         names: dict[str, Series] = {}
         fingerprints: dict[str, Series] = {}
@@ -119,19 +133,28 @@ class Builder:
             names[each.name] = each
         return series
 
+    def _codec_plugin(self, section: CodecSection, where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """The class of a section's codec, and the options that are its own; asked for once, since a guest takes seconds."""
+        if where not in self._codec_plugins:
+            found = find_plugin(self.experiment, "codecs", section.name, section.set, f"{where}.set", section.environment)
+            self._codec_plugins[where] = found
+        return self._codec_plugins[where]
+
     def _build_codec(self, section: CodecSection, where: str, point: Any, seed: int | None, pack: Pack | None) -> Codec:
         """A codec at one point. Where a pack has its streams, a codec that can only decode replaces one that cannot be built."""
         supplied = {"point": point, "decode_only": False} | ({} if seed is None else {"seed": seed})
         if pack and pack.manifest.codec != section.name:
             raise UserError(f"{where}.pack: {pack.path} holds streams of {pack.manifest.codec!r}, not of {section.name!r}")
+        plugin, options = self._codec_plugin(section, where)
         try:
-            codec: Codec = self._build("codecs", section.name, section.set, f"{where}.set", supplied)
+            codec: Codec = self._build(plugin, section.name, options, f"{where}.set", supplied)
         except UserError:
-            if not pack or "decode_only" not in inspect.signature(plugins.load("codecs", section.name, where)).parameters:
+            if not pack or "decode_only" not in inspect.signature(plugin).parameters:
                 raise
             supplied["decode_only"] = True
-            codec = self._build("codecs", section.name, section.set, f"{where}.set", supplied)
-        lacking = [key for key in ("name", "point", "fingerprint", "compress", "decompress") if not hasattr(codec, key)]
+            codec = self._build(plugin, section.name, options, f"{where}.set", supplied)
+        methods = () if hasattr(codec, "reconstruct") else ("compress", "decompress")
+        lacking = [key for key in ("name", "point", "fingerprint", *methods) if not hasattr(codec, key)]
         if lacking:
             raise UserError(f"{where}: codec {section.name!r} has no {lacking[0]!r}; see icmbench.codecs.base.Codec")
         if section.adopt and self.store is not None and adopt(codec, section.adopt, where, seed, self.store, pack):
@@ -140,10 +163,10 @@ class Builder:
             pack.adopt(codec, where, bool(supplied["decode_only"]), seed)
         return codec
 
-    def _build(self, kind: str, name: str, options: dict[str, Any], where: str, supplied: dict[str, Any] | None = None) -> Any:
-        """A plug-in made from the options of the experiment file and the arguments that the harness supplies."""
-        plugin = plugins.load(kind, name, where)
-        supplied = supplied or {}
+    def _build(
+        self, plugin: Callable[..., Any], name: str, options: Mapping[str, Any], where: str, supplied: Mapping[str, Any]
+    ) -> Any:
+        """An object of a plug-in, made from the options of the experiment file and the arguments that the harness supplies."""
         bound = bind(plugin, options, where, self.experiment.folder, tuple(supplied))
         accepted = inspect.signature(plugin).parameters
         if "model" in supplied and "model" not in accepted:
@@ -154,7 +177,7 @@ class Builder:
             raise UserError(f"{where}: {name!r} compares with the source by itself; remove `reference`")
         if OPTION in accepted and (device := bound.get(OPTION, self.experiment.device)) is not None:
             bound[OPTION] = resolve_device(device, f"{where}.{OPTION}" if OPTION in bound else OPTION)
-        if "folder" in accepted and kind == "codecs":
+        if "folder" in accepted and "point" in supplied:
             bound.setdefault("folder", self.experiment.folder)  # Relative paths of programs and files start here.
         try:
             with plugins.explain_missing_package(name, plugin):

@@ -20,7 +20,7 @@ def make_stream(codec, model, **fields):
 
 
 def model_number(codec, point, sampler, profile="tiny"):
-    return 1 + codec.points.index(point) | codec.samplers.index(sampler) << 4 | ("sd21", "tiny").index(profile) << 6
+    return 1 + codec.points.index(point) | (codec.samplers.index(sampler) & 3) << 4 | ("sd21", "tiny").index(profile) << 6
 
 
 @pytest.mark.parametrize("codec", [DiffIcmh, Resulic, Slim, Cadc])
@@ -28,16 +28,21 @@ def model_number(codec, point, sampler, profile="tiny"):
 def test_every_point_sampler_and_profile_is_read_back(codec, profile):
     for point in codec.points:
         for sampler in codec.samplers:
-            data = make_stream(codec.name, model_number(codec, point, sampler, profile), seed=7, portable=True)
+            variant = codec.samplers.index(sampler) >> 2
+            data = make_stream(codec.name, model_number(codec, point, sampler, profile), seed=7, portable=True, variant=variant)
             options = codec.stream_options(data)
             assert (options["point"], options["profile"], options["mode"]) == (point, profile, "portable")
             assert options.get("seed", 7) == 7
-            chosen = {key: options.get(key) for key in ("sampler", "cdm", "eta", "captioner")}
+            chosen = {key: options.get(key) for key in ("sampler", "cdm", "eta", "ans", "captioner")}
             expected = {
-                "resulic": {"cdm": "cdm" in sampler, "eta": int(sampler in ("cdm-stochastic", "ddpm"))},
+                "resulic": {
+                    "cdm": "cdm" in sampler,
+                    "eta": int(sampler in ("cdm-stochastic", "ddpm", "ans-stochastic")),
+                    "ans": "ans" in sampler,
+                },
                 "cadc": {"captioner": "none"} if sampler == "plain" else {},
             }.get(codec.name, {"sampler": sampler})
-            assert chosen == {"sampler": None, "cdm": None, "eta": None, "captioner": None} | expected
+            assert chosen == {"sampler": None, "cdm": None, "eta": None, "ans": None, "captioner": None} | expected
 
 
 def test_elic_states_its_point_and_mode():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -169,6 +170,31 @@ def test_a_codec_that_hangs_or_crashes_costs_its_cells_only(tmp_path, experiment
     assert {failure.cell for failure in result.outcome.failures} == {f"photos / {codec} bits=4 / block 0"}
     assert words in result.outcome.failures[0].reason
     assert "shift" in set(result.scores.codec)
+
+
+ADAPTER = """
+import zlib
+import numpy as np
+
+class Raw:
+    def __init__(self, point):
+        pass
+    def compress(self, image):
+        return np.array(image.shape, np.uint16).tobytes() + zlib.compress(image.tobytes())
+    def decompress(self, data):
+        return np.frombuffer(zlib.decompress(data[6:]), np.uint8).reshape(np.frombuffer(data[:6], np.uint16))
+"""
+
+
+@pytest.mark.parametrize("roles", [{"workers": 2}, {"coders": 1, "models": 1}])
+def test_codecs_in_interpreters_of_their_own_run_on_the_nodes(tmp_path, experiment, cluster, roles):
+    (tmp_path / "raw.py").write_text(ADAPTER)
+    codecs = [{"name": "guest", "environment": "own", "points": [1], "set": {"file": "raw.py"}}]
+    path = experiment(codecs=codecs, anchor=None, tasks=TASKS, environments={"own": {"python": sys.executable}}, shard_size=2)
+    run(load_experiment(path), tmp_path / "one")
+    result = run(load_experiment(path), tmp_path / "ray", RunOptions(executor="ray", **roles))
+    assert not result.missing and not result.outcome.failures
+    assert_same_run(tmp_path / "one", tmp_path / "ray")
 
 
 def test_workers_share_the_cores_of_each_node():

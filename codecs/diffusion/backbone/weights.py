@@ -6,7 +6,6 @@ hyper-parameters) are replaced by inert stand-ins. Missing and superfluous keys 
 
 from __future__ import annotations
 
-import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from icmbench.codecs.base import CodecError
+from icmbench.codecs.checks import refusal_reason
 from icmbench.codecs.diffusion.backbone import keys
 
 
@@ -83,24 +83,6 @@ def read_state(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     if not all(isinstance(key, str) for key in state):
         raise CodecError(f"{path} names its tensors by other things than text: name a checkpoint with a 'state_dict'")
     return dict(state)
-
-
-# What PyTorch's advice on loading without protection always names.
-_ADVICE = re.compile(
-    r"weights[_ ]only|torch\.(load|jit)|safe_globals|pickle_module|file an issue|pytorch\.org|two options|trust", re.IGNORECASE
-)
-
-
-def refusal_reason(error: Exception) -> str:
-    """Why PyTorch or safetensors refused a file, in one line, without PyTorch's advice to load the file unsafely.
-
-    Args:
-        error: what `torch.load` or safetensors raised.
-    """
-    text = str(error).rpartition("WeightsUnpickler error: ")[2]  # PyTorch puts its advice before the reason and after it.
-    sentences = re.split(r"(?<=\.)\s+|\s*\n\s*", text.strip())
-    reasons = [sentence for sentence in sentences if sentence and not _ADVICE.search(sentence)]
-    return " ".join(reasons[0].split()).rstrip(".:") if reasons else "it holds more than tensors, or is damaged"
 
 
 # Endings of the keys of the entropy models' frequency tables. Their lengths vary, and weights without tables are valid: the tables

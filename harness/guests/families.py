@@ -1,7 +1,8 @@
 """A process and everything that it started, which end together: encoders, their children, and those that left their session.
 
 A worker is started with a mark in its environment, which all that it starts inherit, also a daemon whose parent has ended and which
-therefore belongs to nobody's process tree any more.
+therefore belongs to nobody's process tree any more. A guest that a worker starts is a family within its family: its mark begins
+with the worker's.
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def marked_environment(variables: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Environment variables of a process that founds a family within the one to which this process belongs, and its mark.
+
+    Args:
+        variables: the variables that it gets anyway.
+    """
+    mark = f"{os.environ.get(MARK, '')}/{uuid.uuid4().hex}"
+    return {**variables, MARK: mark}, mark
 
 
 def ignore_interrupts() -> None:
@@ -102,6 +113,7 @@ def _members(mark: str, pid: int | None) -> list[psutil.Process]:
             members.update({process.pid: process for process in psutil.Process(pid).children(recursive=True)})
     for process in psutil.process_iter() if mark else ():
         with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            theirs = process.environ().get(MARK, "")
+            if (theirs == mark or theirs.startswith(f"{mark}/")) and process.status() != psutil.STATUS_ZOMBIE:
                 members[process.pid] = process
     return [*members.values()]
