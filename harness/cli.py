@@ -6,9 +6,7 @@ import argparse
 import contextlib
 import errno
 import io
-import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -21,7 +19,6 @@ from icmbench.harness.commands.console import describe_error, flush_or_silence, 
 from icmbench.harness.config.errors import UserError
 
 if TYPE_CHECKING:
-    from icmbench.harness.commands.computing import RunOptions
     from icmbench.harness.commands.run import RunResult
 
 TRACEBACK_VARIABLE = "ICMBENCH_TRACEBACK"  # If set, defects are shown with Python's traceback.
@@ -115,72 +112,23 @@ def _load_experiment(options: argparse.Namespace) -> tuple[Any, str]:
 
 def _run(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.run import run
+    from icmbench.harness.commands.run_arguments import make_run_options
 
     experiment, out = _load_experiment(options)
     if (options.bootstrap or 0) < 0:
         raise UserError("--bootstrap: a number of replicates, or 0 for no intervals")
     if options.bootstrap is not None:
         experiment = experiment.model_copy(update={"bootstrap": options.bootstrap})
-    return _show_result(run(experiment, out, _make_run_options(options), options.experiment, options.set))
+    return _show_result(run(experiment, out, make_run_options(options), options.experiment, options.set))
 
 
 def _demo(options: argparse.Namespace) -> int:
     from icmbench.harness.commands.run import run
+    from icmbench.harness.commands.run_arguments import make_run_options
     from icmbench.harness.config.experiment import load_experiment
 
     source = Path(__file__).with_name("demo.yaml")
-    return _show_result(run(load_experiment(source), options.out, _make_run_options(options), source=source))
-
-
-def _make_run_options(options: argparse.Namespace) -> RunOptions:
-    from icmbench.harness.commands.computing import RunOptions
-    from icmbench.harness.config.devices import deal_gpus
-    from icmbench.harness.config.selection import Selection
-
-    workers, coders, models = _count_processes(options)
-    shard = None
-    if options.shard is not None:
-        match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
-        shard = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 1 <= shard[0] <= shard[1]:
-            raise UserError(f"--shard {options.shard}: write I/N with I from 1 to N")
-    if not 0 <= options.progress < math.inf:
-        raise UserError("--progress: a number of seconds, or 0 for no lines")
-    if options.devices is not None and not (workers or coders):
-        raise UserError("--devices deals GPUs to other processes: leave it out beside --workers 0")
-    if options.devices is not None and options.executor == "ray":
-        raise UserError("--devices deals the GPUs of this machine; on a Ray cluster, --gpus says how many each worker gets")
-    return RunOptions(
-        workers,
-        coders,
-        models,
-        options.executor,
-        options.gpus,
-        bool(options.keep),
-        shard,
-        max(0, options.images),
-        options.progress,
-        () if options.devices is None else tuple(deal_gpus(options.devices)),
-        Selection.parse(getattr(options, "only", ())),
-    )
-
-
-def _count_processes(options: argparse.Namespace) -> tuple[int, int, int]:
-    """Numbers of workers, coders and model processes that the arguments ask for."""
-    from icmbench.harness.work.hardware import default_coders, default_models
-
-    if options.coders is None and options.models is None:
-        if options.workers is not None and options.workers < 0:
-            raise UserError("--workers: a number of processes, or 0 to compute in this one")
-        return (options.default_workers if options.workers is None else options.workers), 0, 0
-    if options.workers is not None:
-        raise UserError("--workers processes code and hold the models at once: leave it out beside --coders and --models")
-    models = default_models() if options.models is None else options.models
-    coders = default_coders(models) if options.coders is None else options.coders
-    for name, count in (("--coders", coders), ("--models", models)):
-        if count < 1:
-            raise UserError(f"{name}: at least 1 process")
-    return 0, coders, models
+    return _show_result(run(load_experiment(source), options.out, make_run_options(options), source=source))
 
 
 def _show_result(result: RunResult) -> int:

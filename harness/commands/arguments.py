@@ -140,6 +140,7 @@ def _add_run_options(command: argparse.ArgumentParser, workers: int) -> None:
     add(
         "--models", type=int, metavar="M", help="... for M processes that hold the models (default: one for each GPU, at least one)"
     )
+    add("--deal-tasks", action="store_true", help="... each of which holds a share of them, where memory is too short for all")
     add("--executor", choices=["local", "ray"], default="local", help="where workers run (ray: RAY_ADDRESS, or local)")
     add("--gpus", type=float, default=0.0, metavar="G", help="GPUs of each worker of a Ray cluster (default 0)")
     add("--devices", metavar="N,N", help="deal these GPUs of this machine to the workers, one to each in turn")

@@ -37,6 +37,7 @@ class RunOptions:
             which a codec that crashes then ends.
         coders: number of processes that encode and decode while others hold the models; 0 for the combined mode of `workers`.
         models: number of processes that hold the models, with `coders`.
+        deal_tasks: whether each of `models` holds a share of the task models instead of all of them, where memory is short.
         executor: "local" for processes on this machine, "ray" for a Ray cluster.
         gpus: GPUs of each worker on a Ray cluster; may be a fraction.
         keep: whether every reconstruction is kept as a lossless picture.
@@ -50,6 +51,7 @@ class RunOptions:
     workers: int = 0
     coders: int = 0
     models: int = 0
+    deal_tasks: bool = False
     executor: Literal["local", "ray"] = "local"
     gpus: float = 0.0
     keep: bool = False
@@ -130,7 +132,7 @@ def compute(bench: Bench, units: list[WorkUnit], workload: Workload, options: Ru
     computes_here = options.processes == 1 and not options.workers and not options.coders and bench.experiment.timeout is None
     if options.executor == "ray" or not computes_here:
         GUESTS.end()  # Each worker starts its own; these have told their fingerprints, and would only hold memory.
-    staff = Staff(options.processes, options.models, options.devices)
+    staff = Staff(options.processes, options.models, options.deal_tasks, options.devices)
     with RunProgress(bench.folder, bench.experiment.name, workload, staff.describe(len(units)), options.progress) as progress:
         if options.executor == "ray":
             outcomes = ray_cluster(bench, units, options.keep, progress.command, staff, options.gpus)

@@ -51,10 +51,11 @@ class LocalModels:
         addresses: where they are reached.
         key: without it they do not answer.
         folder: for pixels, as `icmbench.harness.processes.shared_pixels.make_folder` returned it.
+        homes: by label of a task, the processes that hold its model; see `deal`.
     """
 
-    def __init__(self, addresses: Sequence[Address], key: bytes, folder: Path) -> None:
-        self._addresses, self._key = addresses, key
+    def __init__(self, addresses: Sequence[Address], key: bytes, folder: Path, homes: Mapping[str, Sequence[int]]) -> None:
+        self._addresses, self._key, self._homes = addresses, key, homes
         self._writer = PixelWriter(folder)
         self._originals: dict[int, tuple[Image, PixelFile]] = {}  # By the identity of the array, which is kept alive.
         self._local = threading.local()  # Connections of each thread, for two may ask at once.
@@ -112,11 +113,11 @@ class LocalModels:
         raise value
 
     def _choose(self, request: Request, sticky: bool) -> int:
-        """Number of the process that is asked: the one with the fewest waiting requests."""
-        count = len(self._addresses)
+        """Number of the process that is asked: of those that hold the model, the one with the fewest waiting requests."""
+        homes = self._homes[request.name] if request.kind == "predict" else range(len(self._addresses))
         if sticky:
-            return zlib.crc32(request.ids[0].encode()) % count
-        return min(range(count), key=lambda k: _read_length(self._addresses[k].queue)) if count > 1 else 0
+            return homes[zlib.crc32(request.ids[0].encode()) % len(homes)]
+        return min(homes, key=lambda k: _read_length(self._addresses[k].queue)) if len(homes) > 1 else homes[0]
 
     def _connections(self) -> dict[int, Connection]:
         if not hasattr(self._local, "connections"):
@@ -147,16 +148,18 @@ class ModelsAddress:
         key: without it they do not answer.
         folder: for pixels.
         moved: the tasks that they carry out, by label.
+        homes: by label, the processes that hold the model of a task; see `deal`.
     """
 
     addresses: tuple[Address, ...]
     key: bytes
     folder: Path
     moved: Mapping[str, MovedTask]
+    homes: Mapping[str, tuple[int, ...]]
 
     def connect(self, bench: Bench) -> LocalModels:
         """Let the tasks of this process, and its codecs on a GPU, run in the model processes."""
-        models = LocalModels(self.addresses, self.key, self.folder)
+        models = LocalModels(self.addresses, self.key, self.folder, self.homes)
         use_remote_models(bench, self.moved, models)
         return models
 
@@ -219,6 +222,25 @@ def move_tasks(bench: Bench) -> dict[str, MovedTask]:
         for label, task in bench.tasks.items()
     }
     return {label: MovedTask.of(label, task) for label, task in bench.tasks.items() if has_network[label]}
+
+
+def deal(labels: Sequence[str], count: int, shares: bool) -> dict[str, tuple[int, ...]]:
+    """Which of the model processes hold the model of each task.
+
+    Args:
+        labels: the tasks that predict there.
+        count: number of processes.
+        shares: whether each process holds a share of the tasks, so that no model is in memory more often than it must be, instead
+            of all of them. Where there are more processes than tasks, some tasks have several.
+
+    Example:
+        >>> deal(["detection", "captions", "faces"], 2, shares=True)
+        {'detection': (0,), 'captions': (1,), 'faces': (0,)}
+    """
+    if not shares:
+        return {label: tuple(range(count)) for label in labels}
+    dealt = [(labels[k % len(labels)], k % count) for k in range(max(count, len(labels)))] if labels else []
+    return {label: tuple(process for dealt_label, process in dealt if dealt_label == label) for label in labels}
 
 
 def use_remote_models(bench: Bench, moved: Mapping[str, MovedTask], models: Models) -> None:

@@ -17,7 +17,7 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.guests.families import environment, kill_family, new_family
 from icmbench.harness.processes.estimate import print_progress
 from icmbench.harness.processes.model_address import READY_MESSAGE, Address
-from icmbench.harness.processes.model_client import ModelsAddress, move_tasks
+from icmbench.harness.processes.model_client import ModelsAddress, deal, move_tasks
 from icmbench.harness.processes.model_server import serve_models
 from icmbench.harness.processes.shared_pixels import make_folder
 from icmbench.harness.work.bench import Bench
@@ -37,18 +37,22 @@ class ModelProcesses:
         gpus: GPUs that are dealt to them, as CUDA_VISIBLE_DEVICES names them; by default all see the same ones.
         command: under this name they say what they do; see `icmbench.harness.processes.heartbeats`.
         variables: further environment variables, such as the number of threads.
+        shares: whether each holds a share of the models instead of all; see `icmbench.harness.processes.model_client.deal`.
 
     Attributes:
         address: how coder processes reach them.
         replacement_seconds: how long a coder should wait for one that was lost, judged by how long the first ones took.
     """
 
-    def __init__(self, bench: Bench, count: int, gpus: Sequence[str], command: str, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, bench: Bench, count: int, gpus: Sequence[str], command: str, variables: Mapping[str, str], shares: bool
+    ) -> None:
         self._bench, self._gpus, self._command, self._variables = bench, gpus, command, variables
         self._folder = make_folder()
-        self.address = ModelsAddress(
-            tuple(Address.of(self._folder, k) for k in range(count)), os.urandom(16), self._folder, move_tasks(bench)
-        )
+        moved = move_tasks(bench)
+        homes = deal([*moved], count, shares)
+        addresses = tuple(Address.of(self._folder, k) for k in range(count))
+        self.address = ModelsAddress(addresses, os.urandom(16), self._folder, moved, homes)
         self._processes: list[_ModelProcess] = []
         self._early_losses = 0
         self.replacement_seconds = LEAST_REPLACEMENT_SECONDS
@@ -98,7 +102,8 @@ class ModelProcesses:
         if self._gpus:
             variables[VISIBLE] = self._gpus[index % len(self._gpus)]
         with environment(variables):  # A spawned child reads it before torch starts.
-            process = _ModelProcess(self._bench, self._command, self.address.addresses[index], self.address.key)
+            held = [label for label, homes in self.address.homes.items() if index in homes]
+            process = _ModelProcess(self._bench.with_tasks(held), self._command, self.address.addresses[index], self.address.key)
         if self._gpus:
             print_progress(f"model process {index + 1} (process {process.process.pid}) has GPU {variables[VISIBLE]}")
         return process

@@ -34,11 +34,13 @@ class Staff:
     Attributes:
         workers: processes that take units of work; they encode and decode.
         models: processes that hold the task models, and the codecs on a GPU; with 0, each worker holds all of them itself.
+        shares: whether each of `models` holds a share of the task models instead of all of them.
         gpus: GPUs that are dealt to those that hold models, as CUDA_VISIBLE_DEVICES names them; by default all see the same ones.
     """
 
     workers: int
     models: int = 0
+    shares: bool = False
     gpus: tuple[str, ...] = ()
 
     def describe(self, units: int) -> str:
@@ -83,7 +85,7 @@ def process_pool(bench: Bench, units: Sequence[WorkUnit], keep: bool, command: s
         models = None
         if staff.models:
             threads = dict.fromkeys(THREAD_COUNT_VARIABLES, str(staff.model_threads))
-            models = stack.enter_context(ModelProcesses(bench, staff.models, staff.gpus, command, threads))
+            models = stack.enter_context(ModelProcesses(bench, staff.models, staff.gpus, command, threads, staff.shares))
         yield from _Pool(bench, keep, command, staff, models).compute(units)
 
 

@@ -17,7 +17,7 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.plugins import explain_missing_package
 from icmbench.harness.processes.executors import UnitOutcome
 from icmbench.harness.processes.heartbeats import worker_beating
-from icmbench.harness.processes.model_client import move_tasks
+from icmbench.harness.processes.model_client import deal, move_tasks
 from icmbench.harness.processes.pool import THREAD_COUNT_VARIABLES, Staff
 from icmbench.harness.processes.ray_models import RETRIES, RayModelHost, RayModels
 from icmbench.harness.processes.retries import RetryPolicy, failed_unit
@@ -90,7 +90,7 @@ def ray_cluster(
     policy = RetryPolicy(bench.experiment.timeout, MAX_LOSSES, MAX_FAILED_STARTS_EACH * workers)
     if staff.models:
         check_room(nodes, workers, staff.models, gpus)
-        models = _start_models(ray, bench, command, staff.models, gpus)
+        models = _start_models(ray, bench, command, staff, gpus)
         actor_class = ray.remote(RayWorker).options(num_cpus=1, runtime_env=_threads(1))
         patience = 1 + math.ceil(workers / staff.models)
     else:
@@ -109,10 +109,13 @@ def _threads(cores: int) -> dict[str, Any]:
     return {"env_vars": dict.fromkeys(THREAD_COUNT_VARIABLES, str(cores))}
 
 
-def _start_models(ray: Any, bench: Bench, command: str, count: int, gpus: float) -> RayModels:
+def _start_models(ray: Any, bench: Bench, command: str, staff: Staff, gpus: float) -> RayModels:
     """Start actors that hold the models, and wait until they are built. Raises UserError if they cannot be."""
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": RETRIES, "runtime_env": _threads(1)}
-    actors = [ray.remote(RayModelHost).options(**options).remote(bench, command) for _ in range(count)]
+    moved = move_tasks(bench)
+    homes = deal([*moved], staff.models, staff.shares)
+    held = [[label for label, places in homes.items() if k in places] for k in range(staff.models)]
+    actors = [ray.remote(RayModelHost).options(**options).remote(bench.with_tasks(labels), command) for labels in held]
     try:
         ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
     except (ray.exceptions.RayError, TimeoutError) as error:
@@ -120,7 +123,7 @@ def _start_models(ray: Any, bench: Bench, command: str, count: int, gpus: float)
             ray.kill(actor)
         raise UserError(f"the models cannot be loaded on the Ray cluster: {' '.join(str(error).split())[:500]}") from None
     timeout = bench.experiment.timeout
-    return RayModels(actors, move_tasks(bench), math.inf if timeout is None else timeout)
+    return RayModels(actors, moved, homes, math.inf if timeout is None else timeout)
 
 
 class _RayPool:

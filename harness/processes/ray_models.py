@@ -41,11 +41,13 @@ class RayModels:
     Attributes:
         actors: handles of `RayModelHost` actors.
         moved: the tasks that they carry out, by label.
+        homes: by label, the actors that hold the model of a task; see `icmbench.harness.processes.model_client.deal`.
         seconds_each: time that a request may take per image.
     """
 
     actors: Sequence[Any]
     moved: Mapping[str, MovedTask]
+    homes: Mapping[str, Sequence[int]]
     seconds_each: float
 
     def connect(self, bench: Bench) -> None:
@@ -56,8 +58,9 @@ class RayModels:
         """See `Models.ask`."""
         import ray
 
-        index = zlib.crc32(request.ids[0].encode()) if sticky else next(_turns)
-        actor = self.actors[index % len(self.actors)]
+        homes = self.homes[request.name] if request.kind == "predict" else range(len(self.actors))
+        turn = zlib.crc32(request.ids[0].encode()) if sticky else next(_turns)
+        actor = self.actors[homes[turn % len(homes)]]
         limit = min(self.seconds_each * request.count + REPLACEMENT_SECONDS, 1e9)
         try:
             return list(ray.get(actor.answer.remote(request), timeout=limit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ class Bench:
 
     def __reduce__(self) -> tuple[type[Bench], tuple[Any, ...]]:
         return Bench, (self.experiment, self.folder, self.store)
+
+    def with_tasks(self, labels: Collection[str]) -> Bench:
+        """The same experiment with some of its tasks, for a process that holds their models alone; nothing of it is built yet."""
+        tasks = [section for section in self.experiment.tasks if section.label in labels]
+        return Bench(self.experiment.model_copy(update={"tasks": tasks}), self.folder, self.store)
 
     # Plug-ins.
 

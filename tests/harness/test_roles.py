@@ -16,6 +16,7 @@ from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.processes import shared_pixels
+from icmbench.harness.processes.model_client import deal
 from icmbench.harness.processes.shared_pixels import PixelReader, PixelWriter, make_folder, map_pixels, remove_pixels
 
 LOADER = [
@@ -55,7 +56,7 @@ def test_codecs_on_a_gpu_work_in_the_model_processes_which_get_the_gpus(tmp_path
 
 
 def test_four_workers_see_the_four_gpus_that_are_dealt(tmp_path, experiment, calls, monkeypatch, capfd):
-    monkeypatch.setenv("ICMBENCH_SLOW_CODEC", "0.05")
+    monkeypatch.setenv("ICMBENCH_MEET", "4")
     path = experiment(codecs=[{"name": "on-gpu"}], anchor=None, tasks=LOADER, shard_size=1)
     assert not run(load_experiment(path), tmp_path / "run", RunOptions(workers=4, devices=("0", "1", "2", "3"))).missing
     seen = {line.rpartition(" ")[2] for line in calls() if line.startswith("coded in")}
@@ -146,3 +147,24 @@ def test_what_a_crashed_worker_left_behind_is_killed(tmp_path, experiment):
     assert set(result.scores.codec) == {"shift"}  # The fidelity of pixels does not score the originals.
     running = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert "sleep 86399" not in running
+
+
+def test_tasks_are_dealt_where_memory_is_too_short_for_all_models(tmp_path, experiment, calls):
+    tasks = [{**LOADER[0], "label": label} for label in ("first", "second")]
+    path = experiment(tasks=[*tasks, LOADER[1]], shard_size=2)
+    run(load_experiment(path), tmp_path / "one")
+    calls()
+    result = run(load_experiment(path), tmp_path / "roles", RunOptions(coders=2, models=2, deal_tasks=True))
+    assert not result.missing and not result.outcome.failures
+    loads = [line for line in calls() if line.startswith("load ")]
+    assert len(loads) == len({line.split()[1] for line in loads}) == 2  # Each process has loaded one model, not two.
+    pd.testing.assert_frame_equal(scores(tmp_path / "one"), scores(tmp_path / "roles"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "homes"),
+    [("ab", 3, {"a": (0, 2), "b": (1,)}), ("abc", 2, {"a": (0,), "b": (1,), "c": (0,)}), ("", 2, {}), ("a", 2, {"a": (0, 1)})],
+)
+def test_every_task_has_a_process_and_every_process_a_task(labels, count, homes):
+    assert deal([*labels], count, shares=True) == homes
+    assert deal([*labels], count, shares=False) == dict.fromkeys(labels, tuple(range(count)))
