@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from icmbench.tasks.base import DatasetError
 log = logging.getLogger(__name__)
 
 
-def match_shared_categories(model_names: Sequence[str], dataset_names: Sequence[str]) -> npt.NDArray[np.int64]:
+def match_shared_categories(
+    model_names: Sequence[str], dataset_names: Sequence[str], mapping: Mapping[str, str] | None = None
+) -> npt.NDArray[np.int64]:
     """Match the names that model and dataset share, in any case and with underscores as spaces.
 
     Categories that only one side has are logged: those of the model take no part, those of the dataset have AP 0.
@@ -22,15 +24,22 @@ def match_shared_categories(model_names: Sequence[str], dataset_names: Sequence[
     Args:
         model_names: the model's categories.
         dataset_names: the dataset's categories.
+        mapping: the dataset's name of those of the model's categories that have another name there.
 
     Returns:
         int64 (model categories,), index of the same name among the dataset's, -1 if the dataset does not have it.
 
     Raises:
-        DatasetError: no name is shared.
+        DatasetError: no name is shared, or the mapping holds a name that is not one of the model's or of the dataset's.
+
+    Example:
+        >>> match_shared_categories(["cat", "cell phone"], ["Cat", "Mobile phone"], {"cell phone": "Mobile phone"})
+        array([0, 1])
     """
     dataset_index = {_normalised(name): index for index, name in enumerate(dataset_names)}
-    matched = np.array([dataset_index.get(_normalised(name), -1) for name in model_names], dtype=np.int64)
+    renamed = _checked_mapping(mapping or {}, model_names, dataset_names)
+    names = [renamed.get(_normalised(name), _normalised(name)) for name in model_names]
+    matched = np.array([dataset_index.get(name, -1) for name in names], dtype=np.int64)
     if not (matched >= 0).any():
         raise DatasetError(
             f"the model's categories ({_first_three(model_names)}) and the dataset's ({_first_three(dataset_names)}) have no name "
@@ -43,6 +52,22 @@ def match_shared_categories(model_names: Sequence[str], dataset_names: Sequence[
     if unknown:
         log.warning("the model does not know %d of the dataset's categories, their AP is 0: %s", len(unknown), ", ".join(unknown))
     return matched
+
+
+def _checked_mapping(mapping: Mapping[str, str], model_names: Sequence[str], dataset_names: Sequence[str]) -> dict[str, str]:
+    """The mapping with its names as they are compared. Raises DatasetError if it holds a name that one side does not have."""
+    for names, known, owner in ((mapping, model_names, "the model"), (mapping.values(), dataset_names, "the dataset")):
+        spelled = set(map(_normalised, known))
+        stray = next((name for name in names if _normalised(name) not in spelled), None)
+        if stray is not None:
+            raise DatasetError(
+                f"mapping: {stray!r} is no category of {owner} ({_first_three(known)}); write the model's name, a colon and the "
+                "dataset's name"
+            )
+    renamed = {_normalised(name): _normalised(other) for name, other in mapping.items()}
+    if len(renamed) < len(mapping):
+        raise DatasetError(f"mapping: names one category of the model twice ({_first_three(list(mapping))}); leave one of them out")
+    return renamed
 
 
 def _normalised(name: str) -> str:

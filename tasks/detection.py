@@ -1,6 +1,7 @@
-"""Object detection: box AP as COCOeval computes it, in percent.
+"""Object detection: box AP as COCOeval computes it, in percent, or the mean AP of the Open Images challenge.
 
     images -> model -> boxes, scores, classes -> matches with the labels (matching.py) -> AP, AP50, AP75, APs, APm, APl
+                                              -> entries (openimages_matching.py)      -> mAP (openimages_ap.py)
 
 A model for `detection` returns one dict per image: `boxes` float32 (n, 4) as x1, y1, x2, y2 in pixels, `scores` float32 (n,) and
 `classes` int64 (n,), indices into its attribute `categories`. Its categories are matched with the dataset's by name, and boxes of
@@ -11,21 +12,37 @@ no AP (NaN).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from icmbench.tasks.base import Dataset, Image, MetricSpec, Prediction, Reference, Target, Task, labelled, takes_batches
+from icmbench.tasks.base import (
+    Dataset,
+    DatasetError,
+    Image,
+    MetricSpec,
+    Prediction,
+    Reference,
+    Target,
+    Task,
+    labelled,
+    takes_batches,
+)
 from icmbench.tasks.categories import match_shared_categories
 from icmbench.tasks.drawing import draw_boxes
 from icmbench.tasks.matches import Matches
 from icmbench.tasks.matching import AREAS, Detections, Labels, ap_scores, match
+from icmbench.tasks.openimages_ap import METRICS, box_entries, challenge_scores, lacking_key
+from icmbench.tasks.openimages_matching import Entries
 from icmbench.tasks.outputs import ObjectOutput
 from icmbench.tasks.overlaps import Overlap, box_overlap
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# The rules by which detections are matched and scored.
+ScoringRules: TypeAlias = Literal["coco", "openimages"]
 
 
 def ap_metrics(*areas: str) -> tuple[MetricSpec, ...]:
@@ -35,7 +52,15 @@ def ap_metrics(*areas: str) -> tuple[MetricSpec, ...]:
 
 
 class Detection(Task):
-    """Object detection: box AP, AP50, AP75 and AP of small, medium and large objects, as COCOeval.
+    """Object detection: box AP, AP50, AP75 and AP of small, medium and large objects, as COCOeval; or mAP of Open Images.
+
+    The challenge of Open Images is a metric of this task and no task of its own, because what a model is asked and what is stored
+    of it are the same: one set of predictions serves both, and every detector can be scored by both.
+
+    MPEG's conditions for machines run COCO's detectors on Open Images, whose tables they wrote in COCO's names: names are equal in
+    lower case with underscores for blanks, and other classes of the detector are dropped, as `_normalize_labelname` and `digest` of
+    `OpenImagesChallengeEval` in InterDigitalInc/CompressAI-Vision have it (compressai_vision/evaluators/evaluators.py, commit
+    31165da). Names are matched so here too; tables with Open Images' own names need a `mapping`.
 
     Args:
         dataset: a dataset with `instances`; with `reference: original` any dataset.
@@ -43,10 +68,20 @@ class Detection(Task):
         reference: "labels" or "original".
         pseudo_threshold: score from which boxes on the original are its labels with `reference: original`, and from which boxes
             are drawn and named in the report. 0..1; 0.3 drops most false boxes of common detectors.
+        metric: "coco", or "openimages" for the mean AP at IoU 0.5 of the Open Images challenge. By default the one that the
+            dataset's labels are made for, and "coco" with `reference: original`, where "openimages" takes every class as looked
+            for, and no box as a group.
+        mapping: the dataset's name of categories of the model that have another name there, such as {cell phone: Mobile phone}.
+            Others are matched by equal names.
 
     Attributes:
         areas: area ranges that have an AP, in square pixels.
         detection_limit: how many detections of an image and category count, the highest scores first.
+        group_weight: how much a labelled group counts in Open Images' mAP.
+
+    Raises:
+        DatasetError: model and dataset share no category, the mapping holds another name than theirs, or the metric is not the one
+            that the labels are made for.
     """
 
     name = "detection"
@@ -54,20 +89,49 @@ class Detection(Task):
     draws = True
     has_pseudo_labels = True
     extra: ClassVar[str] = "coco"
-    metrics = ap_metrics(*AREAS)
+    metrics: Sequence[MetricSpec] = ap_metrics(*AREAS)
     areas: ClassVar[Mapping[str, tuple[float, float]]] = AREAS
     detection_limit: ClassVar[int] = 100
+    group_weight: ClassVar[float] = 1.0
 
-    def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels", pseudo_threshold: float = 0.3) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: Any,
+        reference: Reference = "labels",
+        pseudo_threshold: float = 0.3,
+        metric: ScoringRules | None = None,
+        mapping: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(dataset, model, reference)
         self.pseudo_threshold = pseudo_threshold
+        # Merging knows the original's predictions without the dataset, so that its labels do not decide about those.
+        self.metric = metric or (getattr(dataset, "scoring_rules", "coco") if reference == "labels" else "coco")
+        if self.metric == "openimages":
+            self.metrics = METRICS
         model_categories: list[str] = list(model.categories)
         if reference == "labels" and self.ids:
             assert self.annotation is not None
             self._categories = list(labelled(dataset, self.name, "categories").categories(self.annotation))
-            self._category_map = match_shared_categories(model_categories, self._categories)
+            self._category_map = match_shared_categories(model_categories, self._categories, mapping)
+            self._refuse_other_metric()
+        elif mapping and reference == "original":
+            raise DatasetError("mapping: on originals the model's own names are compared; leave the key out")
         else:
             self._categories, self._category_map = model_categories, np.arange(len(model_categories))
+
+    def _refuse_other_metric(self) -> None:
+        """Raise DatasetError if the labels are not made for the metric."""
+        assert self.annotation is not None
+        (target,) = self.dataset.targets(self.annotation, self.ids[:1])
+        made_for = getattr(self.dataset, "scoring_rules", "coco")
+        lacking = lacking_key(target) if self.metric == "openimages" else None
+        if lacking is not None or (self.metric == "coco" and made_for == "openimages"):
+            problem = f"have no {lacking!r}" if lacking is not None else "say only of some classes what is in each image"
+            raise DatasetError(
+                f"task {self.name!r}: the labels of dataset {self.dataset.name!r} {problem}, so that metric: {self.metric} would "
+                "give wrong numbers; leave out the key `metric`"
+            )
 
     @property
     def schema(self) -> pa.Schema:
@@ -106,10 +170,19 @@ class Detection(Task):
             "classes": np.asarray(prediction["classes"], dtype=np.int64)[confident],
             "areas": boxes[:, 2] * boxes[:, 3],
             "crowd": np.zeros(len(boxes), dtype=bool),
+            **(self._challenge_target(prediction, confident) if self.metric == "openimages" else {}),
         }
 
-    def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Matches:
+    def _challenge_target(self, prediction: Prediction, confident: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        """What labels for Open Images' metric have beside those of COCO; pixels serve as shares of sides of 1."""
+        corners = np.reshape(np.asarray(prediction["boxes"], dtype=np.float64), (-1, 4))[confident]
+        verified = np.arange(len(self._categories))
+        return {"corners": corners, "group": np.zeros(len(corners), dtype=bool), "verified": verified, "height": 1, "width": 1}
+
+    def statistics(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Matches | Entries:
         """Matches of all images. Among equal scores the image with the lower `image_id` comes first, as in COCOeval."""
+        if self.metric == "openimages":
+            return self._entries(predictions, targets)
         order = sorted(range(len(targets)), key=lambda k: targets[k].get("image_id", k))
         predictions, targets = [predictions[k] for k in order], [targets[k] for k in order]
         overlap, areas = self._overlap(predictions, targets)
@@ -134,6 +207,10 @@ class Detection(Task):
         label_boxes = flat_column(targets, "boxes", np.float64).reshape(-1, 4)
         return box_overlap(boxes, label_boxes, self._crowd(targets)), boxes[:, 2] * boxes[:, 3]
 
+    def _entries(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Entries:
+        """What images contribute to Open Images' mAP."""
+        return box_entries(predictions, targets, self._category_map, len(self._categories), self.group_weight)
+
     def _crowd(self, targets: Sequence[Target]) -> npt.NDArray[np.bool_]:
         return flat_column(targets, "crowd", np.bool_)
 
@@ -142,9 +219,9 @@ class Detection(Task):
         return self._crowd(targets)
 
     @takes_batches
-    def aggregate(self, statistics: Matches, weights: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
+    def aggregate(self, statistics: Matches | Entries, weights: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
         """AP by name, in percent; also of many replicates at once, with weights (replicates, images); see `matching.ap_scores`."""
-        return ap_scores(statistics, weights)
+        return challenge_scores(statistics, weights) if isinstance(statistics, Entries) else ap_scores(statistics, weights)
 
     def names(self, prediction: Prediction) -> list[str]:
         """Categories of the objects with a score of at least `pseudo_threshold`."""

@@ -1,6 +1,7 @@
-"""Instance segmentation: mask AP as COCOeval computes it, in percent.
+"""Instance segmentation: mask AP as COCOeval computes it, in percent, or the mean mask AP of the Open Images challenge.
 
     images -> model -> masks, scores, classes -> matches with the labels (matching.py) -> AP, AP50, AP75, APs, APm, APl
+                                              -> entries (openimages_matching.py)      -> mAP (openimages_ap.py)
 
 A model for `instance_segmentation` returns what a model for `detection` returns, and `masks`: n COCO run lengths, each
 `{"size": [height, width], "counts": bytes}`.
@@ -16,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from icmbench.tasks.base import Dataset, DatasetError, Image, Prediction, Reference, Target
+from icmbench.tasks.datasets.openimages_masks import StoredMask
 from icmbench.tasks.datasets.run_length_boxes import check_run_lengths
 from icmbench.tasks.datasets.segmentations import MIN_NUMBERS, all_full_polygons, full_polygons, problem
-from icmbench.tasks.detection import Detection
+from icmbench.tasks.detection import Detection, ScoringRules
 from icmbench.tasks.maps import paint
+from icmbench.tasks.openimages_ap import mask_entries
+from icmbench.tasks.openimages_matching import Entries
 from icmbench.tasks.outputs import ObjectOutput
 from icmbench.tasks.overlaps import Overlap, mask_overlap
 
@@ -30,24 +34,38 @@ log = logging.getLogger(__name__)
 
 
 class InstanceSegmentation(Detection):
-    """Instance segmentation: mask AP, AP50, AP75 and AP of small, medium and large objects, as COCOeval.
+    """Instance segmentation: mask AP, AP50, AP75 and AP of small, medium and large objects, as COCOeval; or mAP of Open Images.
 
     Args:
         dataset: a dataset with `instances`; with `reference: original` any dataset.
         model: a model for `instance_segmentation`.
         reference: "labels" or "original".
         pseudo_threshold: as in `Detection`, for objects.
+        metric: as in `Detection`.
+        mapping: as in `Detection`.
 
     Raises:
-        DatasetError: a segmentation cannot become a mask, or run lengths do not fit their boxes (`datasets/run_length_boxes.py`).
-            Polygons of fewer than three points are left out, and a warning says how many.
+        DatasetError: as in `Detection`, or the dataset has no masks; or a segmentation cannot become a mask, or run lengths do not
+            fit their boxes (`datasets/run_length_boxes.py`). Polygons of fewer than three points are left out, and a warning says
+            how many.
     """
 
     name = "instance_segmentation"
 
-    def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels", pseudo_threshold: float = 0.3) -> None:
-        super().__init__(dataset, model, reference, pseudo_threshold)
-        if reference == "labels" and self.ids:
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: Any,
+        reference: Reference = "labels",
+        pseudo_threshold: float = 0.3,
+        metric: ScoringRules | None = None,
+        mapping: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(dataset, model, reference, pseudo_threshold, metric, mapping)
+        if reference == "labels" and self.ids and self.metric == "openimages":
+            if any("masks" not in target for target in super().targets(self.ids[:1])):
+                raise DatasetError(f"dataset {dataset.name!r} was given no masks; add the key `masks` and their file")
+        elif reference == "labels" and self.ids:
             targets = super().targets(self.ids)
             check_segmentations(dataset.name, self.ids, targets)
             check_run_lengths(str(targets[0].get("annotated_in", f"dataset {dataset.name!r}")), self.ids, targets)
@@ -75,13 +93,17 @@ class InstanceSegmentation(Detection):
         return predictions
 
     def targets(self, ids: Sequence[str]) -> list[Target]:
-        """The dataset's labels, and `masks`: their run lengths, made once for all codecs."""
+        """The dataset's labels, and `masks`: their run lengths, made once for all codecs; None for a label that has no mask."""
+        if self.metric == "openimages":
+            return [{**target, "masks": _drawn(target)} for target in super().targets(ids)]
         return [
             {**target, "masks": [run_lengths(shape, target["height"], target["width"]) for shape in target["segmentations"]]}
             for target in super().targets(ids)
         ]
 
     def _pseudo_target(self, prediction: Prediction, confident: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        if self.metric == "openimages":  # To which a label without a pixel is one that has no mask.
+            confident = confident & (_areas(_masks(prediction)) > 0)
         masks = [mask for mask, keep in zip(_masks(prediction), confident, strict=True) if keep]
         return super()._pseudo_target(prediction, confident) | {"masks": masks, "areas": _areas(masks)}
 
@@ -96,6 +118,9 @@ class InstanceSegmentation(Detection):
         masks = [mask for prediction in predictions for mask in _masks(prediction)]
         label_masks = [mask for target in targets for mask in target["masks"]]
         return mask_overlap(masks, label_masks, self._crowd(targets)), _areas(masks)
+
+    def _entries(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> Entries:
+        return mask_entries(predictions, targets, self._category_map, len(self._categories), self.group_weight)
 
     def draw(self, image: Image, prediction: Prediction) -> Image:
         """The image with the masks and boxes of a score of at least `pseudo_threshold`."""
@@ -156,6 +181,12 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     if isinstance(segmentation["counts"], list):
         return dict(frPyObjects(segmentation, height, width))
     return dict(segmentation)
+
+
+def _drawn(target: Target) -> list[dict[str, Any] | None]:
+    """The run lengths of Open Images' labels, read where the dataset left them on disk."""
+    size = (target["height"], target["width"])
+    return [mask.run_lengths(size) if isinstance(mask, StoredMask) else mask for mask in target["masks"]]
 
 
 def _masks(prediction: Prediction) -> list[dict[str, Any]]:

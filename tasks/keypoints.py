@@ -46,7 +46,7 @@ class Keypoints(Detection):
     detection_limit = 20
 
     def __init__(self, dataset: Dataset, model: Any, reference: Reference = "labels", pseudo_threshold: float = 0.3) -> None:
-        super().__init__(dataset, model, reference, pseudo_threshold)
+        super().__init__(dataset, model, reference, pseudo_threshold, metric="coco")
         if reference == "labels":
             for image_id, target in zip(self.ids, self.targets(self.ids), strict=True):
                 shape = np.shape(target["keypoints"])

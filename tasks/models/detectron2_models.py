@@ -153,7 +153,8 @@ class Detectron2Instances(_Detectron2):
 
     Args:
         zoo: name in detectron2's model zoo, such as COCO-Detection/faster_rcnn_R_50_FPN_3x (the papers' detector),
-            COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x or COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.
+            COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x or COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x. MPEG's conditions for
+            machines use COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x and COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.
         config: configuration file of your own, instead of `zoo`.
         path: file with the weights, .pkl or .pth. By default those of `zoo` are downloaded; with `config` it must be given.
         settings: keys of the configuration to change, such as {MODEL.ROI_HEADS.SCORE_THRESH_TEST: 0.01}.
