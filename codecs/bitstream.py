@@ -8,12 +8,16 @@
       seed                                   4 bytes
       overrides                              2 varints (steps, noise level) and 2 bytes (guidance)
       text                                   1 byte (mode), 2 varints (count, bits) and the text's own bytes
-      colour statistics                      12 bytes. Unused; to be retired with container version 2
-      model hash                             4 bytes. Unused; to be retired with container version 2
+      version 1: colour statistics           12 bytes; no codec ever wrote them
+                 model hash                  4 bytes; no codec ever wrote it
+      version 2: variant                     1 byte, in the codec's own numbering, from 1; bit 4 of the flags
     symbol check                             2 bytes: CRC-32, its low half, over the header and the codec's own checksum
     length of z                              varint: how many bytes of the payload are side information
     payload                                  z, then y
     stream check                             2 bytes: CRC-32, its low half, over all bytes before it
+
+A stream is written in the lowest version that has its fields: version 2 if it has a variant, otherwise version 1, whose bytes are
+those that earlier releases wrote. Both are read.
 
 The stream check refuses foreign, truncated and altered bytes before anything is decoded. The symbol check tells a decoder whether
 it decoded the symbols that the encoder coded, with the same weights. Integers are little-endian.
@@ -29,14 +33,15 @@ from dataclasses import dataclass
 
 from icmbench.codecs.base import BitstreamError, CodecError
 
-VERSION = 1
+VERSIONS = (1, 2)
 CODECS = {1: "elic", 2: "diff-icmh", 3: "resulic", 4: "slim", 5: "cadc", 6: "stablecodec"}  # 6 is reserved: no such codec here
 PIXELS_PER_BYTE = 8192
 FREE_PIXELS = 1 << 18  # A stream of any length may claim this many pixels.
 MAX_PIXELS = 1 << 28
 _IDS = {name: number for number, name in CODECS.items()}
-# Bits of the flags byte. _COLOUR and _HASH are unused; to be retired with container version 2.
+# Bits of the flags byte. Bits 4 and 5 are _COLOUR and _HASH in version 1; bit 4 is _VARIANT in version 2, which has no bit 5.
 _PORTABLE, _SEED, _OVERRIDES, _TEXT, _COLOUR, _HASH = (1 << bit for bit in range(6))
+_VARIANT = _COLOUR
 _MAX_NAME = 64  # bytes
 
 
@@ -89,8 +94,10 @@ class Container:
         seed: Seed of the decoder's sampler.
         overrides: Sampling parameters that differ from the model's own.
         text: Text side information.
-        colour: 12 bytes. Unused; to be retired with container version 2.
-        model_hash: 4 bytes. Unused; to be retired with container version 2.
+        colour: 12 bytes. Only in version 1, and unused.
+        model_hash: 4 bytes. Only in version 1, and unused.
+        variant: The codec's number for what `model` has no room for, 1 to 255; 0 for nothing, which takes no byte. Streams with a
+            variant are of version 2.
     """
 
     codec: str
@@ -106,6 +113,7 @@ class Container:
     text: Text | None = None
     colour: bytes | None = None
     model_hash: bytes | None = None
+    variant: int = 0
 
     def to_bytes(self) -> bytes:
         """The whole stream.
@@ -131,15 +139,22 @@ class Container:
         """
         reader = _Reader(_unseal(data))
         name = reader.codec()
+        version = data[0] >> 5
         model, flags = reader.take(2)
-        if flags >= 2 * _HASH:
+        if flags >= 2 * (_HASH if version == 1 else _VARIANT):
             raise BitstreamError("the stream has fields of a later version; update icmbench")
         width, height = reader.varint(), reader.varint()
         seed = int.from_bytes(reader.take(4), "little") if flags & _SEED else None
         overrides = reader.overrides() if flags & _OVERRIDES else None
         text = reader.text() if flags & _TEXT else None
-        colour = reader.take(12) if flags & _COLOUR else None  # unused; to be retired with container version 2
-        model_hash = reader.take(4) if flags & _HASH else None  # unused; to be retired with container version 2
+        variant, colour, model_hash = 0, None, None
+        if version == 1:
+            colour = reader.take(12) if flags & _COLOUR else None
+            model_hash = reader.take(4) if flags & _HASH else None
+        elif flags & _VARIANT:
+            (variant,) = reader.take(1)
+        if version == 2 and not variant:  # Each header has one form, which `verify` compares.
+            raise BitstreamError("the stream's header has a version that its fields do not need: it is damaged")
         reader.take(2)  # the symbol check; `verify` compares it once the symbols are decoded
         z_bytes = reader.varint()
         payload = reader.remaining()
@@ -147,9 +162,9 @@ class Container:
             raise BitstreamError(f"a stream of {len(data)} bytes cannot hold the {width}x{height} image it claims")
         if z_bytes > len(payload):
             raise BitstreamError(f"the stream claims {z_bytes} bytes of z in a payload of {len(payload)}")
-        return cls(
-            name, model, width, height, payload, z_bytes, None, bool(flags & _PORTABLE), seed, overrides, text, colour, model_hash
-        )
+        portable = bool(flags & _PORTABLE)
+        fields = (z_bytes, None, portable, seed, overrides, text, colour, model_hash, variant)
+        return cls(name, model, width, height, payload, *fields)
 
     def verify(self, data: bytes, checksum: int) -> None:
         """Compare the stream's symbol check with the decoder's checksum.
@@ -185,9 +200,12 @@ class Container:
             (_SEED, None if self.seed is None else _fixed(self.seed, 4, "seed")),
             (_OVERRIDES, None if self.overrides is None else _overrides_bytes(self.overrides)),
             (_TEXT, None if self.text is None else _text_bytes(self.text)),
-            (_COLOUR, self.colour),  # unused; to be retired with container version 2
-            (_HASH, self.model_hash),  # unused; to be retired with container version 2
+            (_COLOUR, self.colour),
+            (_HASH, self.model_hash),
+            (_VARIANT, _fixed(self.variant, 1, "variant") if self.variant else None),
         ]
+        if self.variant and (self.colour is not None or self.model_hash is not None):
+            raise CodecError("a stream with a variant has neither colour statistics nor a model hash")
         for field, size in ((self.colour, 12), (self.model_hash, 4)):
             if field is not None and len(field) != size:
                 raise CodecError(f"an optional field has {len(field)} bytes where the format has {size}")
@@ -198,7 +216,7 @@ class Container:
         flags = sum(flag for flag, field in optional if field is not None)
         return b"".join(
             [
-                bytes([VERSION << 5 | number]),
+                bytes([(2 if self.variant else 1) << 5 | number]),
                 b"" if number else _varint(len(name)) + name,
                 _fixed(self.model, 1, "model"),
                 bytes([flags]),
@@ -226,7 +244,7 @@ def seal(body: bytes) -> bytes:
 def _unseal(data: bytes) -> bytes:
     """The body of a stream whose version and stream check are right."""
     body, check = data[:-2], data[-2:]
-    if len(body) < 8 or body[0] >> 5 != VERSION:
+    if len(body) < 8 or body[0] >> 5 not in VERSIONS:
         raise BitstreamError("the bytes are no stream of this project, or of a version that it does not know")
     if (zlib.crc32(body) & 0xFFFF).to_bytes(2, "little") != check:
         raise BitstreamError("the stream is truncated or altered: its check does not match")

@@ -6,14 +6,16 @@ payload --g_s--> l_T --SD-Turbo's UNet, once, under a caption of l_T[:4]--> clea
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from icmbench.codecs.base import BitstreamError
+from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Container, Overrides
-from icmbench.codecs.diffusion.backbone.files import resolve_device
+from icmbench.codecs.diffusion.backbone.files import WeightFiles, resolve_device
 from icmbench.codecs.diffusion.codec import DiffusionCodec
 from icmbench.codecs.diffusion.options import MODEL_DEFAULTS, RUNTIME_DEFAULTS, ModelOptions, RuntimeOptions, flat_options
 from icmbench.codecs.diffusion.prompts.captioners import build_captioner
@@ -29,6 +31,7 @@ PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant
 TURBO = "stabilityai/sd-turbo"
 BLIP = "Salesforce/blip-image-captioning-base"
 PLAIN, CAPTIONED = "plain", "captioned"
+CHANNELS = {"sd21": 320, "tiny": 32}  # Channels of y by profile.
 
 
 class Cadc(DiffusionCodec):
@@ -48,6 +51,11 @@ class Cadc(DiffusionCodec):
         prompt: The fixed prompt, which follows the caption. The default is the paper's.
         ugaq: Whether the encoder quantises by uncertainty, True by default. A decoder need not know. False is for weights that were
             trained without.
+        uncertainty_channels: Channels of the uncertainty map: 1, or as many as y has, 320 for sd21 and 32 for tiny. None, the
+            default, is what the weights record, or 1, a guess, as the paper indexes the map by row and column only. Other weights
+            do not fit.
+        delta: Rounding step of the latent (equation 5), above 0; larger is coarser. None, the default, is what the weights record
+            they were trained with, or 1. A stream decodes only with the step that it was made with, and does not say it.
 
     Raises:
         CodecError: an option is out of its range, or weights or the device cannot be had.
@@ -70,6 +78,8 @@ class Cadc(DiffusionCodec):
         captioner: str | Path | Mapping[str, Any] | Callable[..., Any] | None = None,
         prompt: str = PROMPT,
         ugaq: bool = True,
+        uncertainty_channels: int | None = None,
+        delta: float | None = None,
         model: ModelOptions = MODEL_DEFAULTS,
         runtime: RuntimeOptions = RUNTIME_DEFAULTS,
     ) -> None:
@@ -78,7 +88,11 @@ class Cadc(DiffusionCodec):
             model = replace(model, backbone=model.backbone or TURBO)
         device = resolve_device(runtime.device, runtime.dtype)[0]
         self._captioner = build_captioner(None if captioner == "none" else captioner, device)
-        self._ugaq = ugaq
+        files = WeightFiles(self.name, model.profile, model.weights, model.backbone, self.published)
+        trained = {"uncertainty_channels": 1, "delta": 1.0} | files.trained_with(point)
+        channels = trained["uncertainty_channels"] if uncertainty_channels is None else uncertainty_channels
+        step = trained["delta"] if delta is None else delta
+        self._latent_options = {"ugaq": ugaq, "uncertainty_channels": channels, "delta": step}
         super().__init__(
             point,
             sampler=CAPTIONED if self._captioner else PLAIN,
@@ -86,8 +100,16 @@ class Cadc(DiffusionCodec):
             sampling=Overrides(),
             model=model,
             runtime=runtime,
-            facts={"ugaq": ugaq},
+            # Facts of their own only where they differ from what all codecs before them had, so that stored results stay valid.
+            facts={name: value for name, value in self._latent_options.items() if name == "ugaq" or value != 1},
         )
+        _check_quantiser(channels, step, model.profile)
+        if step != trained["delta"] and model.weights != "random":
+            warnings.warn(
+                f"{self.name}: lambda={point:g} is coded with delta: {step:g}, but its weights were trained with delta: "
+                f"{trained['delta']:g}, so their entropy model does not fit it: leave `delta` out, or train others",
+                stacklevel=2,
+            )
 
     @classmethod
     def default_sampling(cls, profile: str, point: float) -> Overrides:
@@ -125,4 +147,11 @@ class Cadc(DiffusionCodec):
     def architecture(self) -> Architecture:
         from icmbench.codecs.diffusion.cadc_model import architecture
 
-        return architecture(self._ugaq)
+        return architecture(**self._latent_options)
+
+
+def _check_quantiser(uncertainty_channels: int, delta: float, profile: str) -> None:
+    if uncertainty_channels not in (1, CHANNELS[profile]):
+        raise CodecError(f"cadc takes uncertainty_channels 1 or, for profile {profile}, {CHANNELS[profile]}")
+    if not (delta > 0 and math.isfinite(delta)):
+        raise CodecError("cadc takes delta, the rounding step, above 0")

@@ -16,7 +16,7 @@ hard-prompts-made-easy (MIT); Stable Diffusion is under CreativeML Open RAIL++-M
 
 The authors code a picture that is resized to a short side of 512, and measure it at that size; here the drawing is resized back.
 They estimate the rate: bits of the strings as numbers, 33 bytes too many for the caption (the size of a Python object), and log2(N)
-bits for the choice. The stream holds the same strings and zlib's caption, behind 9 bytes for sizes and the choice.
+bits for the choice. The stream holds the same strings and zlib's caption, behind 11 bytes for sizes and the choice.
 
 The authors' functions name the device "cuda" themselves; for another device the adapter replaces it while they run.
 
@@ -37,7 +37,7 @@ from unittest import mock
 
 import numpy as np
 
-_HEADER = struct.Struct("<HHBHH")  # height, width, number of the chosen candidate, bytes of y and of z
+_HEADER = struct.Struct("<HHBIH")  # height, width, number of the chosen candidate, bytes of y and of z
 
 
 class BitstreamError(ValueError):

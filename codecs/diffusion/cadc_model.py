@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,10 @@ from icmbench.codecs.diffusion.models import Architecture, Parts
 from icmbench.codecs.diffusion.prompts.captioners import Captioner
 from icmbench.codecs.diffusion.sampling import samplers
 
-# Between caption and prompt; the paper says only "simple string concatenation".
+# Between caption and prompt. The paper's "simple string concatenation", c = c_aux + c_fix (equation 12), cannot be meant to the
+# letter: captions of BLIP end without a stop, so "a red door" and "A high-resolution, ..." would give "a red doorA
+# high-resolution", whose word "doora" CLIP cuts into other tokens, and the caption's last word, often what the picture shows, would
+# be lost. The fixed prompt is itself a list with commas, so a comma joins the caption to it here. It costs one of the 77 tokens.
 SEPARATOR = ", "
 
 
@@ -82,8 +86,8 @@ class CadcModel(CodecModel):
         return super().predictor(hint, decoding, prompts)
 
 
-def _build_parts(base: DiffusionBackbone, profile: str, ugaq: bool) -> Parts:
-    latent = CadcCompressor(**CADC_PROFILES[profile], ugaq=ugaq)
+def _build_parts(base: DiffusionBackbone, profile: str, **options: Any) -> Parts:
+    latent = CadcCompressor(**CADC_PROFILES[profile], **options)
     return {"latent": latent, "unet": adapted.adapt_unet(base.unet, latent.context.channels)}
 
 
@@ -96,10 +100,13 @@ def _fill_parts(parts: Parts, state: Mapping[str, Tensor], file: Path) -> None:
 
 
 @functools.cache
-def architecture(ugaq: bool = True) -> Architecture:
+def architecture(ugaq: bool = True, uncertainty_channels: int = 1, delta: float = 1.0) -> Architecture:
     """Return the networks of CADC.
 
     Args:
         ugaq: Whether the encoder modulates y by its uncertainty map (equations 1 to 3); False is the paper's ablation.
+        uncertainty_channels: Channels of that map, see `CadcCompressor`.
+        delta: Rounding step of y (equation 5).
     """
-    return Architecture(functools.partial(_build_parts, ugaq=ugaq), build_model=CadcModel, fill_parts=_fill_parts)
+    build_parts = functools.partial(_build_parts, ugaq=ugaq, uncertainty_channels=uncertainty_channels, delta=delta)
+    return Architecture(build_parts, build_model=CadcModel, fill_parts=_fill_parts)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from icmbench.codecs.base import CodecError
 from icmbench.codecs.diffusion.backbone import keys, stable_diffusion, weights
 from icmbench.codecs.diffusion.backbone.control import ControlModule
-from icmbench.codecs.diffusion.backbone.files import WeightFiles
+from icmbench.codecs.diffusion.backbone.files import WeightFiles, training_record
 from icmbench.codecs.diffusion.backbone.stable_diffusion import DiffusionBackbone
 from icmbench.codecs.diffusion.engine import CodecModel
 from icmbench.codecs.diffusion.latents.lfgcm import LFGCM_PROFILES, Lfgcm
@@ -94,9 +94,15 @@ def build_meta_model(architecture: Architecture, profile: str) -> CodecModel:
         return architecture.build_model(base, **architecture.build_parts(base, profile))
 
 
-def save_model(model: CodecModel, path: Path) -> None:
-    """Write the weights and frequency tables of one rate point to a safetensors file in this project's layout."""
-    _save_state(model.state(), path)
+def save_model(model: CodecModel, path: Path, trained_with: Mapping[str, Any] | None = None) -> None:
+    """Write the weights and frequency tables of one rate point to a safetensors file in this project's layout.
+
+    Args:
+        model: The rate point.
+        path: The file to write.
+        trained_with: The options of training that a codec must repeat, as JSON values by name; see `WeightFiles.trained_with`.
+    """
+    _save_state(model.state(), path, training_record(trained_with or {}))
 
 
 def save_backbone(base: DiffusionBackbone, path: Path) -> None:
@@ -104,8 +110,8 @@ def save_backbone(base: DiffusionBackbone, path: Path) -> None:
     _save_state(base.state_dict(), path)
 
 
-def _save_state(state: Mapping[str, Tensor], path: Path) -> None:
-    save_file({key: value.cpu().contiguous() for key, value in state.items()}, path)
+def _save_state(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({key: value.cpu().contiguous() for key, value in state.items()}, path, metadata)
 
 
 def _diff_icmh_parts(base: DiffusionBackbone, profile: str) -> Parts:

@@ -4,6 +4,8 @@ The model number, one byte, holds all three:
 
     bits 0-3: 1 + index of the rate point    bits 4-5: index of the sampler    bits 6-7: index of the profile
 
+A codec with more than four samplers has the further bits of the index in the container's variant.
+
 Sampling parameters are in the header if they differ from the defaults of the rate point. Imports nothing heavy.
 """
 
@@ -64,7 +66,7 @@ class StreamScheme:
         return Overrides(sampling.steps or default.steps, sampling.noise_level or default.noise_level, guidance)
 
     def model_number(self, point: float, sampler: str, profile: str) -> int:
-        """The number in a header for a rate point, sampler and profile.
+        """The number in a header for a rate point, sampler and profile, without the bits of the sampler that are in the variant.
 
         Raises:
             CodecError: the codec lacks one of the three.
@@ -73,7 +75,7 @@ class StreamScheme:
             raise CodecError(
                 f"{self.name} has lambda {self.points}, profile {PROFILES} and sampler {self.samplers}: choose from these"
             )
-        return 1 + self.points.index(point) | self.samplers.index(sampler) << 4 | PROFILES.index(profile) << 6
+        return 1 + self.points.index(point) | (self.samplers.index(sampler) & 3) << 4 | PROFILES.index(profile) << 6
 
     def common_header(self, point: float, sampler: str, profile: str, sampling: Overrides, seed: int) -> Container:
         """What all streams of one codec at one point have in common; they differ in the image. Seed 0 takes no bytes.
@@ -84,7 +86,8 @@ class StreamScheme:
         number = self.model_number(point, sampler, profile)
         complete = self.complete_sampling(sampling, profile, point)
         overrides = None if complete == self.complete_sampling(Overrides(), profile, point) else complete
-        return Container(self.name, number, width=0, height=0, payload=b"", seed=seed or None, overrides=overrides)
+        variant = self.samplers.index(sampler) >> 2
+        return Container(self.name, number, 0, 0, payload=b"", seed=seed or None, overrides=overrides, variant=variant)
 
     def parse(self, data: bytes, profile: str) -> Container:
         """Parse a stream.
@@ -103,7 +106,7 @@ class StreamScheme:
         container = Container.from_bytes(data)
         if container.codec != cls.name:
             raise BitstreamError(f"the stream was made by {container.codec}, not by {cls.name}")
-        point_number, sampler_index, profile_index = container.model & 15, container.model >> 4 & 3, container.model >> 6
+        point_number, sampler_index, profile_index = container.model & 15, cls._sampler_index(container), container.model >> 6
         sampling = container.overrides or Overrides()
         valid = 1 <= point_number <= len(cls.points) and sampler_index < len(cls.samplers) and profile_index < len(PROFILES)
         if not valid or sampling.steps > MAX_STEPS or sampling.noise_level >= MAX_STEPS:
@@ -118,7 +121,11 @@ class StreamScheme:
     @classmethod
     def sampler_of(cls, container: Container) -> str:
         """The name of the sampler that a parsed header names."""
-        return cls.samplers[container.model >> 4 & 3]
+        return cls.samplers[cls._sampler_index(container)]
+
+    @classmethod
+    def _sampler_index(cls, container: Container) -> int:
+        return container.model >> 4 & 3 | container.variant << 2
 
     @classmethod
     def profile_of(cls, container: Container) -> str:

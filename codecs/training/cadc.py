@@ -30,6 +30,9 @@ PICTURE_TERMS = ("mse", "lpips", "clip", "adversarial")  # If none of these has 
 class CadcObjective(CodecObjective):
     """CADC's loss: lambda bpp + 2 MSE + LPIPS + 0.1 CLIP; in stage 2 also L_aux (eq. 10) + 0.1 GAN.
 
+    Only L_aux trains the auxiliary decoder, and the paper activates it in stage 2 (section 7.2). Until then x_aux shows nothing
+    that could be described, so the UNet is trained under the fixed prompt alone.
+
     The default weights are StableCodec's, because the available text of the paper does not contain CADC's (open).
 
     Args:
@@ -40,13 +43,15 @@ class CadcObjective(CodecObjective):
         rate: weight of the rate; by default 0.5 in stage 1 and the point in stage 2.
         mse: weight of the picture's MSE.
         lpips: weight of LPIPS; 0 leaves it and its network out.
-        clip: weight of the CLIP distance; 0 leaves it and its network out.
+        clip: weight of the l2 distance of CLIP embeddings (section 7.2); 0 leaves it and its network out.
         auxiliary: weight of L_aux in stage 2; 0 is the ablation without ADGIC.
         adversarial: weight of the GAN's loss in stage 2; 0 leaves it and its network out.
         ugaq: modulate the latent by its uncertainty map; False is the ablation without UGAQ.
+        uncertainty_channels: channels of that map, 1 or as many as the latent has, 320 for sd21 and 32 for tiny.
+        delta: rounding step of the latent (equation 5). The exported weights record it and the channels of the map for the codec.
         captions: what precedes the fixed prompt (BFATC). With "decoder", `captioner` describes the auxiliary picture, as in the
-            codec; "data" takes the captions of the data instead, which spares the captioner; "none" is the ablation, the fixed
-            prompt alone.
+            codec, if the stage trains that picture (stage 2 with a weight `auxiliary`); "data" takes the captions of the data
+            instead, which spares the captioner; "none" is the ablation, the fixed prompt alone.
         captioner: hub repository or folder of the captioner; the default is the paper's.
         prompt: the fixed prompt.
         unet: "lora" trains low-rank factors and the input convolution, as StableCodec does; "all" trains the whole UNet.
@@ -75,6 +80,8 @@ class CadcObjective(CodecObjective):
         auxiliary: float = 1.0,
         adversarial: float = 0.1,
         ugaq: bool = True,
+        uncertainty_channels: int = 1,
+        delta: float = 1.0,
         captions: Literal["decoder", "data", "none"] = "decoder",
         captioner: str = "Salesforce/blip-image-captioning-base",
         prompt: str = cadc.PROMPT,
@@ -86,7 +93,9 @@ class CadcObjective(CodecObjective):
         discriminator_lr: float = 2e-5,
         device: str = "cpu",
     ) -> None:
-        super().__init__(point, cadc_model.architecture(ugaq), profile=profile, backbone=backbone, device=device)
+        networks = cadc_model.architecture(ugaq, uncertainty_channels, delta)
+        super().__init__(point, networks, profile=profile, backbone=backbone, device=device)
+        self.trained_with = {"uncertainty_channels": uncertainty_channels, "delta": delta}
         if unet == "lora":
             adapted.add_lora(self.get_submodule("unet"), rank_lora, rank_lora / 4)
         else:
@@ -104,7 +113,8 @@ class CadcObjective(CodecObjective):
             self.discriminator = Discriminator(discriminator, device)
             self.weights |= {"adversarial": adversarial, "discriminator": 1.0}
         self.needs = {"text"} if captions == "data" else set()
-        self._captioner: Captioner | None = build_captioner(captioner, device) if captions == "decoder" else None
+        describes = captions == "decoder" and "auxiliary" in self.weights
+        self._captioner: Captioner | None = build_captioner(captioner, device) if describes else None
         self._captions, self._prompt = captions, prompt
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -27,12 +27,16 @@ class CodecObjective(LatentObjective):
         profile: size of the networks, "sd21" or "tiny".
         backbone: file, folder or hub repository of the backbone; by default it is looked for where the codecs look for it.
         device: PyTorch device.
+
+    Attributes:
+        trained_with: options of training that the codec must repeat; the weight file records them, see `WeightFiles.trained_with`.
     """
 
     def __init__(
         self, point: float, architecture: models.Architecture, *, profile: str, backbone: Path | str | None, device: str
     ) -> None:
         super().__init__(point, profile=profile, backbone=backbone, device=device)
+        self.trained_with: dict[str, Any] = {}
         self._architecture = architecture
         parts: dict[str, Any] = architecture.build_parts(self.base, profile)
         self._names = list(parts)
@@ -65,7 +69,7 @@ class CodecObjective(LatentObjective):
         parts: Any = {name: copy.deepcopy(self.get_submodule(name), dict(frozen)) for name in self._names}
         parts["latent"].update()
         model = self._architecture.build_model(self.base, **parts)
-        models.save_model(model, folder / f"{self.codec}-lambda{self.point:g}.safetensors")
+        models.save_model(model, folder / f"{self.codec}-lambda{self.point:g}.safetensors", self.trained_with)
         if self.source.name == BACKBONE and PRETRAINED not in self.source.parents and not (folder / BACKBONE).exists():
             shutil.copyfile(self.source, folder / BACKBONE)
 

@@ -22,7 +22,11 @@ DINO_LAYERS = (0.25, 0.5, 0.75, 1.0)  # The layers whose tokens the discriminato
 
 
 def clip_distance(source: str, device: str) -> nn.Module:
-    """Load a distance between pictures: 1 - cosine similarity of CLIP's image embeddings.
+    """Load a distance between pictures: the l2 distance of CLIP's image embeddings, which are scaled to length 1.
+
+    CADC's paper (section 7.2) says "l2-distance between CLIP embeddings" and refers to StableCodec, whose code scales the
+    embeddings and takes the distance itself, not its square. It is sqrt(2 - 2 cos), so its gradient does not vanish as the pictures
+    become alike, as that of 1 - cos does.
 
     Args:
         source: weights, such as "openai/clip-vit-base-patch32".
@@ -49,7 +53,7 @@ class _ClipDistance(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         a, b = (self.network(_square_inputs(x, self._side, CLIP_MOMENTS)).image_embeds for x in (first, second))
-        return 1 - F.cosine_similarity(a.float(), b.float(), dim=1).mean()
+        return torch.linalg.vector_norm(F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1), dim=1).mean()
 
 
 class Discriminator(nn.Module):

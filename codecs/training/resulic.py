@@ -37,6 +37,8 @@ class ResulicObjective(ControlledObjective):
         lpips: lambda_p, the weight of LPIPS in stage 2; by default the paper's of the point.
         noise_levels: noise levels N_r to draw from, times from 1 to 999; by default the one that the codec uses at this point.
         cdm: False trains plain diffusion, for sampling from pure noise.
+        eta: the eta that the codec will sample with, on which gamma_n depends (eqs. 30 and 34); of no effect if `cdm` is False. The
+            exported weights record both, and the codec says so if it samples otherwise.
         perceptual: the network of LPIPS, a name for `perceptual_distance`; the paper does not name it.
         gain_limit: the losses of the picture ignore samples whose estimate of z_0 multiplies errors of the predicted noise by more
             than this factor, which is in the hundreds near N_r; 0 ignores none, as the authors do.
@@ -61,6 +63,7 @@ class ResulicObjective(ControlledObjective):
         lpips: float | None = None,
         noise_levels: list[int] | None = None,
         cdm: bool = True,
+        eta: Literal[0, 1] = 0,
         perceptual: str = "lpips-alex",
         gain_limit: float = 0.0,
         text: bool = True,
@@ -76,7 +79,8 @@ class ResulicObjective(ControlledObjective):
             self.weights |= {"mse": mse, "lpips": stage2_lpips if lpips is None else lpips}
             self.add_frozen("lpips", perceptual_distance(perceptual, device))
         levels = noise_levels or [resulic.NOISE_LEVELS.get(point, 300)]
-        self._processes = [CompressionAwareSampler(level, 1) for level in levels] if cdm else []
+        self._processes = [CompressionAwareSampler(level, 1, eta) for level in levels] if cdm else []
+        self.trained_with = {"cdm": cdm} | ({"eta": eta} if cdm else {})
         self._gain_limit, self._text, self._dropout = gain_limit, text, text_dropout
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

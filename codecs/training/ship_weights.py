@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from icmbench.codecs.diffusion.backbone.files import read_training_record, training_record
 from icmbench.codecs.entropy.models import GaussianConditional
 
 KEPT = ("entropy_bottleneck.quantiles", "gaussian_conditional")  # Tensors with such names stay float32.
@@ -65,6 +66,7 @@ def ship(files: Sequence[Path], folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     states = {path.name: load_as_float16(path) for path in files}
+    records = {path.name: training_record(read_training_record(path)) for path in files}
     for codec in {name.partition("-lambda")[0] for name in states if "-lambda" in name} - {"elic"}:  # ELIC's loader takes one file.
         points = [state for name, state in states.items() if name.startswith(f"{codec}-lambda")]
         first = points[0]
@@ -78,7 +80,7 @@ def ship(files: Sequence[Path], folder: Path) -> None:
                 for key in common:
                     del state[key]
     for name, state in states.items():
-        save_file({key: value.contiguous() for key, value in state.items()}, folder / name)
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / name, records.get(name))
 
 
 def main() -> None:

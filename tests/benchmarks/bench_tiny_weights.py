@@ -72,12 +72,18 @@ def mechanisms(tags):
     """For each mechanism, (codec, point, weights, options) with it and without it. tags: JSON file of the colours in each image."""
     with_tags = {"tags": tags, "vocabulary": FOLDER / "vocabulary.txt"}
     plain_diffusion = {"cdm": False, "steps": 4}
+    many_steps = {"cdm": False, "steps": 20}  # The paper runs ANS in 50 and 20.
     return {
         "tags": (("diff-icmh", 4, FOLDER, with_tags), ("diff-icmh", 4, FOLDER, {})),
         "semantic consistency": (("diff-icmh", 4, ABLATIONS / "semantic-on", {}), ("diff-icmh", 4, ABLATIONS / "semantic-off", {})),
         "compression-aware diffusion": (
             ("resulic", 3, ABLATIONS / "cdm-on", {}),
             ("resulic", 3, ABLATIONS / "cdm-off", plain_diffusion),
+        ),
+        "stochastic sampling": (("resulic", 3, ABLATIONS / "eta-1", {"eta": 1}), ("resulic", 3, ABLATIONS / "cdm-on", {})),
+        "ANS": (
+            ("resulic", 3, ABLATIONS / "cdm-off", {**many_steps, "ans": True}),
+            ("resulic", 3, ABLATIONS / "cdm-off", many_steps),
         ),
         "RoI masks": (("slim", 2, ABLATIONS / "roi-on", {}), ("slim", 2, ABLATIONS / "roi-off", {})),
         "UGAQ": (("cadc", 8, ABLATIONS / "ugaq-on", {}), ("cadc", 8, ABLATIONS / "ugaq-off", {"ugaq": False})),

@@ -1,6 +1,7 @@
 """The container: what it holds, what it costs, what it refuses."""
 
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,10 @@ from icmbench.codecs import bitstream
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import CODECS, MAX_PIXELS, Container, Overrides, Text, codec_name, seal
 
+# A stream of version 1 with every optional field, written before there was a version 2.
+VERSION_1 = bytes.fromhex(
+    "23433f28380100000002ac0280010102090102000102030405060708090a0b616263647ed404000102030405060708090a0b0c0d0e0f10111213e5f9"
+)
 PLAIN = Container("elic", 3, 768, 512, bytes(range(1, 200)), z_bytes=40, checksum=0x12345678)
 
 
@@ -26,6 +31,7 @@ def containers(draw):
     payload = draw(st.binary(min_size=8, max_size=60))
     bits = draw(st.integers(0, 100))
     text = Text(draw(st.integers(0, 255)), draw(st.integers(0, 300)), bits, bytes((bits + 7) // 8))
+    variant = draw(st.just(0) | st.integers(1, 255))
     return Container(
         codec=name,
         model=draw(st.integers(0, 255)),
@@ -38,8 +44,9 @@ def containers(draw):
         seed=draw(st.none() | st.integers(0, 2**32 - 1)),
         overrides=draw(st.none() | st.builds(Overrides, st.integers(0, 999), st.integers(0, 999), st.sampled_from([0, 2.5, 7]))),
         text=draw(st.none() | st.just(text)),
-        colour=draw(st.none() | st.binary(min_size=12, max_size=12)),
-        model_hash=draw(st.none() | st.binary(min_size=4, max_size=4)),
+        colour=None if variant else draw(st.none() | st.binary(min_size=12, max_size=12)),
+        model_hash=None if variant else draw(st.none() | st.binary(min_size=4, max_size=4)),
+        variant=variant,
     )
 
 
@@ -134,10 +141,35 @@ def test_a_large_plain_image_is_padded_to_a_plausible_size_and_decodes():
 
 
 def test_later_versions_flags_and_codecs_are_named():
-    data = PLAIN.to_bytes()
-    for position, value, message in ((0, 0x41, "version"), (2, 0x80, "later version"), (0, 0x3F, "codec number 31")):
+    data, varied = PLAIN.to_bytes(), replace(PLAIN, variant=1).to_bytes()
+    for stream, position, value, message in (
+        (data, 0, 0x61, "version that it does not know"),
+        (data, 2, 0x80, "later version"),
+        (data, 0, 0x3F, "codec number 31"),
+        (varied, 2, 0x30, "later version"),
+    ):
         with pytest.raises(BitstreamError, match=message):
-            Container.from_bytes(with_byte(data, position, value))
+            Container.from_bytes(with_byte(stream, position, value))
+
+
+def test_streams_of_version_1_are_read_and_still_written():
+    parsed = Container.from_bytes(VERSION_1)
+    assert (parsed.codec, parsed.model, parsed.width, parsed.height, parsed.variant) == ("resulic", 0x43, 40, 56, 0)
+    assert (parsed.seed, parsed.overrides, parsed.text) == (1, Overrides(2, 300, 1.5), Text(1, 2, 9, b"\1\2"))
+    assert (parsed.colour, parsed.model_hash, parsed.payload) == (bytes(range(12)), b"abcd", bytes(range(20)))
+    parsed.verify(VERSION_1, 9)
+    assert replace(parsed, checksum=9).to_bytes() == VERSION_1
+
+
+def test_only_a_variant_makes_a_stream_of_version_2():
+    """A variant costs one byte; every header has one form, so a version 2 that is not needed is refused."""
+    plain, varied = PLAIN.to_bytes(), replace(PLAIN, variant=7).to_bytes()
+    assert (plain[0] >> 5, varied[0] >> 5, len(varied) - len(plain)) == (1, 2, 1)
+    assert (Container.from_bytes(varied).variant, codec_name(varied)) == (7, "elic")
+    assert varied[5:7] == plain[5:7] and varied[7] == 7  # It follows the height.
+    for position, value in ((0, 0x41), (7, 0)):
+        with pytest.raises(BitstreamError, match="do not need"):
+            Container.from_bytes(with_byte(plain if position == 0 else varied, position, value))
 
 
 def test_a_name_that_has_a_number_must_use_it():
@@ -159,6 +191,9 @@ def test_a_name_that_has_a_number_must_use_it():
         {"model_hash": b""},
         {"text": Text(0, 1, 9, b"x")},
         {"overrides": Overrides(guidance=300.0)},
+        {"variant": 256},
+        {"variant": -1},
+        {"variant": 1, "model_hash": b"abcd"},
     ],
 )
 def test_what_does_not_fit_the_format_is_an_encoder_error(change):

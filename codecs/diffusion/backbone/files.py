@@ -12,9 +12,11 @@ backbone is searched further.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from icmbench.codecs.base import CodecError, file_sha256
 
@@ -24,6 +26,8 @@ BACKBONE = "backbone.safetensors"
 SD_CHECKPOINT = "v2-1_512-ema-pruned.ckpt"
 SD_REPOSITORY = "Manojb/stable-diffusion-2-1-base"
 SD_SHA256 = "88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36"
+# The key of the metadata of a safetensors file that holds what `WeightFiles.trained_with` returns, as JSON.
+TRAINED_WITH = "trained_with"
 # The folder of each network in the diffusers layout.
 SD_FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder"}
 
@@ -139,6 +143,18 @@ class WeightFiles:
             return None
         raise CodecError(f"{self.codec} finds no backbone for profile {self.profile}: put {BACKBONE} beside its weights")
 
+    def trained_with(self, point: float) -> dict[str, Any]:
+        """The options of training that the weights of a rate point record, by name; a codec that samples otherwise says so.
+
+        Returns:
+            JSON values; nothing for random weights, for authors' checkpoints, and for files that record nothing.
+
+        Raises:
+            CodecError: as for `point_file`, or the file is damaged.
+        """
+        file = self.point_file(point)
+        return {} if file is None or file.suffix != ".safetensors" else read_training_record(file)
+
     def required_files(self, point: float) -> list[Path]:
         """List all files that decide the weights of a rate point, those of the backbone included; none for random weights.
 
@@ -157,6 +173,25 @@ class WeightFiles:
         file = self.point_file(point)
         shared = None if file is None else file.with_name(f"{self.codec}-shared.safetensors")
         return shared if shared is not None and shared.is_file() else None
+
+
+def training_record(facts: Mapping[str, Any]) -> dict[str, str] | None:
+    """The metadata of a safetensors file that records options of training; None for none, which leaves the file as it was."""
+    return {TRAINED_WITH: json.dumps(dict(facts), sort_keys=True)} if facts else None
+
+
+def read_training_record(file: Path) -> dict[str, Any]:
+    """The options of training that a safetensors file records, by name; the tensors are not read.
+
+    Raises:
+        CodecError: the file cannot be read or is no safetensors file.
+    """
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        return dict(json.loads(header.get("__metadata__", {}).get(TRAINED_WITH, "{}")))
+    except (OSError, OverflowError, MemoryError, ValueError, TypeError, AttributeError) as error:
+        raise CodecError(f"{file} is no whole safetensors file ({type(error).__name__}): export or fetch it again") from error
 
 
 def _weight_files(source: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
     pixels --g_a--> y --h_a--> z           y at 1/64, z at 1/256 of the image's sides
     y, z_hat --f_u--> m >= 1,  y / m       UGAQ: coarser where z_hat predicts y badly; the decoder never needs m
-    y / m -> y_hat <--Quadtree4-- hyper_dec(z_hat)
+    y / m -> y_hat <--Quadtree4-- hyper_dec(z_hat)      in units of the rounding step delta
     y_hat --g_s--> l_T (1/8)               the UNet reads all of it; only its first four channels are denoised
     l_T[:4] --g_aux--> x_aux               for captions, and for the loss (ADGIC) that moves information into l_T[:4]
 
@@ -12,6 +12,9 @@ model, are those of the public code of StableCodec, on which CADC builds; the wi
 
 from __future__ import annotations
 
+import math
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icmbench.codecs.base import CodecError
 from icmbench.codecs.diffusion.latents.compressor import LatentCompressor
 from icmbench.codecs.entropy.integer import Product
 from icmbench.codecs.entropy.models import EntropyBottleneck, GaussianConditional
@@ -137,6 +141,11 @@ class CadcCompressor(LatentCompressor):
         ugaq: Whether y is divided by its uncertainty map; False is the paper's ablation, which quantises y itself.
         uncertainty_channels: Channels of the uncertainty map: 1 or `channels`. The paper indexes the map by i and j only, so the
             default 1 is a guess.
+        delta: Rounding step of y (equation 5), above 0. y is divided by it before it is coded and multiplied by it afterwards, so
+            hyper_dec and the context model predict in its units.
+
+    Raises:
+        CodecError: `uncertainty_channels` or `delta` is out of its range.
     """
 
     pad = z_stride = 256
@@ -154,9 +163,14 @@ class CadcCompressor(LatentCompressor):
         auxiliary_widths: Sequence[int] = (128, 96, 64),
         ugaq: bool = True,
         uncertainty_channels: int = 1,
+        delta: float = 1.0,
     ) -> None:
         super().__init__()
-        self.ugaq = ugaq
+        if uncertainty_channels not in (1, channels):
+            raise CodecError(f"cadc: uncertainty_channels is 1 or {channels}, the channels of y, not {uncertainty_channels}")
+        if not (delta > 0 and math.isfinite(delta)):
+            raise CodecError(f"cadc: delta, the rounding step, is a number above 0, not {delta:g}")
+        self.ugaq, self.delta = ugaq, delta
         stages = pairwise((3, *widths, channels))
         self.g_a = nn.Sequential(*(layer for a, b in stages for layer in (_downsample(a, b), _star(b))))
         self.h_a = nn.Sequential(nn.Conv2d(channels, channels, 3, 2, 1), _star(channels), nn.Conv2d(channels, channels, 3, 2, 1))
@@ -193,11 +207,12 @@ class CadcCompressor(LatentCompressor):
             ref: Not read.
 
         Returns:
-            y (B, C, H/64, W/64), divided by its uncertainty map if `ugaq`; and z (B, C, H/256, W/256), computed from undivided y.
+            y (B, C, H/64, W/64), divided by its uncertainty map if `ugaq`, in units of delta; and z (B, C, H/256, W/256), computed
+            from undivided y.
         """
         y = self.g_a(2 * pixels - 1)
         z = self.h_a(y)
-        return (y / self.uncertainty(y, z) if self.ugaq else y), z
+        return (y / self.uncertainty(y, z) if self.ugaq else y) / self.delta, z
 
     def uncertainty(self, y: Tensor, z: Tensor) -> Tensor:
         """Compute the uncertainty map m >= 1 (equations 1 to 3).
@@ -213,8 +228,13 @@ class CadcCompressor(LatentCompressor):
         return 1 + F.softplus(self.f_u(y - expected))
 
     def hint(self, y_hat: Tensor, z_hat: Tensor) -> Tensor:
-        """Return l_T (B, C, H/8, W/8) from y_hat (B, C, H/64, W/64). z_hat is not read."""
-        return self.g_s(y_hat)
+        """Return l_T (B, C, H/8, W/8) from y_hat (B, C, H/64, W/64) in units of delta. z_hat is not read."""
+        return self.g_s(y_hat * self.delta)
+
+    def digest(self) -> int:
+        """As of the base class; a rounding step other than 1 enters, so that a decoder with another one notices."""
+        check = super().digest()
+        return check if self.delta == 1 else zlib.crc32(struct.pack("<d", self.delta), check)
 
     def auxiliary(self, hint: Tensor) -> Tensor:
         """Return the auxiliary reconstruction x_aux (equation 9).

@@ -1,11 +1,14 @@
-"""SLIM's denoising: noise is added to the decoded latent, which is then denoised in few steps.
+"""SLIM's denoising, and the baseline ANS of ResULIC's table 4: noise is added to the decoded latent, which is then denoised.
 
     z_N = sqrt(abar_N) hint + sqrt(1 - abar_N) eps --step--> ... --step--> z        N: the noise level
 
-The paper (section 3.3) says "enhanced by denoising steps" and gives neither their start nor their number nor their kind. The cost
-of decoding that it prints (table 3, 1082 GFLOPs) fits three evaluations with the narrow control module and without guidance, so
-three steps are the default here. The default start is a guess from the paper's words: at N = 999 the latent is nearly pure noise,
-of which the hint keeps 7%.
+The start is eq. 8 of ResULIC's paper. ANS, of PASD (Yang et al. 2024), then goes on as if the hint were the original; only
+compression-aware diffusion knows of the residual between the two, and trains for it.
+
+SLIM's paper (section 3.3) says "enhanced by denoising steps" and gives neither their start nor their number nor their kind. The
+cost of decoding that it prints (table 3, 1082 GFLOPs) fits three evaluations with the narrow control module and without guidance,
+so three steps are the default here. The default start is a guess from the paper's words: at N = 999 the latent is nearly pure
+noise, of which the hint keeps 7%.
 """
 
 from __future__ import annotations

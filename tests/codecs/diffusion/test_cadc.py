@@ -13,12 +13,14 @@ from accelerate import init_empty_weights
 
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Container, Text
-from icmbench.codecs.cadc import PROMPT, Cadc
+from icmbench.codecs.cadc import CHANNELS, PROMPT, Cadc
 from icmbench.codecs.diffusion import models
 from icmbench.codecs.diffusion.backbone import adapted
-from icmbench.codecs.diffusion.cadc_model import CadcModel
+from icmbench.codecs.diffusion.cadc_model import SEPARATOR, CadcModel
 from icmbench.codecs.diffusion.latents.cadc_compressor import CADC_PROFILES, CadcCompressor
+from icmbench.codecs.diffusion.prompts import clip_tokens
 from icmbench.codecs.diffusion.sampling import samplers
+from icmbench.harness.config.options import bind
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,82 @@ def test_uncertainty_concerns_only_the_encoder(tiny, photo):
     torch.testing.assert_close(z, latent.h_a(y))
 
 
+@pytest.fixture
+def trained_otherwise(backbone, tmp_path):
+    """A function that makes weights of lambda 2 with options of the compressor, and their folder; they record these options."""
+
+    def make(**options):
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            latent, unet = CadcCompressor(**CADC_PROFILES["tiny"], **options), adapted.adapt_unet(backbone.unet, 32)
+            torch.nn.init.normal_(latent.g_a[-2].dense[-1].weight, std=1.0)
+            for net in latent.context.adapters_out:
+                torch.nn.init.constant_(net.light.bias[32:], 1.5)
+        models.save_model(CadcModel(backbone, latent, unet), tmp_path / "cadc-lambda2.safetensors", options)
+        models.save_backbone(backbone, tmp_path / "backbone.safetensors")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["default", "portable"])
+def test_rounding_step_is_that_of_equation_5(tiny, folder, photo, mode, tmp_path):
+    """y_hat is the latent rounded in steps of delta around the predicted means, and l_T is made from it in its own unit."""
+    options = bind(Cadc, {"delta": 0.5}, "set", tmp_path)
+    with pytest.warns(UserWarning, match=r"lambda=2 is coded with delta: 0\.5, but its weights were trained with delta: 1, so"):
+        fine = tiny(mode=mode, **options)
+    plain = tiny(mode=mode)
+    image = photo[:256, :256]
+    data = fine.compress(image)
+    request = fine._request(data)
+    model = request.model
+    y_hat, z_hat = model.latents(request.container, data)
+    y, _ = model.latent.analyse(model.pixels(image), None)
+    unrounded = plain._request(plain.compress(image)).model.latent.analyse(model.pixels(image), None)[0]
+    torch.testing.assert_close(0.5 * y, unrounded)
+    assert ((0.5 * y_hat - unrounded).abs() <= 0.25 + 1e-3).all()  # Half a step, and what the grid of mode portable rounds off.
+    assert (0.5 * y_hat - unrounded).abs().max() > 0.2
+    torch.testing.assert_close(model.hint(y_hat, z_hat), model.latent.g_s(0.5 * y_hat))
+    assert fine.rate_breakdown(data)["y"] > plain.rate_breakdown(plain.compress(image))["y"]
+    assert fine.fingerprint != plain.fingerprint == tiny(mode=mode, delta=1.0, uncertainty_channels=1).fingerprint
+    for codec, stream in ((plain, data), (fine, plain.compress(image))):  # Pixels of another step would look right.
+        with pytest.raises(BitstreamError, match=r"not the encoded ones"):
+            codec.decompress(stream)
+
+
+@pytest.mark.parametrize(("options", "channels"), [({"delta": 2.0}, 1), ({"uncertainty_channels": 32}, 32)])
+def test_a_codec_quantises_as_its_weights_were_trained(trained_otherwise, photo, options, channels):
+    folder, common = trained_otherwise(**options), {"profile": "tiny", "device": "cpu"}
+    codec = Cadc(2, weights=folder, **common)
+    data = codec.compress(photo[:256, :256])
+    latent = codec._request(data).model.latent
+    assert (latent.delta, latent.f_u[-1].out_channels) == (options.get("delta", 1.0), channels)
+    assert codec.decompress(data).shape == (256, 256, 3)
+    assert codec.fingerprint == Cadc(2, weights=folder, **common, **options).fingerprint
+    with torch.no_grad():
+        y = latent.g_a(2 * torch.rand(1, 3, 256, 256) - 1)
+        assert latent.uncertainty(y, latent.h_a(y)).shape == (1, channels, 4, 4)
+
+
+def test_uncertainty_channels_have_to_fit_profile_and_weights(tiny, picture):
+    for options in ({"uncertainty_channels": 2}, {"uncertainty_channels": 320}, {"delta": 0.0}, {"delta": float("nan")}):
+        with pytest.raises(CodecError, match=next(iter(options))):
+            tiny(**options)
+        with pytest.raises(CodecError, match=next(iter(options))):
+            CadcCompressor(**CADC_PROFILES["tiny"], **options)
+    with pytest.raises(CodecError, match=r"f_u.*of another shape|of another shape.*f_u"):
+        tiny(uncertainty_channels=32).compress(picture(64, 64))
+    assert CadcCompressor(**CADC_PROFILES["tiny"]).context.channels == CHANNELS["tiny"]
+
+
+def test_the_caption_keeps_its_last_word():
+    """Joined to the letter, as equation 12 prints it, "door" and "A" would become one word of other tokens."""
+    caption, prompt, whole = map(clip_tokens.tokenize, ("a red door", PROMPT, "a red door" + SEPARATOR + PROMPT))
+    assert whole[: len(caption)] == caption and whole[-len(prompt) :] == prompt and len(whole) == len(caption) + len(prompt) + 1
+    literal = clip_tokens.tokenize("a red door" + PROMPT)
+    assert caption[-1] not in literal and literal[-len(prompt) :] != prompt
+
+
 @pytest.mark.filterwarnings("ignore:.*random")
 def test_bad_bytes(tiny, picture):
     codec = tiny()
@@ -253,7 +331,7 @@ def test_sizes_of_the_full_profile():
         return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
 
     assert round(millions(unet), 2) == 866.82
-    assert (latent.pad, latent.context.channels, unet.conv_in.in_channels) == (256, 320, 320)
+    assert (latent.pad, latent.context.channels, unet.conv_in.in_channels) == (256, CHANNELS["sd21"], 320)
     print({name: round(millions(part), 2) for name, part in latent.named_children()}, round(millions(latent), 2))
 
 

@@ -29,6 +29,18 @@ def equation_11(abar, level: int, n: int, eta: int, z_0, z_c, eps) -> torch.Tens
     return a_n**0.5 * z_0 + (1 - a_n) ** 0.5 * (gamma(abar, level, n, eta) * (z_c - z_0) + eps)
 
 
+@pytest.mark.parametrize(("eta", "share"), [(0, 0.1186), (1, 0.0175)])
+def test_the_share_of_the_residual_depends_on_eta(backbone, eta, share):
+    """z_n with z_c = 1, z_0 = 0 and no noise is sqrt(1 - abar_n) gamma_n, by equations 30 and 34, at a third of N = 795."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # The schedule of Stable Diffusion.
+    a_n, a_level = (float(np.prod(1 - betas[: time + 1])) for time in (265, 795))
+    by_hand = (1 - a_n) / a_n**0.5 * a_level / (1 - a_level) if eta else ((1 - a_n) * a_level / (1 - a_level)) ** 0.5
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    z_n = float(CompressionAwareSampler(795, 3, eta).diffuse(backbone.abar, 265, zero, one, zero))
+    assert z_n == pytest.approx(by_hand, rel=1e-5)
+    assert round(z_n, 4) == share
+
+
 @pytest.mark.parametrize("eta", [0, 1])
 @pytest.mark.parametrize("level", LEVELS)
 def test_estimate_is_exact_at_every_time(backbone, level, eta):

@@ -1,5 +1,6 @@
 """ResULIC: images of any size become streams and come back, options have their effect, and hostile streams are refused."""
 
+import base64
 import json
 import os
 import subprocess
@@ -14,9 +15,15 @@ import torch
 from icmbench.codecs.base import BitstreamError, CodecError
 from icmbench.codecs.bitstream import Container
 from icmbench.codecs.diffusion import models
+from icmbench.codecs.diffusion.backbone.files import PRETRAINED, read_training_record
 from icmbench.codecs.diffusion.prompts import clip_tokens
 from icmbench.codecs.diffusion.sampling.compression_aware import CompressionAwareSampler
+from icmbench.codecs.diffusion.sampling.enhance import EnhancementSampler
+from icmbench.codecs.diffusion.sampling.samplers import draw_noise
 from icmbench.codecs.resulic import NEGATIVE, NOISE_LEVELS, SUFFIX, Resulic
+from icmbench.codecs.training.ship_weights import ship
+from icmbench.harness.config.errors import UserError
+from icmbench.harness.config.options import bind
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,124 @@ def test_stream_says_how_to_decode(tiny, picture):
     sampler = tiny(36)._request(plain).decoding.sampler
     assert (type(sampler).__name__, sampler.steps) == ("DdimSampler", 50)
     assert np.array_equal(tiny(36).decompress(other), tiny(6).decompress(other))
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+def test_adjustable_noise_schedule_starts_from_the_latent_in_noise(tiny, picture, backbone, eta):
+    """The baseline of table 4: equation 8 at N_r of the point, then DDIM or DDPM as without compression-aware diffusion."""
+    image = picture(64, 64)
+    data = tiny(6, cdm=False, ans=True, eta=eta, seed=3).compress(image)
+    decoding = tiny(36)._request(data).decoding
+    assert decoding.sampler == EnhancementSampler(50, NOISE_LEVELS[6], eta)
+    assert len(data) - len(tiny(6, cdm=False, eta=eta, seed=3).compress(image)) == 1  # The container's byte for the variant.
+    assert Resulic.stream_options(data) | {"cdm": False, "ans": True, "eta": eta, "steps": 50, "noise_level": 300} == (
+        Resulic.stream_options(data)
+    )
+    short = {"steps": 2, "noise_level": 405}
+    data = tiny(6, cdm=False, ans=True, eta=eta, seed=3, **short).compress(image)
+    request = tiny(36)._request(data)
+    assert request.decoding.sampler == EnhancementSampler(2, 405, eta)
+    assert np.array_equal(tiny(36).decompress(data), tiny(6).decompress(data))
+    y_hat, z_hat = request.model.latents(request.container, data)
+    z_c, noise = request.model.hint(y_hat, z_hat), draw_noise([3], request.decoding.sampler.draws, 16, 16)
+    starts = []
+    request.decoding.sampler(lambda x, t: (starts.append((t, x)), torch.zeros_like(x))[1], backbone.abar, z_c, noise)
+    time, start = starts[0]
+    a_n = float(backbone.abar[405])
+    assert time == 405
+    torch.testing.assert_close(start, a_n**0.5 * z_c + (1 - a_n) ** 0.5 * noise[:, 0])
+
+
+def test_adjustable_noise_schedule_is_for_plain_diffusion(tiny):
+    with pytest.raises(CodecError, match=r"set cdm: false"):
+        tiny(36, ans=True)
+
+
+# Streams of a gradient of 56x40 pixels, made by the release before container version 2 with the weights of this package.
+EARLIER_STREAMS = {
+    "I0MBOCjM8QAb9jFVAEeGzb8vM7m9yzU/N6gAl8KkCEJDOkvP8w==": {"cdm": True, "eta": 0, "steps": 3, "seed": 0},
+    "I1MFOCgCrAKAAnkZABv2MVUAR4bNvy8zub3LNT83qACXwqQIQkM6S+Wy": {"cdm": True, "eta": 1, "steps": 2, "seed": 0},
+    "I2MFOCgCrAKAAlb0ABv2MVUAR4bNvy8zub3LNT83qACXwqQIQkM6S4et": {"cdm": False, "eta": 0, "steps": 2, "seed": 0},
+    "I3MHOCgFAAAAAqwCgAJZhwAb9jFVAEeGzb8vM7m9yzU/N6gAl8KkCEJDOkuVMg==": {"cdm": False, "eta": 1, "steps": 2, "seed": 5},
+    "I0MJOCgFAzBAAeACvipGrQAb9jFVAEeGzb8vM7m9yzU/N6gAl8KkCEJDOksSQQ==": {"cdm": True, "eta": 0, "steps": 3, "seed": 0},
+}
+
+
+@pytest.mark.skipif(
+    not (PRETRAINED / "tiny" / "resulic-lambda6.safetensors").is_file(), reason="no trained weights in this checkout"
+)
+@pytest.mark.filterwarnings("ignore:.*samples with")
+@pytest.mark.parametrize(("stream", "made_with"), EARLIER_STREAMS.items())
+def test_streams_of_earlier_releases_decode(stream, made_with):
+    data = base64.b64decode(stream)
+    common = {"point": 6, "profile": "tiny", "mode": "portable", "noise_level": 300, "cfg": 2.5, "ans": False}
+    assert Resulic.stream_options(data) == common | made_with
+    codec = Resulic(6, profile="tiny", device="cpu")
+    assert codec.decompress(data).shape == (40, 56, 3)
+    parsed = Container.from_bytes(data)
+    y_hat, _ = codec._request(data).model.latents(parsed, data)
+    assert int(y_hat.count_nonzero()) > 0 and parsed.variant == 0
+
+
+def test_steps_may_vary_by_point_within_one_block(tiny, picture, tmp_path):
+    """What an experiment file can say once for all points; points that it leaves out keep the default of three steps."""
+    options = bind(Resulic, {"steps": {36: 4, 1.5: 2}}, "set", tmp_path)
+    image = picture(64, 64)
+    for point, steps in ((36, 4), (6, 3), (1.5, 2)):
+        codec = tiny(point, **options)
+        decoding = tiny(3)._request(codec.compress(image)).decoding
+        assert decoding.sampler == CompressionAwareSampler(NOISE_LEVELS[point], steps, 0)
+        assert codec.fingerprint == tiny(point, steps=steps).fingerprint
+    assert tiny(6, **options).compress(image) == tiny(6).compress(image)
+    plain = tiny(36)._request(tiny(6, cdm=False, steps={6: 20}).compress(image)).decoding.sampler
+    assert plain.steps == 20
+    with pytest.raises(CodecError, match=r"steps name lambda 5, which is no rate point: name some of 1\.5, 3, 6, 16, 36"):
+        tiny(36, steps={36: 4, 5: 4})
+    with pytest.raises(UserError, match=r"set\.steps"):
+        bind(Resulic, {"steps": {36: "many"}}, "set", tmp_path)
+    with pytest.raises(CodecError, match=r"steps"):
+        tiny(36, steps={36: 0})
+
+
+@pytest.mark.parametrize(
+    ("trained", "options", "message"),
+    [
+        ({"cdm": True, "eta": 0}, {"eta": 0}, None),
+        ({"cdm": True, "eta": 1}, {"eta": 1}, None),
+        ({"cdm": True, "eta": 0}, {"eta": 1}, "samples with eta: 1, but its weights were trained with eta: 0: set"),
+        ({"cdm": True, "eta": 1}, {"eta": 0}, "samples with eta: 0, but its weights were trained with eta: 1: set"),
+        ({"cdm": False}, {"cdm": False, "eta": 1}, None),
+        ({"cdm": False}, {"eta": 1}, "samples with cdm: true, but its weights were trained with cdm: false: set"),
+        ({"cdm": True, "eta": 0}, {"cdm": False}, "samples with cdm: false, but its weights were trained with cdm: true: set"),
+        ({}, {"cdm": False}, None),  # Files from before this record may have been trained either way, but not for eta 1.
+        ({}, {"eta": 1}, "samples with eta: 1, but its weights were trained with eta: 0: set"),
+    ],
+)
+def test_sampling_otherwise_than_trained_is_said(resulic_model, tmp_path, picture, trained, options, message):
+    """In one sentence, when the codec is made, and when it decodes a stream of another way of sampling."""
+    models.save_model(resulic_model, tmp_path / "resulic-lambda36.safetensors", trained)
+    models.save_backbone(resulic_model.backbone, tmp_path / "backbone.safetensors")
+    common = {"profile": "tiny", "weights": tmp_path, "device": "cpu"}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        codec = Resulic(36, **common, **options)
+    assert [message in str(warning.message) and "lambda=36" in str(warning.message) for warning in said] == [True] * bool(message)
+    default = {"cdm": trained.get("cdm", True), "eta": trained.get("eta", 0)}
+    fitting = Resulic(36, **common, **default)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fitting._request(codec.compress(picture(64, 64)))
+    assert [message in str(warning.message) for warning in said] == [True] * bool(message)
+
+
+def test_shipped_weights_keep_the_record_of_their_training(resulic_model, tmp_path):
+    source = tmp_path / "resulic-lambda36.safetensors"
+    models.save_model(resulic_model, source, {"cdm": True, "eta": 1})
+    ship([source], tmp_path / "small")
+    assert read_training_record(tmp_path / "small" / source.name) == {"cdm": True, "eta": 1}
+    (tmp_path / "cut.safetensors").write_bytes(source.read_bytes()[:100])
+    with pytest.raises(CodecError, match=r"cut\.safetensors is no whole safetensors file"):
+        read_training_record(tmp_path / "cut.safetensors")
 
 
 def test_seed_decides_the_pixels(tiny, picture):
@@ -195,6 +320,7 @@ def test_mutated_streams(tiny, fuzz, picture):
             (6, "portable", 2, 0, (65, 130), {"residuals": "a barn"}),
             (1.5, "default", 2, 1, (128, 128), {"residuals": "a boat", "text": "clip16"}),
             (16, "default", 2, 0, (60, 200), {"residuals": "a boat", "text": "deflate"}),
+            (6, "default", 2, 0, (40, 60), {"cdm": False, "ans": True}),
         )
     ]
     fuzz(tiny(), originals, count=80, seconds=20.0, memory=1 << 30)
@@ -242,6 +368,7 @@ def test_fingerprint_holds_what_decides_the_pixels(tiny):
         {"noise_level": 600},
         {"eta": 1},
         {"cdm": False},
+        {"cdm": False, "ans": True},
         {"steps": 2},
         {"suffix": ""},
         {"negative": ""},

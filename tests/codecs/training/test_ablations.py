@@ -1,6 +1,8 @@
 """The papers' ablations are options; each changes what is minimised: it adds or removes terms, or changes them on equal draws."""
 
 import functools
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from icmbench.codecs.diffusion import models
 from icmbench.codecs.diffusion.backbone import stable_diffusion
 from icmbench.codecs.training.cadc import CadcObjective
 from icmbench.codecs.training.diff_icmh import DiffIcmhObjective
+from icmbench.codecs.training.loss_networks import clip_distance
 from icmbench.codecs.training.resulic import ResulicObjective
 from icmbench.codecs.training.slim import SlimObjective
 
@@ -51,7 +54,12 @@ def measured(tmp_path_factory):
         return terms, objective.weights, objective.needs
 
     cached = functools.lru_cache(lambda objective_class, options: measure(objective_class, **dict(options)))
-    return lambda objective_class, **options: cached(objective_class, tuple(sorted(options.items())))
+
+    def measured(objective_class, **options):
+        return cached(objective_class, tuple(sorted(options.items())))
+
+    measured.backbone = path
+    return measured
 
 
 def differing(first, second):
@@ -86,6 +94,30 @@ def test_compression_aware_diffusion_off(measured):
         "mse",
         "lpips",
     }  # The diffusion changes, and what is estimated by it, but no compressor.
+
+
+def test_training_reads_the_eta_of_sampling(measured, monkeypatch):
+    """The latents that the network sees are those of equation 11 with the gamma_n of equation 30 (eta 0) or 34 (eta 1)."""
+    shares = {}
+    for eta in (0, 1):
+        torch.manual_seed(0)
+        process = ResulicObjective(6, profile="tiny", backbone=measured.backbone, stage=1, eta=eta, text=False)
+        base, z0, hint = process.base, torch.zeros(64, 4, 4, 4), torch.ones(64, 4, 4, 4)
+        predict = Mock(side_effect=lambda x, t, context, hint: torch.zeros_like(x))
+        monkeypatch.setattr(process, "predict", predict)
+        torch.manual_seed(1)
+        eps, _, _, _ = process._denoise_compression_aware(z0, hint, torch.zeros(64, 77, 32))
+        x, t = predict.call_args.args[:2]
+        a_n, a_level = base.abar[t], base.abar[300]
+        odds = a_level / (1 - a_level)
+        expected = (1 - a_n) / a_n.sqrt() * odds if eta else ((1 - a_n) * odds).sqrt()
+        share = x.double() - (1 - a_n).sqrt().view(-1, 1, 1, 1) * eps
+        torch.testing.assert_close(share, expected.view(-1, 1, 1, 1).expand_as(share), rtol=0, atol=1e-5)
+        assert process.trained_with == {"cdm": True, "eta": eta}
+        shares[eta] = share
+    assert (shares[0] - shares[1]).abs().max() > 0.1
+    full, stochastic = measured(ResulicObjective), measured(ResulicObjective, eta=1)
+    assert differing(full[0], stochastic[0]) == {"eps", "mse", "lpips"}
 
 
 def test_second_stages_add_terms(measured):
@@ -131,6 +163,43 @@ def test_the_decoder_captions_its_auxiliary_picture(measured):
     captioned, _, needs = measured(CadcObjective, captions="decoder", captioner=captioner)
     assert not needs and [image.shape for image in images] == [(256, 256, 3)] * 2
     assert "mse" in differing(captioned, measured(CadcObjective, captions="none")[0])
+
+
+@pytest.mark.parametrize("options", [{"stage": 1}, {"auxiliary": 0.0}])
+def test_a_picture_that_is_not_trained_is_not_described(measured, options):
+    """Only the stage with L_aux trains the auxiliary picture; before it, the fixed prompt stands alone."""
+
+    def captioner(image):
+        raise AssertionError("noise was described")
+
+    undescribed = measured(CadcObjective, captions="decoder", captioner=captioner, **options)
+    assert undescribed == measured(CadcObjective, captions="none", **options)
+
+
+def test_cadc_trains_with_its_rounding_step_and_a_map_per_channel(measured):
+    full = measured(CadcObjective, stage=1)[0]
+    for options in ({"delta": 0.25}, {"uncertainty_channels": 32}):
+        changed = measured(CadcObjective, stage=1, **options)[0]
+        assert changed.keys() == full.keys() and {"bpp", "mse"} <= differing(full, changed)
+    with pytest.raises(CodecError, match=r"uncertainty_channels is 1 or 32"):
+        measured(CadcObjective, stage=1, uncertainty_channels=3)
+
+
+def test_the_clip_loss_is_the_l2_distance_of_unit_embeddings():
+    """Section 7.2 of CADC; embeddings at 90 degrees are sqrt(2) apart, and at 60 degrees 1, where 1 - cos would be 1 and 1/2."""
+    distance = clip_distance("random", "cpu")
+    embeddings = iter([[[3.0, 0.0], [2.0, 0.0]], [[0.0, 5.0], [0.5, 0.75**0.5]]])
+    distance.network.forward = lambda pixels: SimpleNamespace(image_embeds=torch.tensor(next(embeddings)))
+    pixels = torch.rand(2, 3, 40, 40)
+    assert float(distance(pixels, pixels)) == pytest.approx((2**0.5 + 1) / 2, rel=1e-6)
+    near = (pixels + 0.01 * torch.rand(2, 3, 40, 40)).requires_grad_()
+    distance = clip_distance("random", "cpu")
+    distance(near, pixels).backward()
+    assert near.grad.isfinite().all() and near.grad.abs().max() > 0
+    same = pixels.clone().requires_grad_()
+    value = distance(same, pixels)
+    value.backward()
+    assert float(value.detach()) == 0 and same.grad.isfinite().all()
 
 
 def test_a_missing_network_of_a_loss_is_named(measured):
