@@ -99,7 +99,8 @@ class Resulic(DiffusionCodec):
             of a chat model, {source, ...} or {url, model, ...}, see captioners.py; or a function from image to text. None by
             default.
         llm: Finds what the preview's caption lacks: a model in the same forms, or a function from text to text. By default the
-            captioner, if it chats; without one, captions are sent in full. Both models get the paper's prompts.
+            captioner, if it chats; without one, or with "none", captions are sent in full (no Srr). Both models get the
+            paper's prompts.
         pfo: True, or the arguments of pfo.PerceptualFidelity, to search for tokens whose decoding is closer to the original. False
             by default, because the search takes minutes per image.
         text: Coder of the words, see captions.py. "prior", the default, and "clip16" are the paper's index coding, with tables that

@@ -36,6 +36,7 @@ RESIDUAL_PROMPT = (
     "barn reflected in a pond. Please refer to this to output. Do not appear words like 'compressed image', 'original image' and "
     "'The semantic residual is'. If you think that the two descriptions mean almost the same thing, please output an empty string. "
 )
+NO_REASONER = "none"  # The option `llm` of experiments without semantic residual retrieval.
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019"
 
 
@@ -88,7 +89,8 @@ def build_captioner_and_reasoner(
     Args:
         captioner: See `captioners.build_captioner`. Arguments in a mapping describe a chat model: it is asked with the paper's
             prompt, and also reasons if no `llm` is given.
-        llm: The reasoner: a model like the captioner, or a function from prompt to answer.
+        llm: The reasoner: a model like the captioner, or a function from prompt to answer. "none" switches it off, so that the
+            captions of the originals are sent in full: the paper's ablation without Srr.
         device: Where transformers models run, as torch names it.
 
     Raises:
@@ -98,6 +100,8 @@ def build_captioner_and_reasoner(
     describer = build_captioner({"prompt": CAPTION_PROMPT, **captioner} if isinstance(captioner, Mapping) else captioner, device)
     if callable(llm):
         return describer, FunctionReasoner(llm)
+    if llm == NO_REASONER:
+        return describer, None
     reasoner = describer if llm is None else build_captioner(llm if isinstance(llm, Mapping) else {"source": str(llm)}, device)
     if not isinstance(reasoner, CachedCaptioner) or not (chats or llm is not None):
         return describer, None

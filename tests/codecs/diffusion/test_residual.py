@@ -96,6 +96,15 @@ def test_functions_and_given_captions(image, tmp_path):
     assert len(described) == 3
 
 
+def test_srr_is_switched_off_beside_a_captioner_that_chats(server, image):
+    """The paper's ablation without Srr: one request, for the caption of the original, which is sent in full."""
+    url, requests = server
+    codec = make_codec(captioner={"url": url, "model": "vlm"}, llm="none")
+    assert words_in_stream(codec, image) == "a red barn by a pond ."
+    assert len(requests) == 1
+    assert codec.fingerprint != make_codec(captioner={"url": url, "model": "vlm"}).fingerprint
+
+
 def test_without_a_language_model_captions_are_sent_in_full(image):
     assert words_in_stream(make_codec(captioner=lambda _: "A red barn"), image) == "a red barn"
     assert words_in_stream(make_codec(captions="A boat"), image) == "a boat"
