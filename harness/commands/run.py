@@ -111,6 +111,8 @@ def run(
                 return RunResult(outcome, {"loop": computed - started})
             if has_computed:
                 _tidy(bench)
+                # Workers of a run that was killed a moment before this one began may have lived on for a while, and written.
+                bench.store.folder.remove_leftovers()
             elif not can_write:
                 bench.source_pixels.save()
             if has_computed or not can_write:
