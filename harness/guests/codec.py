@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from icmbench.codecs.base import CodecError, Image, RatePoint, fingerprint
@@ -24,14 +24,16 @@ class GuestCodec:
         source: where its class is.
         point: the entry of `points:`.
         arguments: further arguments of its constructor.
-        facts: what decides its results beside its own fingerprint.
+        read_facts: reads what decides its results beside its own fingerprint.
 
     Raises:
         UserError: it cannot be made, or breaks the contract of codecs.
     """
 
-    def __init__(self, source: Source, point: Any, arguments: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        self._remote = RemoteObject(source, {"point": point, **arguments}, WANTED)
+    def __init__(
+        self, source: Source, point: Any, arguments: Mapping[str, Any], read_facts: Callable[[bool], Mapping[str, Any]]
+    ) -> None:
+        self._remote = RemoteObject(source, {"point": point, **arguments}, WANTED, read_facts)
         members, methods = self._remote.members, self._remote.methods
         estimates = "reconstruct" in methods
         if estimates and methods & {"compress", "decompress"}:
@@ -47,7 +49,7 @@ class GuestCodec:
         self.name = str(members.get("name") or dict(source.place)["class"])
         self.point = _rate_point(members.get("point"), point, source.description)
         own = members.get("fingerprint")
-        self.fingerprint = fingerprint(codec=self.name, point=self.point.parameters, own=own, **facts)
+        self.fingerprint = fingerprint(codec=self.name, point=self.point.parameters, own=own, **self._remote.facts)
         self.deterministic = bool(members.get("deterministic", True))
         self.background = bool(members.get("background", False))
         self.device = str(members.get("device") or "cpu")

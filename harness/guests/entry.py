@@ -44,5 +44,5 @@ class AdapterModel(GuestModel):
 
     def __init__(self, *, file: Path | str, **options: Any) -> None:
         plugin, own = adapter_plugin("models", {"file": file, **options}, "guest", own_environment(), Path.cwd())
-        source, _, arguments, facts = plugin.prepare(None, own)
-        super().__init__(source, arguments, facts)
+        source, _, arguments, read_facts = plugin.prepare(None, own)
+        super().__init__(source, arguments, read_facts)

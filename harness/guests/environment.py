@@ -6,24 +6,29 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from icmbench.codecs.base import walk_files
+from icmbench.codecs.base import CodecError
+from icmbench.codecs.process import folder_sha256
 from icmbench.harness.config.devices import VISIBLE
 from icmbench.harness.config.environments import EnvironmentSection
 from icmbench.harness.config.errors import UserError
 
-HIDDEN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+PASSED = {
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TZ", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "TORCH_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TRANSFORMERS_OFFLINE"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+}
+PASSED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "XDG_", "SLURM_", "ICMBENCH_")
 NO_RESULT_VARIABLES = {VISIBLE, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "HOME", "TMPDIR"}  # They decide where and how fast, not what.
 SOURCE_SUFFIXES = {
     *(".py", ".pyx", ".pyi", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".so"),
     *(".json", ".toml", ".yaml", ".yml"),
 }
-MAX_SOURCE_FILES = 20_000
-UNREAD_FOLDERS = {"__pycache__", ".git", ".hg", "node_modules", ".venv"}
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,11 @@ class Environment:
         return self.path[0] if self.path else None
 
     def variables(self) -> dict[str, str]:
-        """All environment variables of the guest. Those that would show it modules of this interpreter are left out."""
-        variables = {name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES}
+        """All environment variables of the guest: `env`, and of this process's only those that say where and how fast it works.
+
+        A variable that decides a result belongs into `env`, where it is part of every key. Others do not reach the guest.
+        """
+        variables = {name: value for name, value in os.environ.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
         variables |= dict(self.env)
         own_devices = os.environ.get(VISIBLE)
         if VISIBLE in dict(self.env) and own_devices is not None:
@@ -113,16 +121,16 @@ def folder_facts(folder: Path, key: str) -> dict[str, Any]:
 
     Returns:
         In a checkout, `commit` and, by path, the SHA-256 of each source file that differs from it or that it lacks; files that
-        git ignores are left out. Otherwise `files`, one SHA-256 over all source files.
+        git ignores are left out. Otherwise `files`, one SHA-256 over all files.
 
     Raises:
-        UserError: the folder cannot be read, or holds more than MAX_SOURCE_FILES source files and is no checkout.
+        UserError: the folder cannot be read, or holds too many files to be hashed and is no checkout.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", ".")
     root = _git(folder, "rev-parse", "--show-toplevel")
     if commit is None or changed is None or root is None:
-        return {"files": _digest_of_sources(folder, key)}
+        return {"files": _digest_of_files(folder, key)}
     files: dict[str, Any] = {}
     for entry in filter(None, changed.split("\0")):
         path = Path(root.strip()) / entry[3:]
@@ -135,21 +143,11 @@ def folder_facts(folder: Path, key: str) -> dict[str, Any]:
     return {"commit": commit.strip()} | ({"changed": files} if files else {})
 
 
-def _digest_of_sources(folder: Path, key: str) -> str:
-    lines = []
+def _digest_of_files(folder: Path, key: str) -> str:
     try:
-        for path in walk_files(folder, lambda path: path.is_dir() and path.name in UNREAD_FOLDERS):
-            if path.suffix not in SOURCE_SUFFIXES:
-                continue
-            lines.append(f"{_sha256(path, key)} {path.relative_to(folder).as_posix()}\n")
-            if len(lines) > MAX_SOURCE_FILES:
-                raise UserError(
-                    f"{key}: {folder} is no checkout of git and holds more than {MAX_SOURCE_FILES} source files, too many to be "
-                    "hashed; name the folder that holds the modules alone"
-                )
-    except OSError as error:
-        raise UserError(f"{key}: {folder} cannot be read: {error}") from error
-    return hashlib.sha256("".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
+        return folder_sha256(key, folder)
+    except CodecError as error:
+        raise UserError(f"{error}; or make it a checkout of git, of which only what differs is hashed") from error
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -172,13 +170,17 @@ def _sha256(path: Path, key: str) -> str:
         raise UserError(f"{key}: {path} cannot be read: {error}") from error
 
 
-def locate_files(options: Mapping[str, Any], point: Any, base: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+def locate_files(
+    options: Mapping[str, Any], point: Any, base: Path, paths: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Path]]:
     """Find the files that an adapter's options name: weights, configurations, captions.
 
     Args:
         options: values by option name; texts, and lists and mappings of them, may be paths. "{point}" stands for the point.
         point: the entry of `points:`.
         base: the folder at which relative paths start.
+        paths: names of the options that are paths. Of others, a text is one if it names a file by a slash or a suffix: a word such
+            as "data" stays a word where a folder has that name.
 
     Returns:
         The options with absolute paths, and by dotted name the files and folders that exist.
@@ -192,10 +194,11 @@ def locate_files(options: Mapping[str, Any], point: Any, base: Path) -> tuple[di
             return [complete(item, f"{name}.{index}") for index, item in enumerate(value)]
         if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
             return value
+        is_path = name.split(".")[0] in paths or isinstance(value, Path) or "/" in str(value) or Path(str(value)).suffix != ""
         text = str(value).replace("{point}", str(point)) if isinstance(point, int | float | str) else str(value)
         path = (base / text).absolute()
         try:
-            exists = path.exists()
+            exists = is_path and path.exists()
         except OSError:  # A text that is too long for a name.
             exists = False
         if exists:

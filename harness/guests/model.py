@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from icmbench.harness.config.errors import UserError
@@ -20,14 +20,14 @@ class GuestModel:
     Args:
         source: where its class is.
         arguments: of its constructor.
-        facts: what decides its results beside its own fingerprint.
+        read_facts: reads what decides its results beside its own fingerprint.
 
     Raises:
         UserError: it cannot be made, or breaks the contract of models.
     """
 
-    def __init__(self, source: Source, arguments: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        self._remote = RemoteObject(source, arguments, WANTED)
+    def __init__(self, source: Source, arguments: Mapping[str, Any], read_facts: Callable[[bool], Mapping[str, Any]]) -> None:
+        self._remote = RemoteObject(source, arguments, WANTED, read_facts)
         self._attributes: dict[str, Any] = {}
         members = self._remote.members
         if "__call__" not in self._remote.methods and "answer" not in self._remote.methods:
@@ -35,7 +35,7 @@ class GuestModel:
         if not members.get("task"):
             raise UserError(f"{source.description}: names no task; a model has an attribute `task`, such as 'classification'")
         self.task: str | tuple[str, ...] = members["task"]
-        self.fingerprint = fingerprint(model=dict(source.place)["class"], own=members.get("fingerprint"), **facts)
+        self.fingerprint = fingerprint(model=dict(source.place)["class"], own=members.get("fingerprint"), **self._remote.facts)
 
     def __call__(self, images: Sequence[Image]) -> list[Any]:
         """The output for each image, uint8 (height, width, 3), in order."""

@@ -7,10 +7,12 @@ An entry `{name: guest, environment: msillm, set: {file: adapters/ms_illm.py}}` 
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
+import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -29,6 +31,7 @@ OWN_INTERPRETER = "this interpreter"
 SUPPLIED = ("folder", "decode_only", "seed")  # Arguments that the harness supplies; none of them decides the result of a point.
 OWN_OPTIONS = ("file", "class")  # Options of the plug-in `guest` itself; all others go to the adapter.
 SHIPPED = Path(__file__).parent.parent.parent / "codecs" / "adapters"
+INSTALLERS = {"pip", "setuptools", "wheel", "uv"}  # Packages that no result depends on.
 BUILT_IN_PYTHON = (3, 10)  # The oldest one that reads the modules of icmbench itself.
 WANTED = ("default_points", "weights", "extra")
 Kind = Literal["codecs", "models"]
@@ -66,33 +69,44 @@ class GuestPlugin:
 
     def __call__(self, point: Any = None, **arguments: Any) -> Any:
         """The object, made in the guest. Raises UserError if it cannot be made."""
-        source, point, arguments, facts = self.prepare(point, arguments)
+        source, point, arguments, read_facts = self.prepare(point, arguments)
         if self._kind == "codecs":
-            return GuestCodec(source, point, arguments, facts)
-        return GuestModel(source, arguments, facts)
+            return GuestCodec(source, point, arguments, read_facts)
+        return GuestModel(source, arguments, read_facts)
 
-    def prepare(self, point: Any, arguments: Mapping[str, Any]) -> tuple[Source, Any, dict[str, Any], dict[str, Any]]:
-        """What `GuestCodec` takes: the source, the point, the arguments with absolute paths, and what of them decides results.
+    def prepare(
+        self, point: Any, arguments: Mapping[str, Any]
+    ) -> tuple[Source, Any, dict[str, Any], Callable[[bool], dict[str, Any]]]:
+        """What `GuestCodec` takes: the source, the point, the arguments with absolute paths, and how to read what decides results.
 
         Raises:
-            UserError: a file that an argument names is not there, or the environment cannot be started.
+            UserError: a file that an argument names is not there.
         """
         arguments = dict(arguments)
-        facts = {**self._reported, "environment": environment_facts(self._source.environment)}
-        if "adapter" in self._reported:  # A built-in class states by itself what decides its results.
-            given = {name: value for name, value in arguments.items() if name not in SUPPLIED}
-            completed, files = locate_files(given, point, self._base)
-            for name in self.__annotations__.keys() & completed.keys():
-                if completed[name] is None:
-                    continue
-                completed[name] = Path(completed[name])
-                if name not in files:
-                    absent = self._base.absolute() / completed[name]
-                    raise UserError(f"{self._source.description}: {name}: no such file or folder: {absent}")
+        if "adapter" not in self._reported:  # A built-in class states by itself what decides its results.
+            return self._source, point, arguments, lambda anew: {**self._reported, "environment": self._environment_facts(anew)}
+        given = {name: value for name, value in arguments.items() if name not in SUPPLIED}
+        completed, files = locate_files(given, point, self._base, self.__annotations__)
+        for name in self.__annotations__.keys() & completed.keys():
+            if completed[name] is None:
+                continue
+            completed[name] = Path(completed[name])
+            if name not in files:
+                absent = self._base.absolute() / completed[name]
+                raise UserError(f"{self._source.description}: {name}: no such file or folder: {absent}")
+
+        def read_facts(anew: bool) -> dict[str, Any]:
             hashes = {name: _content(self._source.description, name, path) for name, path in files.items()}
-            facts |= {"options": {name: hashes.get(name, value) for name, value in given.items()}, "files": hashes}
-            arguments |= completed
-        return self._source, point, arguments, facts
+            options = {name: hashes.get(name, value) for name, value in given.items()}
+            adapter = file_sha256(dict(self._source.place)["file"])
+            environment = self._environment_facts(anew)
+            return {**self._reported, "adapter": adapter, "options": options, "files": hashes, "environment": environment}
+
+        return self._source, point, arguments | completed, read_facts
+
+    def _environment_facts(self, anew: bool) -> dict[str, Any]:
+        environment = self._source.environment
+        return read_environment_facts(environment) if anew else environment_facts(environment)
 
 
 def built_in_plugin(kind: Kind, name: str, key: str, environment: Environment, base: Path) -> GuestPlugin:
@@ -174,13 +188,25 @@ def environment_facts(environment: Environment) -> dict[str, Any]:
     Raises:
         UserError: it cannot be started, or its folders cannot be read.
     """
-    versions = environment_versions(environment)
-    return {**{name: versions[name] for name in ("python", "numpy", "torch")}, **environment.facts()}
+    return read_environment_facts(environment)
+
+
+def read_environment_facts(environment: Environment) -> dict[str, Any]:
+    """See `environment_facts`; everything is read anew. All packages count, by one digest: any may be what an adapter calls."""
+    versions = read_environment_versions(environment)
+    packages = {name: version for name, version in versions["packages"].items() if name not in INSTALLERS}
+    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode()).hexdigest()
+    return {**{name: versions[name] for name in ("python", "numpy", "torch")}, "packages": digest, **environment.facts()}
 
 
 @functools.cache
 def environment_versions(environment: Environment) -> dict[str, Any]:
     """Versions of the interpreter and of all packages in it, for the record. Raises UserError if it cannot be started."""
+    return read_environment_versions(environment)
+
+
+def read_environment_versions(environment: Environment) -> dict[str, Any]:
+    """See `environment_versions`; the guest is asked anew."""
     try:
         answer = call_with_retry(environment, lambda process: unpack(process.ask({"do": "versions"}, 600.0), environment.key))
     except (GuestDied, GuestError) as error:

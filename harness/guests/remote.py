@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,11 @@ class RemoteObject:
         source: its class.
         arguments: of its constructor.
         wanted: attributes that are read when it is made.
+        read_facts: reads what decides its results: versions, checkouts, files. Its argument says whether to read them anew, or to
+            take over what other objects of the environment were told.
 
     Attributes:
+        facts: what decided its results when it was made first.
         members: the wanted attributes that it has.
         names: names of all its public attributes.
         methods: names of its methods.
@@ -70,7 +73,10 @@ class RemoteObject:
         UserError: it cannot be made.
     """
 
-    def __init__(self, source: Source, arguments: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    def __init__(
+        self, source: Source, arguments: Mapping[str, Any], wanted: Sequence[str], read_facts: Callable[[bool], Mapping[str, Any]]
+    ) -> None:
+        self._read_facts, self.facts = read_facts, dict(read_facts(False))
         self.source, self._arguments, self._wanted = source, dict(arguments), list(wanted)
         self._process: GuestProcess | None = None
         self._number = -1
@@ -117,7 +123,18 @@ class RemoteObject:
         return made
 
     def _check_unchanged(self, made: Mapping[str, Any]) -> None:
-        """Refuse an object that differs from the one whose fingerprint stands in keys: its files were changed meanwhile."""
+        """Refuse an object that differs from the one whose fingerprint stands in keys: its files were changed meanwhile.
+
+        Raises:
+            CodecError: what it states of itself, or what of its environment and files decides its results, is not what it was.
+        """
+        now = self._read_facts(True)
+        moved = sorted(name for name in {*now, *self.facts} if now.get(name) != self.facts.get(name))
+        if moved:
+            raise CodecError(
+                f"{self.source.description}: its guest process died, and what it would load now is something else "
+                f"({', '.join(moved)} changed since the run began): start the run again"
+            )
         if made["members"] != self.members:
             names = {*made["members"], *self.members}
             changed = sorted(name for name in names if made["members"].get(name) != self.members.get(name))

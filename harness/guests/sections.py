@@ -56,4 +56,9 @@ def recorded_environment(experiment: Experiment, name: str) -> dict[str, Any]:
         UserError: it cannot be started.
     """
     environment = resolve_environment(experiment, name)
-    return {"interpreter": environment.python, **environment_versions(environment), **environment_facts(environment)}
+    facts = environment_facts(environment)
+    return {
+        "interpreter": environment.python,
+        **facts,
+        **environment_versions(environment),
+    }  # The names of all packages, not a digest.

@@ -8,7 +8,6 @@ the key of that prediction alone (`pixel_facts`), so that whoever adds a codec, 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,6 @@ from icmbench.tasks.models.coordinates import BoxConvention
 from icmbench.tasks.models.errors import ModelError
 from icmbench.tasks.models.predictions_formats import Format, FormattedModel, PredictionSet, answers_of, count_regions, outputs_of
 from icmbench.tasks.models.predictions_manifest import MANIFEST, ExportedImage, read_manifest
-
-log = logging.getLogger(__name__)
 
 KEPT_SETS = 2  # Folders whose predictions are in memory; a run looks at one codec point after the other.
 
@@ -77,7 +74,6 @@ class Predictions(FormattedModel):
                 self._holders.setdefault(image.pixels, []).append((number, image))
         self._digests: dict[int, dict[str, str]] = {}
         self._sets: dict[int, PredictionSet] = {}
-        self._warned: set[tuple[int, int]] = set()
 
     @property
     def fingerprint(self) -> str:
@@ -149,6 +145,9 @@ class Predictions(FormattedModel):
         """The folder and image that hold some pixels; None if no manifest lists them.
 
         Several hold them where a codec is lossless or a photograph is there twice. The first that has a prediction counts.
+
+        Raises:
+            ModelError: two of them have different predictions, so that one is of another model, or nothing can be told.
         """
         holders = self._holders.get(sha256, [])
         if len(holders) < 2:
@@ -156,12 +155,11 @@ class Predictions(FormattedModel):
         predicted = [(number, image) for number, image in holders if image.id in self._digests_of(number)] or holders[:1]
         first, entry = predicted[0]
         for other, image in predicted[1:]:
-            if (first, other) not in self._warned and self._digests_of(first)[entry.id] != self._digests_of(other)[image.id]:
-                self._warned.add((first, other))
-                log.warning(
-                    "%s and %s hold different predictions for equal pixels, such as those of %s; the first count",
-                    self._folders[first], self._folders[other], image.id,
-                )  # fmt: skip
+            if self._digests_of(first)[entry.id] != self._digests_of(other)[image.id]:
+                raise ModelError(
+                    f"{self._folders[first]} and {self._folders[other]} hold different predictions for the same pixels, those of "
+                    f"{image.id!r}: remove the folder that is not meant"
+                )
         return first, entry
 
     def _locate(self, image: Image) -> tuple[int, ExportedImage]:

@@ -452,6 +452,7 @@ def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or ".") != here]
     _end_with_parent(parent)
+    process = os.getpid()
     channel = Channel(reading, writing, SharedFile(incoming), SharedFile(outgoing), copies=False)
     channel.send({"protocol": PROTOCOL, "python": platform.python_version(), "numpy": np.__version__})
     try:
@@ -461,6 +462,8 @@ def main() -> None:
         channel.send({"result": "ready"})
         while True:
             answer = _answer(server, channel, start["print_tracebacks"])
+            if os.getpid() != process:
+                os._exit(0)  # The adapter forked and both returned: the connection belongs to the parent of the two.
             try:
                 channel.send(answer)
             except ProtocolError as error:

@@ -80,7 +80,7 @@ def test_a_guest_scores_as_in_this_process_in_every_mode(tmp_path, guest_experim
     assert record["packages"]["numpy"] == record["numpy"] == np.__version__ and record["interpreter"] == sys.executable
 
 
-def test_keys_hold_all_that_decides_and_nothing_else(tmp_path, guest_experiment, adapter, calls):
+def test_keys_hold_all_that_decides_and_nothing_else(tmp_path, guest_experiment, adapter, calls, monkeypatch):
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     (checkout / "network.py").write_text("WIDTH = 1")
@@ -105,8 +105,11 @@ def test_keys_hold_all_that_decides_and_nothing_else(tmp_path, guest_experiment,
     assert compressions({"table": "moved.bin"}) == 10
     (checkout / "network.py").write_text("WIDTH = 2")
     assert compressions({"table": "moved.bin"}) == 10
-    (checkout / "notes.txt").write_text("not a source file")
-    assert compressions({"table": "moved.bin"}) == 0
+    (checkout / "codebook.txt").write_text("it may decide too")
+    assert compressions({"table": "moved.bin"}) == 10
+    environment_facts.cache_clear()
+    monkeypatch.setenv("A_VARIABLE_OF_THE_SHELL", "1")
+    assert "A_VARIABLE_OF_THE_SHELL" not in Environment("own", sys.executable).variables()
     adapter.write_text(ADAPTER.replace('{"version": 1}', '{"version": 2}'))
     assert compressions({"table": "moved.bin"}) == 10
 
@@ -226,7 +229,7 @@ def test_a_guest_that_was_changed_before_it_was_made_again_is_refused(adapter, c
     assert codec.compress(picture) == stream
     GUESTS.end()
     adapter.write_text(ADAPTER.replace('{"version": 1}', '{"version": 2}'))
-    with pytest.raises(CodecError, match=r"is another one now \(fingerprint changed\): start the run again"):
+    with pytest.raises(CodecError, match=r"\(adapter changed since the run began\): start the run again"):
         codec.compress(picture)
 
 

@@ -172,14 +172,18 @@ def test_a_file_that_changes_during_a_run_is_noticed(folder):
         model([image])
 
 
-def test_of_equal_pixels_the_first_prediction_counts_and_a_difference_is_told(folder, caplog):
+def test_two_predictions_for_equal_pixels_are_refused(folder):
     write_boxes(folder, {"image_id": 139})
     originals = write_manifest(folder.parent.parent / "uncompressed", pictures())
     image = pictures()["000000000139.jpg"]
     assert Predictions(folder.parent.parent, "boxes")([image])[0]["scores"].tolist() == [0.5], "that of the originals is missing"
+    write_boxes(originals, {"image_id": 139})
+    assert Predictions(folder.parent.parent, "boxes")([image])[0]["scores"].tolist() == [0.5], "both are the same"
     write_boxes(originals, {"image_id": 139, "score": 0.25})
-    assert Predictions(folder.parent.parent, "boxes")([image])[0]["scores"].tolist() == [0.25]
-    assert "different predictions for equal pixels, such as those of 000000000139.jpg" in caplog.text
+    with pytest.raises(
+        ModelError, match=r"different predictions for the same pixels, those of '000000000139.jpg': remove the folder"
+    ):
+        Predictions(folder.parent.parent, "boxes")([image])
 
 
 def test_the_fingerprint_holds_how_files_are_read(folder, tmp_path):
