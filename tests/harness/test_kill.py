@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pandas as pd
 import psutil
@@ -14,6 +15,14 @@ import pyarrow.parquet as pq
 
 TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 KILLS = int(os.environ.get("ICMBENCH_KILLS", "5"))  # `tox run -e soak` sets 50.
+
+
+def is_worker(process):
+    """Whether a process is a worker that lives; of one that has just ended, the command line cannot be read."""
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def test_kill_9_at_random_moments(tmp_path, experiment, icmbench):
@@ -60,10 +69,11 @@ def test_kill_9_of_workers_at_random_moments(tmp_path, experiment, icmbench):
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             while process.poll() is None and killed < KILLS:
                 time.sleep(chance.random() * 2)
-                workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-                if workers:
-                    chance.choice(workers).kill()
-                    killed += 1
+                with suppress(psutil.Error):  # A worker, or the run, may end between two of these looks.
+                    workers = [child for child in psutil.Process(process.pid).children() if is_worker(child)]
+                    if workers:
+                        chance.choice(workers).kill()
+                        killed += 1
             _, errors = process.communicate(timeout=100)
             assert process.returncode in (0, 1, 2) and "Traceback" not in errors, errors
     finished = icmbench("run", path, "--out", tmp_path / "run", "--workers", "2")
