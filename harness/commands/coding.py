@@ -42,7 +42,7 @@ def make_codec(
         UserError: the codec, a setting or the point is unknown or wrong, or differs from what the stream states.
     """
     plugin = plugins.load("codecs", name, "--codec")
-    options = _parse_settings(settings)
+    options = parse_settings(settings)
     bound = bind(plugin, options, "--set", Path.cwd(), reserved=("point", *(extra or {})))
     if isinstance(point, str):
         point = parse_yaml(point, "--point")
@@ -55,10 +55,7 @@ def make_codec(
     bound |= {option: value for option, value in stated.items() if option != "point"}
     point = stated.get("point", point)
     if point is None:
-        points = getattr(plugin, "default_points", None)
-        if not points:
-            raise UserError(f"--point: codec {name!r} has no default rate points; name one")
-        point = points[0]
+        point = first_point(plugin, name)
     try:
         with plugins.explain_missing_package(name, plugin):
             return plugin(point=point, **(extra or {}), **bound)
@@ -70,7 +67,15 @@ def make_codec(
         raise UserError(f"--codec: {name!r} cannot be made: {reason(error)}") from error
 
 
-def _parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+def first_point(plugin: Any, name: str) -> Any:
+    """The first of a codec's default rate points. Raises UserError if its class has none."""
+    points = getattr(plugin, "default_points", None)
+    if not points:
+        raise UserError(f"--point: codec {name!r} has no default rate points; name one")
+    return points[0]
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Codec options from the values of `--set`. Raises UserError if one is malformed or given twice."""
     options: dict[str, Any] = {}
     for setting in settings:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from icmbench.harness import guests
+from icmbench.harness.commands.coding import first_point, parse_settings
 from icmbench.harness.commands.guest_check import AdapterCheck
 from icmbench.harness.config.environments import EnvironmentSection
 from icmbench.harness.config.errors import UserError, unknown_message
 from icmbench.harness.config.experiment import Experiment, load_experiment
-from icmbench.harness.config.settings import parse_yaml, split_setting
+from icmbench.harness.config.settings import parse_yaml
 from icmbench.harness.guests.environment import Environment
-from icmbench.harness.guests.plugin import adapter_plugin, environment_versions, own_environment
+from icmbench.harness.guests.plugin import adapter_plugin, environment_state, own_environment
 from icmbench.harness.guests.process import GUESTS
 from icmbench.harness.guests.sections import resolve_environment
 
@@ -49,17 +50,11 @@ def check_adapter(
     """
     where = _find_environment(environment, experiment, folders)
     GUESTS.print_tracebacks = True
-    versions = environment_versions(where)
+    versions = environment_state(where)
     print(f"{where.python}: Python {versions['python']}, numpy {versions['numpy']}, torch {versions['torch'] or 'not installed'}")
-    options = dict(map(split_setting, settings))
-    plugin, own = adapter_plugin("codecs", {"file": str(file), **options}, "--set", where, Path.cwd())
-    if point is None:
-        points = getattr(plugin, "default_points", None)
-        if not points:
-            raise UserError("--point: the adapter has no default_points; name one")
-        value = points[0]
-    else:
-        value = parse_yaml(point, "--point")
+    options = {"file": str(file), **parse_settings(settings)}
+    plugin, own = adapter_plugin("codecs", options, "--set", where, Path.cwd())
+    value = first_point(plugin, file.name) if point is None else parse_yaml(point, "--point")
     return AdapterCheck(lambda: plugin(point=value, **own)).run(pictures)
 
 
@@ -86,22 +81,21 @@ def describe_environments(experiment: Experiment) -> list[str]:
     for name in experiment.environments:
         try:
             environment = resolve_environment(experiment, name)
-            versions = environment_versions(environment)
-            places = [_describe_folder(folder) for folder in environment.facts()["path"]]
+            state = environment_state(environment)
         except UserError as error:
             lines.append(f"  --  {name}: {error}")
             continue
-        packages = ", ".join(f"{package} {versions[package] or 'not installed'}" for package in ("numpy", "torch"))
-        count = len(versions["packages"])
-        line = f"  ok  {name}: Python {versions['python']} ({environment.python}), {packages}, {count} packages"
-        lines.append("; ".join([line, *places]))
+        packages = ", ".join(f"{package} {state[package] or 'not installed'}" for package in ("numpy", "torch"))
+        count = len(state["packages"])
+        line = f"  ok  {name}: Python {state['python']} ({environment.python}), {packages}, {count} packages"
+        lines.append("; ".join([line, *map(_describe_folder, state["path"])]))
     GUESTS.end()
     return lines
 
 
 def _describe_folder(facts: dict[str, object]) -> str:
     if "commit" not in facts:
-        return f"source files {str(facts['files'])[:12]}"
+        return f"files {str(facts['files'])[:12]}"
     changed = facts.get("changed")
     return f"commit {str(facts['commit'])[:12]}" + (f" with {len(changed)} changed files" if isinstance(changed, dict) else "")
 

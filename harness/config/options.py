@@ -32,10 +32,7 @@ def bind(
     Raises:
         UserError: an option is unknown, missing or of a wrong type, or its file does not exist.
     """
-    try:
-        hints = get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
-    except Exception:  # The plug-in imports these types for type checkers only; its own constructor checks the values.
-        hints = {}
+    hints = parameter_types(plugin)
     fields: dict[str, Any] = {}
     takes_any_option = False
     for parameter in inspect.signature(plugin).parameters.values():
@@ -57,6 +54,14 @@ def bind(
         name: _resolve(getattr(bound, name), f"{key}.{name}", base, source) if name in path_options else getattr(bound, name)
         for name in options
     }
+
+
+def parameter_types(plugin: Callable[..., Any]) -> dict[str, Any]:
+    """Types of a plug-in's parameters by name, as far as they can be known."""
+    try:
+        return get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
+    except Exception:  # The plug-in imports these types for type checkers only; its own constructor checks the values.
+        return {}
 
 
 class _Options(ConfigSection):

@@ -59,17 +59,22 @@ class GuestCodec:
             if method in methods:
                 setattr(self, method, self._facts_of if method == "facts" else getattr(self, f"_{method}"))
 
+    @property
+    def has_facts(self) -> bool:
+        """Whether the codec takes something from files by an image's id."""
+        return "facts" in self._remote.methods
+
     def learn_facts(self, ids: Sequence[str]) -> None:
         """Ask once for the facts of all images; asked one by one, those of a large dataset would take minutes.
 
         Raises:
             UserError: the codec's `facts` fails.
         """
-        if "facts" in self._remote.methods:
-            try:
-                self._facts.update(zip(ids, self._remote.map("facts", ids), strict=True))
-            except (GuestError, GuestDied) as error:
-                raise UserError(f"{self._remote.source.description}: facts: {error}") from error
+        unknown = [image_id for image_id in dict.fromkeys(ids) if image_id not in self._facts]
+        try:
+            self._facts.update(zip(unknown, self._remote.map("facts", unknown), strict=True))
+        except (GuestError, GuestDied) as error:
+            raise UserError(f"{self._remote.source.description}: facts: {error}") from error
 
     def reported_bits(self, image: Image) -> float | None:
         """Bits that the authors' own script reports for an image, if the adapter can tell; for `icmbench guest check`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from icmbench.codecs.base import CodecError
+from icmbench.codecs.base import CodecError, file_sha256
 from icmbench.codecs.process import folder_sha256
 from icmbench.harness.config.devices import VISIBLE
 from icmbench.harness.config.environments import EnvironmentSection
@@ -130,7 +129,10 @@ def folder_facts(folder: Path, key: str) -> dict[str, Any]:
     changed = _git(folder, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", ".")
     root = _git(folder, "rev-parse", "--show-toplevel")
     if commit is None or changed is None or root is None:
-        return {"files": _digest_of_files(folder, key)}
+        try:
+            return {"files": content_sha256(key, folder)}
+        except UserError as error:
+            raise UserError(f"{error}; or make it a checkout of git, of which only what differs is hashed") from error
     files: dict[str, Any] = {}
     for entry in filter(None, changed.split("\0")):
         path = Path(root.strip()) / entry[3:]
@@ -139,15 +141,26 @@ def folder_facts(folder: Path, key: str) -> dict[str, Any]:
         if path.is_dir():  # A repository within the repository.
             files[entry[3:]] = folder_facts(path, key)
         elif path.suffix in SOURCE_SUFFIXES or entry[:2] != "??":
-            files[entry[3:]] = _sha256(path, key) if path.is_file() else None
+            files[entry[3:]] = content_sha256(key, path) if path.is_file() else None
     return {"commit": commit.strip()} | ({"changed": files} if files else {})
 
 
-def _digest_of_files(folder: Path, key: str) -> str:
+def content_sha256(key: str, path: Path) -> str:
+    """SHA-256 of a file, or of all files in a folder.
+
+    Args:
+        key: what names it, for messages.
+        path: the file or folder.
+
+    Raises:
+        UserError: it cannot be read, or the folder holds too many files.
+    """
     try:
-        return folder_sha256(key, folder)
+        return folder_sha256(key, path) if path.is_dir() else file_sha256(path)
     except CodecError as error:
-        raise UserError(f"{error}; or make it a checkout of git, of which only what differs is hashed") from error
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read: {error}") from error
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -160,14 +173,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return os.fsdecode(done.stdout) if done.returncode == 0 else None
-
-
-def _sha256(path: Path, key: str) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read: {error}") from error
 
 
 def locate_files(

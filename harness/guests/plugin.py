@@ -14,14 +14,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from icmbench.codecs.base import CodecError, file_sha256
-from icmbench.codecs.process import folder_sha256
+from icmbench.codecs.base import file_sha256
 from icmbench.harness.config import plugins
 from icmbench.harness.config.errors import UserError, unknown_message
+from icmbench.harness.config.options import parameter_types
 from icmbench.harness.guests.codec import GuestCodec
-from icmbench.harness.guests.environment import Environment, locate_files
+from icmbench.harness.guests.environment import Environment, content_sha256, locate_files
 from icmbench.harness.guests.model import GuestModel
 from icmbench.harness.guests.process import GuestDied, call_with_retry
 from icmbench.harness.guests.remote import GuestError, Source, unpack
@@ -96,7 +96,7 @@ class GuestPlugin:
                 raise UserError(f"{self._source.description}: {name}: no such file or folder: {absent}")
 
         def read_facts(anew: bool) -> dict[str, Any]:
-            hashes = {name: _content(self._source.description, name, path) for name, path in files.items()}
+            hashes = {name: content_sha256(f"{self._source.description}: {name}", path) for name, path in files.items()}
             options = {name: hashes.get(name, value) for name, value in given.items()}
             adapter = file_sha256(dict(self._source.place)["file"])
             environment = self._environment_facts(anew)
@@ -105,8 +105,8 @@ class GuestPlugin:
         return self._source, point, arguments | completed, read_facts
 
     def _environment_facts(self, anew: bool) -> dict[str, Any]:
-        environment = self._source.environment
-        return read_environment_facts(environment) if anew else environment_facts(environment)
+        read = read_environment_state if anew else environment_state
+        return _deciding(read(self._source.environment))
 
 
 def built_in_plugin(kind: Kind, name: str, key: str, environment: Environment, base: Path) -> GuestPlugin:
@@ -125,19 +125,15 @@ def built_in_plugin(kind: Kind, name: str, key: str, environment: Environment, b
     plugin = plugins.load(kind, name, key)
     if not plugin.__module__.startswith(("icmbench.codecs.", "icmbench.tasks.models.")):
         raise UserError(f"{key}: {name!r} is no codec or model of icmbench itself; write an adapter file and use `name: guest`")
-    python = environment_versions(environment)["python"]
+    python = environment_state(environment)["python"]
     if tuple(map(int, python.split(".")[:2])) < BUILT_IN_PYTHON:
         least = ".".join(map(str, BUILT_IN_PYTHON))
         raise UserError(
             f"{key}: {name!r} needs Python {least} or newer, and {environment.key} has {python}; an adapter file needs only 3.8"
         )
     source = Source(environment, (("module", plugin.__module__), ("class", plugin.__qualname__)), f"{key} ({name})")
-    try:
-        hints = get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
-    except Exception:  # Types that are imported for type checkers only; the class checks its values itself.
-        hints = {}
     described = {wanted: getattr(plugin, wanted, None) for wanted in WANTED}
-    return GuestPlugin(kind, source, base, inspect.signature(plugin), hints, described, {"built_in": name})
+    return GuestPlugin(kind, source, base, inspect.signature(plugin), parameter_types(plugin), described, {"built_in": name})
 
 
 def adapter_plugin(
@@ -182,36 +178,29 @@ def own_environment() -> Environment:
 
 
 @functools.cache
-def environment_facts(environment: Environment) -> dict[str, Any]:
-    """What of an environment decides results: versions and source files, as JSON values.
+def environment_state(environment: Environment) -> dict[str, Any]:
+    """What an environment holds, as environment.json records it: versions of the interpreter and of all packages, and its folders.
 
     Raises:
         UserError: it cannot be started, or its folders cannot be read.
     """
-    return read_environment_facts(environment)
+    return read_environment_state(environment)
 
 
-def read_environment_facts(environment: Environment) -> dict[str, Any]:
-    """See `environment_facts`; everything is read anew. All packages count, by one digest: any may be what an adapter calls."""
-    versions = read_environment_versions(environment)
-    packages = {name: version for name, version in versions["packages"].items() if name not in INSTALLERS}
-    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode()).hexdigest()
-    return {**{name: versions[name] for name in ("python", "numpy", "torch")}, "packages": digest, **environment.facts()}
-
-
-@functools.cache
-def environment_versions(environment: Environment) -> dict[str, Any]:
-    """Versions of the interpreter and of all packages in it, for the record. Raises UserError if it cannot be started."""
-    return read_environment_versions(environment)
-
-
-def read_environment_versions(environment: Environment) -> dict[str, Any]:
-    """See `environment_versions`; the guest is asked anew."""
+def read_environment_state(environment: Environment) -> dict[str, Any]:
+    """See `environment_state`; everything is read anew."""
     try:
-        answer = call_with_retry(environment, lambda process: unpack(process.ask({"do": "versions"}, 600.0), environment.key))
+        versions = call_with_retry(environment, lambda process: unpack(process.ask({"do": "versions"}, 600.0), environment.key))
     except (GuestDied, GuestError) as error:
         raise UserError(f"{environment.key}: {environment.python} {error}") from error
-    return dict(answer)
+    return {**versions, **environment.facts()}
+
+
+def _deciding(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an environment's state decides results. All packages count, by one digest: any may be what an adapter calls."""
+    packages = {name: version for name, version in state["packages"].items() if name not in INSTALLERS}
+    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode()).hexdigest()
+    return {**{name: state[name] for name in ("python", "numpy", "torch", "path", "env")}, "packages": digest}
 
 
 def _adapter_file(value: Any, key: str, base: Path) -> Path:
@@ -241,11 +230,3 @@ def _adapter_class(path: Path, value: Any, key: str) -> str:
     if len(names) != 1:
         raise UserError(f"{key}: {path} has {len(names)} classes ({', '.join(names) or 'none'}); name one")
     return names[0]
-
-
-def _content(description: str, option: str, path: Path) -> str:
-    """SHA-256 of a file or folder that an option names."""
-    try:
-        return folder_sha256(f"{description}: {option}", path) if path.is_dir() else file_sha256(path)
-    except (CodecError, OSError) as error:
-        raise UserError(str(error)) from error

@@ -20,7 +20,7 @@ from icmbench.harness.config.errors import UserError
 from icmbench.harness.guests.environment import Environment
 from icmbench.harness.guests.families import kill_family, marked_environment
 from icmbench.harness.guests.packages import package_folders
-from icmbench.harness.guests.side.guest import PROTOCOL, Channel, ProtocolError, SharedFile
+from icmbench.harness.guests.side.guest import PROTOCOL, CannotCrossError, Channel, ProtocolError, SharedFile
 
 GUEST_FILE = Path(__file__).parent / "side" / "guest.py"
 START_SECONDS = 120.0  # Until the interpreter must have imported numpy; networks are loaded later.
@@ -34,15 +34,16 @@ class GuestDied(Exception):
     """The process of a guest ended, or was ended because it took too long. The text says how, and what it said last."""
 
 
+class GuestOverdueError(GuestDied):
+    """The process took too long, and was ended."""
+
+
 class GuestProcess:
     """One running interpreter of an environment.
 
     Args:
         environment: where the interpreter is and what it sees.
         print_tracebacks: whether errors of the guest's code are printed with their traceback.
-
-    Attributes:
-        versions: version of Python and of numpy in the guest.
 
     Raises:
         UserError: the interpreter cannot be started, or is none that can be a guest.
@@ -80,7 +81,7 @@ class GuestProcess:
         self._channel = Channel(from_guest[0], to_guest[1], incoming, outgoing, self._wait)
         self._relay = threading.Thread(target=self._relay_output, daemon=True)
         self._relay.start()
-        self.versions = self._shake_hands(print_tracebacks)
+        self._shake_hands(print_tracebacks)
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Any:
         """Send a request and wait for its answer.
@@ -93,21 +94,22 @@ class GuestProcess:
             The answer: a mapping with `result` or `error`.
 
         Raises:
-            GuestDied: the process ended, took too long, or sent what is no answer. It is not there any more.
-            ProtocolError: the request holds what cannot cross.
+            GuestOverdueError: the process took too long. It is not there any more.
+            GuestDied: the process ended, or sent what is no answer. It is not there any more either.
+            CannotCrossError: the request holds what cannot cross.
         """
         self._deadline = time.monotonic() + seconds
         try:
             self._channel.send(dict(request))
             return self._channel.receive()
+        except CannotCrossError:
+            raise
         except ProtocolError as error:
-            if "cannot cross" in str(error):
-                raise
             self.end()
             raise GuestDied(f"sent what is no answer: {error}") from error
         except TimeoutError as error:
             self.end()
-            raise GuestDied(f"took longer than {seconds:.3g} s and was ended") from error
+            raise GuestOverdueError(f"took longer than {seconds:.3g} s and was ended") from error
         except (EOFError, OSError) as error:
             raise GuestDied(self._how_it_ended()) from error
 
@@ -116,20 +118,21 @@ class GuestProcess:
         return self._process.poll() is None
 
     def end(self) -> None:
-        """Kill the process with everything that it started."""
-        if self._ends:
-            for descriptor in self._ends:
-                os.close(descriptor)
-            self._ends = ()
-            for file in self._files:
-                file.close()
+        """Kill the process with everything that it started, unless that was done before."""
+        if not self._ends:
+            return
+        for descriptor in self._ends:
+            os.close(descriptor)
+        self._ends = ()
+        for file in self._files:
+            file.close()
         kill_family(self._mark, None)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._relay.join(1)
 
-    def _shake_hands(self, print_tracebacks: bool) -> dict[str, str]:
+    def _shake_hands(self, print_tracebacks: bool) -> None:
         """Compare protocols and tell the guest what it sees. Raises UserError if that fails."""
         key, python = self.environment.key, self.environment.python
         self._deadline = time.monotonic() + START_SECONDS
@@ -150,7 +153,6 @@ class GuestProcess:
             how = f"was silent for {START_SECONDS:.0f} s" if took_too_long else self._how_it_ended()
             self.end()
             raise UserError(f"{key}: {python} {how}; a guest needs Python 3.8 or newer and numpy") from error
-        return {"python": hello["python"], "numpy": hello["numpy"]}
 
     def _wait(self, descriptor: int) -> None:
         """Wait until the guest has written something; a child that it left behind may hold its end of the pipe open."""
@@ -203,7 +205,7 @@ class Guests:
             process = self._processes.get(environment)
             if process is None or not process.is_alive():
                 if process is not None:
-                    process.end()
+                    process.end()  # Children that it left behind may still live.
                 process = self._processes[environment] = GuestProcess(environment, self.print_tracebacks)
             return process
 
@@ -235,8 +237,10 @@ def call_with_retry(environment: Environment, call: Callable[[GuestProcess], Any
         for attempt in range(retries + 1):
             try:
                 return call(GUESTS.process(environment))
-            except GuestDied as error:
-                if attempt == retries or "took longer than" in str(error):
+            except GuestOverdueError:
+                raise
+            except GuestDied:
+                if attempt == retries:
                     raise
         raise AssertionError("the loop returns or raises")
 

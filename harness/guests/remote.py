@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,16 +40,25 @@ class Source:
             UserError: it cannot be loaded there.
         """
         request = {"do": "describe", "source": dict(self.place), "wanted": list(wanted)}
-        return dict(self._ask_user(request))
+        return dict(self.ask(lambda process: unpack(process.ask(request, MAKE_SECONDS), self.description), "loaded"))
 
-    def _ask_user(self, request: Mapping[str, Any]) -> Any:
+    def ask(self, call: Callable[[GuestProcess], Any], action: str) -> Any:
+        """What the guest answers to a call, before there is an object whose images could fail.
+
+        Args:
+            call: asks a running process.
+            action: what is done with the class, for messages.
+
+        Raises:
+            UserError: the guest dies or raises an error.
+        """
         key = self.environment.key
         try:
-            return call_with_retry(self.environment, lambda process: unpack(process.ask(request, MAKE_SECONDS), self.description))
+            return call_with_retry(self.environment, call)
         except GuestDied as error:
             raise UserError(f"{self.description}: its guest process ({key}) {error}") from error
-        except (GuestError, CodecError, BitstreamError, MemoryError) as error:
-            raise UserError(f"{self.description}: cannot be loaded in {key}: {error}") from error
+        except (GuestError, BitstreamError, MemoryError) as error:
+            raise UserError(f"{self.description}: cannot be {action} in {key}: {error}") from error
 
 
 class RemoteObject:
@@ -80,25 +88,19 @@ class RemoteObject:
         self.source, self._arguments, self._wanted = source, dict(arguments), list(wanted)
         self._process: GuestProcess | None = None
         self._number = -1
-        self._lock = threading.Lock()
-        try:
-            made = call_with_retry(source.environment, self._make)
-        except GuestDied as error:
-            raise UserError(f"{source.description}: its guest process ({source.environment.key}) {error}") from error
-        except (GuestError, CodecError, BitstreamError) as error:
-            raise UserError(f"{source.description}: cannot be made in {source.environment.key}: {error}") from error
+        made = source.ask(self._make, "made")
         self.members: dict[str, Any] = made["members"]
         self.names, self.methods = frozenset(made["names"]), frozenset(made["methods"])
 
-    def call(self, method: str, *arguments: Any, seconds: float = NO_LIMIT) -> Any:
+    def call(self, method: str, *arguments: Any) -> Any:
         """The result of a method.
 
         Raises:
             BitstreamError: the guest raised an error of that name.
             GuestError, MemoryError: the guest raised another error.
-            GuestDied: the guest died over it again and again, or took longer than `seconds`.
+            GuestDied: the guest died over it again and again.
         """
-        return self._ask({"do": "call", "method": method, "arguments": list(arguments)}, seconds)
+        return self._ask({"do": "call", "method": method, "arguments": list(arguments)}, NO_LIMIT)
 
     def map(self, method: str, items: Sequence[Any]) -> list[Any]:
         """Results of a method that is called with each item. Raises as `call`."""

@@ -13,8 +13,7 @@ from icmbench.harness.guests.plugin import (
     Kind,
     adapter_plugin,
     built_in_plugin,
-    environment_facts,
-    environment_versions,
+    environment_state,
     own_environment,
 )
 
@@ -56,9 +55,4 @@ def recorded_environment(experiment: Experiment, name: str) -> dict[str, Any]:
         UserError: it cannot be started.
     """
     environment = resolve_environment(experiment, name)
-    facts = environment_facts(environment)
-    return {
-        "interpreter": environment.python,
-        **facts,
-        **environment_versions(environment),
-    }  # The names of all packages, not a digest.
+    return {"interpreter": environment.python, **environment_state(environment)}

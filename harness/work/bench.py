@@ -10,6 +10,7 @@ from typing import Any
 
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import Experiment
+from icmbench.harness.guests.codec import GuestCodec
 from icmbench.harness.store.folder import Folder
 from icmbench.harness.store.pack import Pack
 from icmbench.harness.store.store import Store
@@ -20,7 +21,7 @@ from icmbench.harness.work.builder import Builder
 from icmbench.harness.work.failures import Failures
 from icmbench.harness.work.hardware import machine_digest
 from icmbench.harness.work.lookup import Lookup, ScoringTask
-from icmbench.harness.work.series import AnySeries
+from icmbench.harness.work.series import AnySeries, Series
 from icmbench.harness.work.source_pixels import SourcePixels
 from icmbench.tasks.base import Dataset, Task
 
@@ -84,7 +85,11 @@ class Bench:
     @cached_property
     def series(self) -> list[AnySeries]:
         """The originals, and then all codecs at all points and seeds. Raises UserError if a codec cannot be built."""
-        return self.builder.series(self.packs)
+        series = self.builder.series(self.packs)
+        for codec in (each.codec for each in series if isinstance(each, Series)):
+            if isinstance(codec, GuestCodec) and codec.has_facts:
+                codec.learn_facts([image_id for dataset in self.datasets.values() for image_id in dataset.ids])
+        return series
 
     # Which task scores what.
 

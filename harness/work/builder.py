@@ -12,7 +12,6 @@ from icmbench.harness.config.devices import OPTION, resolve_device
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import CodecSection, Experiment
 from icmbench.harness.config.options import bind
-from icmbench.harness.guests.codec import GuestCodec
 from icmbench.harness.guests.sections import find_plugin
 from icmbench.harness.store.pack import Pack
 from icmbench.harness.store.store import Store
@@ -32,7 +31,6 @@ class Builder:
 
     def __init__(self, experiment: Experiment, store: Store | None = None) -> None:
         self.experiment, self.store = experiment, store
-        self._ids: list[str] = []  # Of all datasets that were built.
         self._codec_plugins: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}  # By the key of their section.
 
     def datasets(self) -> dict[str, Dataset]:
@@ -51,7 +49,6 @@ class Builder:
             if not dataset.ids:
                 raise UserError(f"{where}: the dataset has no images")
             built[name] = dataset
-        self._ids = list(dict.fromkeys(image_id for dataset in built.values() for image_id in dataset.ids))
         return built
 
     def tasks(self, datasets: Mapping[str, Dataset]) -> dict[str, Task]:
@@ -116,8 +113,6 @@ class Builder:
                 codec = self._build_codec(section, where, point, seed, pack)
                 if only and not written and codec.point.label not in only:
                     continue
-                if isinstance(codec, GuestCodec):
-                    codec.learn_facts(self._ids)
                 series.append(Series(section.label, codec.point.label, seed, codec, point))
         names: dict[str, Series] = {}
         fingerprints: dict[str, Series] = {}

@@ -48,6 +48,10 @@ class ProtocolError(RuntimeError):
     """What came is no message of this protocol, or holds what cannot cross."""
 
 
+class CannotCrossError(ProtocolError):
+    """A value is of a kind that no message holds. Nothing was sent."""
+
+
 class SharedFile:
     """A file in memory with the large buffers of one direction.
 
@@ -152,7 +156,7 @@ class Channel:
         """Send a value of JSON's types, bytes, tuples, paths and numpy arrays, nested in any way.
 
         Raises:
-            ProtocolError: the value holds something else.
+            CannotCrossError: the value holds something else.
             OSError: nobody is left to read it.
         """
         buffers: list[memoryview] = []
@@ -229,7 +233,7 @@ def _to_tree(value: Any, buffers: list[memoryview]) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
         if array.dtype.hasobject:
-            raise ProtocolError("an array of Python objects cannot cross between interpreters; give numbers or a list")
+            raise CannotCrossError("an array of Python objects cannot cross between interpreters; give numbers or a list")
         flat = np.ascontiguousarray(array).reshape(-1)
         buffers.append(flat.view(np.uint8).data if flat.size else memoryview(b""))
         kind = "array" if isinstance(value, np.ndarray) else "number"
@@ -246,7 +250,7 @@ def _to_tree(value: Any, buffers: list[memoryview]) -> Any:
         return {"$": "mapping", "items": [[_to_tree(key, buffers), _to_tree(item, buffers)] for key, item in value.items()]}
     if isinstance(value, (int, float)):  # A subclass, such as an enumeration's member.
         return int(value) if isinstance(value, int) else float(value)
-    raise ProtocolError(
+    raise CannotCrossError(
         f"a {type(value).__module__}.{type(value).__name__} cannot cross between interpreters; "
         "give numpy arrays, bytes, numbers, text, lists or mappings"
     )
@@ -454,7 +458,7 @@ def main() -> None:
     _end_with_parent(parent)
     process = os.getpid()
     channel = Channel(reading, writing, SharedFile(incoming), SharedFile(outgoing), copies=False)
-    channel.send({"protocol": PROTOCOL, "python": platform.python_version(), "numpy": np.__version__})
+    channel.send({"protocol": PROTOCOL})
     try:
         start = channel.receive()
         sys.path[:0] = start["path"]
@@ -466,7 +470,7 @@ def main() -> None:
                 os._exit(0)  # The adapter forked and both returned: the connection belongs to the parent of the two.
             try:
                 channel.send(answer)
-            except ProtocolError as error:
+            except CannotCrossError as error:
                 channel.send({"error": _describe_error(error)})
             del answer  # It may hold what the request brought, which must not count as still in use.
     except (EOFError, BrokenPipeError, KeyboardInterrupt):

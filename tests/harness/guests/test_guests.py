@@ -22,7 +22,7 @@ from icmbench.harness.commands.run import run
 from icmbench.harness.config.errors import UserError
 from icmbench.harness.config.experiment import load_experiment
 from icmbench.harness.guests.environment import Environment
-from icmbench.harness.guests.plugin import adapter_plugin, environment_facts, environment_versions
+from icmbench.harness.guests.plugin import adapter_plugin, environment_state
 from icmbench.harness.guests.process import GUESTS
 
 from .conftest import ADAPTER, MODEL
@@ -34,8 +34,7 @@ TIMES = ["encode_seconds", "decode_seconds", "task_seconds"]
 def fresh_guests():
     yield
     GUESTS.end()
-    environment_facts.cache_clear()
-    environment_versions.cache_clear()
+    environment_state.cache_clear()
 
 
 def scores(folder):
@@ -88,7 +87,7 @@ def test_keys_hold_all_that_decides_and_nothing_else(tmp_path, guest_experiment,
     options, environment = {"table": "table.bin"}, {"path": ["checkout"], "env": {"QUANTISE": 1}}
 
     def compressions(options=options, environment=environment):
-        environment_facts.cache_clear()
+        environment_state.cache_clear()
         run(load_experiment(guest_experiment(options, environment)), tmp_path / "run")
         return calls().get("compress", 0)
 
@@ -107,7 +106,7 @@ def test_keys_hold_all_that_decides_and_nothing_else(tmp_path, guest_experiment,
     assert compressions({"table": "moved.bin"}) == 10
     (checkout / "codebook.txt").write_text("it may decide too")
     assert compressions({"table": "moved.bin"}) == 10
-    environment_facts.cache_clear()
+    environment_state.cache_clear()
     monkeypatch.setenv("A_VARIABLE_OF_THE_SHELL", "1")
     assert "A_VARIABLE_OF_THE_SHELL" not in Environment("own", sys.executable).variables()
     adapter.write_text(ADAPTER.replace('{"version": 1}', '{"version": 2}'))
