@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,34 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a weight file in hex, remembered for this process while path, size and mtime stay the same."""
     stat = Path(path).stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def walk_files(folder: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
+    """Every regular file in a folder and its subfolders.
+
+    Links are followed, each folder once, so that a link to a folder above does not lead in circles. What is no regular file, such
+    as a pipe, is left out, because reading it may never end.
+
+    Args:
+        folder: the folder.
+        skip: whether a file, or a folder with all that it holds, is left out.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    waiting, visited = [folder], set[Path]()
+    while waiting:
+        current = waiting.pop()
+        if current.resolve() in visited:
+            continue
+        visited.add(current.resolve())
+        for path in sorted(current.iterdir(), reverse=True):
+            if skip(path):
+                continue
+            if path.is_dir():
+                waiting.append(path)
+            elif path.is_file():
+                yield path
 
 
 def pixel_sha256(image: npt.NDArray[np.uint8]) -> str:

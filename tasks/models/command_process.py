@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from icmbench.tasks.fingerprints import file_sha256
+from icmbench.tasks.fingerprints import file_sha256, walk_files
 from icmbench.tasks.models.errors import ModelError
 
 _TAIL_LINES, _TAIL_CHARACTERS = 20, 2000  # What an error message quotes of a program's output.
@@ -109,19 +109,11 @@ def folder_sha256(folder: Path) -> str:
         ModelError: the folder cannot be read, or holds more than MAX_FOLDER_FILES files or MAX_FOLDER_BYTES bytes.
     """
     files: dict[str, Path] = {}
-    size, waiting, visited = 0, [folder], set[Path]()
+    size = 0
     try:
-        while waiting:
-            current = waiting.pop()
-            if current.resolve() in visited:
-                continue
-            visited.add(current.resolve())
-            for path in sorted(current.iterdir()):
-                if path.is_dir():
-                    waiting += [] if path.name in UNHASHED_FOLDERS else [path]
-                elif path.is_file():
-                    files[path.relative_to(folder).as_posix()] = path
-                    size += path.stat().st_size
+        for path in walk_files(folder, lambda path: path.name in UNHASHED_FOLDERS and path.is_dir()):
+            files[path.relative_to(folder).as_posix()] = path
+            size += path.stat().st_size
             if len(files) > MAX_FOLDER_FILES or size > MAX_FOLDER_BYTES:
                 raise ModelError(
                     f"command: the folder {folder} holds more than {MAX_FOLDER_FILES} files or {MAX_FOLDER_BYTES >> 30} GiB, too "

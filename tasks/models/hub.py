@@ -11,7 +11,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from icmbench.tasks.base import file_sha256
+from icmbench.tasks.fingerprints import file_sha256, walk_files
 from icmbench.tasks.models.errors import ModelError
 
 # What describes a model but decides nothing. Hidden files and folders belong to git and to the hub's client.
@@ -94,27 +94,13 @@ def commit_of(repository: str, revision: str | None = None) -> str:
 def folder_sha256(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a model folder and its subfolders, without documentation and hidden ones.
 
-    Linked folders are followed once, so that a link to a folder above does not lead in circles. What is no regular file, such as a
-    pipe, is left out, because reading it may never end.
+    Links are followed, and what is no regular file is left out, as `walk_files` says.
 
     Returns:
         Hex digits by path relative to the folder, sorted.
     """
-    hashes: dict[str, str] = {}
-    visited: set[Path] = set()
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
-        if current.resolve() in visited:
-            continue
-        visited.add(current.resolve())
-        for path in sorted(current.iterdir(), reverse=True):
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                waiting.append(path)
-            elif path.is_file() and path.suffix.lower() not in DOCUMENTATION:
-                hashes[path.relative_to(folder).as_posix()] = file_sha256(path)
+    files = walk_files(folder, lambda path: path.name.startswith("."))
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files if path.suffix.lower() not in DOCUMENTATION}
     return dict(sorted(hashes.items()))
 
 
